@@ -1,0 +1,137 @@
+"""The types every module shares, and nothing else.
+
+Axis letters, used in every shape comment and signature:
+
+  b  rows of a batch, P prompts x G samples, prompt-major (row = p * G + g);
+     rows are never shuffled before group statistics are taken
+  k  decisions per row: trained denoising steps, or tokens
+  h w c  image height, width, channels        l  text positions
+  d  model width      n  attention heads      v  vocabulary
+
+Pytree fields carry a plain `Array` and a shape comment: shape-typed fields
+break vmap, scan and eval_shape. Functions carry their shapes in docstrings.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+from flax import struct
+import jax
+
+Array = jax.Array
+PyTree = Any
+Params = PyTree
+Metrics = dict[str, Array]
+
+
+class Dist(Protocol):
+  """A distribution over the k decisions of each row, as a pytree."""
+
+  def sample(self, key: Array) -> Array:
+    """Actions [b k ...]; `key` is one key, or per-row keys [b]."""
+    ...
+
+  def log_prob(self, actions: Array) -> Array:
+    """Float32 [b k]; event dimensions are reduced (the class says how)."""
+    ...
+
+  def kl(self, other: 'Dist') -> Array:
+    """KL(self || other), float32 [b k]."""
+    ...
+
+  def entropy(self) -> Array:
+    """Differential or Shannon entropy, float32 [b k]."""
+    ...
+
+
+class Trajectory(struct.PyTreeNode):
+  """What a rollout stored: enough to replay every trained decision."""
+
+  cond: PyTree  # [b ...]    what the policy saw: prompt tokens, source images
+  states: PyTree  # [b k ...]  input of each decision; () for token policies
+  actions: Array  # [b k ...]  next latent, or token id
+  times: Array  # [b k 2]    (t, t_next); zeros for tokens
+  noise: Array  # [b k]      noise level of each decision; zeros for tokens
+  log_prob: Array  # [b k]      behaviour policy, float32
+  mask: Array  # [b k]      1 where the policy chose and is trained
+  sample: Array  # [b ...]    final latent or tokens
+  group: Array  # [b]        prompt id, int32
+
+
+class Policy(NamedTuple):
+  """Pure functions over explicit parameters, like a GradientTransformation."""
+
+  init: Callable[[Array], Params]  # key -> params
+  rollout: Callable[..., Trajectory]  # (params, batch, key) -> Trajectory
+  dist: Callable[..., Dist]  # (params, trajectory) -> Dist, all decisions
+  nll: Callable[..., Array]  # (params, x, cond, keys [b]) -> [b]
+  decode: Callable[..., PyTree]  # (params, latent) -> media in [0, 1]
+
+
+class RewardInputs(NamedTuple):
+  """What a reward may look at. Rows are prompt-major groups."""
+
+  media: PyTree  # [b h w c] float in [0, 1] for images
+  info: Mapping[str, Array]  # {name: [b ...]} what the prompt asked for
+  group_size: int  # static
+
+
+class RewardOut(struct.PyTreeNode):
+  """A scored batch. A row that could not be scored is invalid, never a 0."""
+
+  score: Array  # [b] float32
+  parts: dict[str, Array]  # {name: [b]} logged one by one
+  valid: Array  # [b] bool; False: left out of group statistics and loss
+  dense: Array | None = None  # [b h w] optional per-pixel reward
+
+
+class Reward(NamedTuple):
+  """`device` rewards are pure and jittable; `host` ones take numpy arrays."""
+
+  name: str
+  params: PyTree
+  score: Callable[..., RewardOut]  # (params, RewardInputs, key) -> RewardOut
+  where: Literal['device', 'host', 'remote'] = 'device'
+  differentiable: bool = False
+
+
+class Advantage(NamedTuple):
+  """(init, update) pair; `state` is part of the TrainState."""
+
+  init: Callable[[], PyTree]
+  # (RewardOut, group [b], state) -> (adv [b 1] | [b k], weight [b], state,
+  # metrics)
+  update: Callable[..., tuple[Array, Array, PyTree, Metrics]]
+
+
+class Experience(struct.PyTreeNode):
+  """What `collect` hands to `update`."""
+
+  traj: Trajectory
+  adv: Array  # [b 1] | [b k]
+  weight: Array  # [b] 0 drops a row (invalid reward, zero advantage)
+  rewards: RewardOut
+
+
+class Replay(NamedTuple):
+  """What an objective may ask of the policy; answers are shared.
+
+  `which` names a parameter copy: "params" (differentiated), "ref", "old",
+  "ema" (no gradient). Each copy is evaluated once per microbatch, however
+  many objectives ask for it.
+  """
+
+  dist: Callable[[str], Dist]
+  log_prob: Callable[[str], Array]  # [b k] of the stored actions
+  nll: Callable[..., Array]  # (which, keys [b]) -> [b], paired noise
+
+
+class Term(struct.PyTreeNode):
+  """An unreduced loss; one place reduces it over the global batch."""
+
+  value: Array  # [b k]
+  mask: Array  # [b k]
+
+
+# (Replay, Experience, row keys [b]) -> (Term, {name: [b k] unreduced})
+Objective = Callable[[Replay, Experience, Array], tuple[Term, Metrics]]
