@@ -1,0 +1,1 @@
+"""Embedded worlds: renderer, prompt grammar and exact oracles."""
