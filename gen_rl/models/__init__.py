@@ -1,0 +1,1 @@
+"""Linen networks, each wrapped as pure functions."""
