@@ -58,14 +58,29 @@ class Trajectory(struct.PyTreeNode):
   group: Array  # [b]        prompt id, int32
 
 
+class Rows(struct.PyTreeNode):
+  """What is to be sampled: prompts repeated for the members of their group."""
+
+  cond: PyTree  # [b ...]
+  info: dict[str, Array]  # {name: [b ...]}
+  group: Array  # [b] prompt id, int32
+  keys: Array  # [b] typed keys, one per (seed, step, prompt, member)
+  key: Array  # [] key of this step, for choices all rows share
+  media: PyTree = None  # [b h w c] given pictures, for data batches
+
+
 class Policy(NamedTuple):
   """Pure functions over explicit parameters, like a GradientTransformation."""
 
   init: Callable[[Array], Params]  # key -> params
-  rollout: Callable[..., Trajectory]  # (params, batch, key) -> Trajectory
-  dist: Callable[..., Dist]  # (params, trajectory) -> Dist, all decisions
+  # (params, Rows, step) -> Trajectory; `step` moves windows and curricula
+  rollout: Callable[..., Trajectory]
+  dist: Callable[..., Dist]  # (params, Trajectory) -> Dist, all decisions
   nll: Callable[..., Array]  # (params, x, cond, keys [b]) -> [b]
   decode: Callable[..., PyTree]  # (params, latent) -> media in [0, 1]
+  # (params, Trajectory) -> velocities [b k ...] at the stored states, for
+  # policies that predict them
+  velocity: Callable[..., Array] | None = None
 
 
 class RewardInputs(NamedTuple):
@@ -124,6 +139,7 @@ class Replay(NamedTuple):
   dist: Callable[[str], Dist]
   log_prob: Callable[[str], Array]  # [b k] of the stored actions
   nll: Callable[..., Array]  # (which, keys [b]) -> [b], paired noise
+  velocity: Callable[[str], Array]  # [b k ...] at the stored states
 
 
 class Term(struct.PyTreeNode):

@@ -1,0 +1,158 @@
+"""Evaluation on fixed prompts with fixed keys: the same noise every time.
+
+Samples are deterministic (ODE) given their initial noise, so two sets of
+parameters are compared on the same seeds, picture by picture.
+
+  strict     mean of the gold reward, which training need not have seen
+  proxy      mean of the trained reward on the same samples
+  diversity  mean root-mean-square pixel distance of two samples of a prompt
+  kl         nats per sample between a policy and its base, summed over the
+             decisions of the policy's own stochastic rollouts
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_rl import rollout as rollout_lib
+from gen_rl.rewards import combine, evaluate
+from gen_rl.types import Array, Params, Policy, RewardInputs, Rows
+from gen_rl.utils import rng
+
+
+class Evaluation(NamedTuple):
+  """Numpy arrays; P prompts, n samples of each."""
+
+  strict: float
+  strict_per_task: dict[str, float]
+  proxy: float | None
+  diversity: float
+  media: np.ndarray  # [P n h w c]
+  gold: np.ndarray  # [P n]
+  texts: list[str]  # [P]
+
+  def metrics(self) -> dict[str, float]:
+    out = {'eval/strict': self.strict, 'eval/diversity': self.diversity}
+    if self.proxy is not None:
+      out['eval/proxy'] = self.proxy
+    per_task = self.strict_per_task.items()
+    return out | {f'eval/strict/{task}': value for task, value in per_task}
+
+  def summary(self) -> dict[str, Any]:
+    """The part of result.json about one policy."""
+    return dict(
+      strict=self.strict,
+      strict_per_task=self.strict_per_task,
+      proxy=self.proxy,
+      diversity=self.diversity,
+    )
+
+
+def diversity(media: Array, samples: int) -> Array:
+  """Mean distance of two samples of a prompt: [P*n ...] -> [P].
+
+  The distance of two pictures is the root mean square of their pixel
+  differences, in units of the pixel range.
+  """
+  x = media.reshape(media.shape[0] // samples, samples, -1)
+  square = jnp.mean(jnp.square(x[:, :, None] - x[:, None]), -1)
+  pairs = samples * (samples - 1)
+  return jnp.sqrt(square).sum((1, 2)) / max(pairs, 1)
+
+
+def make(
+  policy: Policy,
+  sampler: Callable[[Params, Rows], Array],
+  batch: Mapping[str, Any],
+  texts: Sequence[str],
+  tasks: Sequence[str],
+  gold: combine.Weighted,
+  proxy: combine.Weighted | None,
+  samples: int,
+  seed: int,
+) -> Callable[[Params], Evaluation]:
+  """An evaluation of parameters on fixed prompts and noise.
+
+  Args:
+    policy: for decoding.
+    sampler: (params, rows) -> latents.
+    batch: the P prompts, as the pipeline yields them.
+    texts: their sentences.
+    tasks: their task labels, or empty.
+    gold: {label: (Reward, weight)}, the verdict.
+    proxy: the trained device rewards, or None.
+    samples: n per prompt.
+    seed: of the initial noise.
+  """
+  gold_reward = combine.combine(gold)
+  proxy_reward = combine.combine(proxy) if proxy else None
+
+  @jax.jit
+  def run(params: Params, gold_params, proxy_params):
+    rows = rollout_lib.make_rows(
+      batch, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+    )
+    media = policy.decode(params, sampler(params, rows))
+    inputs = RewardInputs(media, rows.info, samples)
+    keys = rng.stream_keys(rows.keys, 'reward')
+    verdict = gold_reward.score(gold_params, inputs, keys)
+    trained = None
+    if proxy_reward is not None:
+      trained = proxy_reward.score(proxy_params, inputs, keys)
+    return media, verdict, trained, diversity(media, samples)
+
+  def evaluate_params(params: Params) -> Evaluation:
+    media, verdict, trained, spread = jax.device_get(
+      run(
+        params,
+        gold_reward.params,
+        None if proxy_reward is None else proxy_reward.params,
+      )
+    )
+    score = np.where(verdict.valid, verdict.score, np.nan)
+    score = score.reshape(-1, samples)
+    per_task = {
+      task: float(np.nanmean(score[[t == task for t in tasks]]))
+      for task in dict.fromkeys(tasks)
+    }
+    mean_proxy = None
+    if trained is not None:
+      mean_proxy = float(np.nanmean(np.where(trained.valid, trained.score,
+                                             np.nan)))  # fmt: skip
+    return Evaluation(
+      strict=float(np.nanmean(score)),
+      strict_per_task=per_task,
+      proxy=mean_proxy,
+      diversity=float(spread.mean()),
+      media=media.reshape(-1, samples, *media.shape[1:]),
+      gold=score,
+      texts=list(texts),
+    )
+
+  return evaluate_params
+
+
+def kl_from_base(
+  policy: Policy, batch: Mapping[str, Any], samples: int, seed: int
+) -> Callable[[Params, Params], float]:
+  """Mean KL(policy || base) of a sample, in nats; needs decisions to compare.
+
+  Both see the states the first one visits. The event's dimensions are summed
+  here whatever the policy's log-prob does.
+  """
+
+  @jax.jit
+  def run(params: Params, base: Params) -> Array:
+    rows = rollout_lib.make_rows(
+      batch, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+    )
+    traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
+    p, q = policy.dist(params, traj), policy.dist(base, traj)
+    if hasattr(p, 'event'):
+      p, q = p.replace(event='sum'), q.replace(event='sum')
+    return (p.kl(q) * traj.mask).sum(-1).mean()
+
+  return lambda params, base: float(run(params, base))

@@ -1,0 +1,1 @@
+"""Policies: pure functions that sample, score and decode."""

@@ -1,0 +1,80 @@
+"""From a batch of prompts to rows, and from rows to trajectories.
+
+A row is one sample of one prompt. Its key is folded from (seed, step, prompt
+id, member), so what it draws does not depend on the other rows of the batch,
+their order, or the number of devices.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
+from gen_rl.utils import rng
+
+
+def make_rows(
+  batch: Mapping[str, Any], group_size: int, seed_key: Array, step: Array
+) -> Rows:
+  """Repeats every prompt `group_size` times, prompt-major.
+
+  Args:
+    batch: {"tokens": [P l], "prompt_id": [P], "info": {name: [P ...]}} and
+      optionally "media" [P h w c].
+    group_size: G, samples per prompt.
+    seed_key: typed key of the run.
+    step: [] int32.
+
+  Returns:
+    Rows with b = P * G; row p * G + g is member g of prompt p.
+  """
+
+  def repeat(x: Array) -> Array:
+    return jnp.repeat(jnp.asarray(x), group_size, axis=0)
+
+  key = jax.random.fold_in(seed_key, step)
+  media = batch.get('media')
+  return Rows(
+    cond=dict(tokens=repeat(batch['tokens'])),
+    info=jax.tree.map(repeat, dict(batch['info'])),
+    group=repeat(batch['prompt_id']),
+    keys=rng.row_keys(seed_key, step, batch['prompt_id'], group_size),
+    key=jax.random.fold_in(key, 0),
+    media=None if media is None else repeat(media),
+  )
+
+
+def policy_rollout(policy: Policy) -> Callable[..., Trajectory]:
+  """The policy samples: (params, rows, step) -> Trajectory."""
+  return policy.rollout
+
+
+def data_rollout(
+  encode: Callable[[Rows], PyTree],
+) -> Callable[..., Trajectory]:
+  """The identity rollout: data in place of samples, no decisions (k = 0).
+
+  Args:
+    encode: rows -> latents [b ...]; renders or normalises the data.
+  """
+
+  def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
+    del params, step
+    sample = encode(rows)
+    b = rows.group.shape[0]
+    none = jnp.zeros((b, 0), jnp.float32)
+    return Trajectory(
+      cond=rows.cond,
+      states=(),
+      actions=none,
+      times=jnp.zeros((b, 0, 2), jnp.float32),
+      noise=none,
+      log_prob=none,
+      mask=none,
+      sample=sample,
+      group=rows.group,
+    )
+
+  return rollout

@@ -1,0 +1,414 @@
+"""Training, top to bottom: config in, checkpoints, metrics and a report out."""
+
+import contextlib
+import json
+import pathlib
+import shlex
+import signal
+import time
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gen_rl import advantages, build, checkpoint, metrics, models, objectives
+from gen_rl import evaluate as evaluate_lib
+from gen_rl import optim, policies, report, rewards
+from gen_rl import rollout as rollout_lib
+from gen_rl import sharding, train_state, train_step
+from gen_rl.data import pictures, pipeline, prompts, tokenizers
+from gen_rl.models import weights
+from gen_rl.policies import denoising
+from gen_rl.rewards import combine, evaluate
+from gen_rl.types import Params, Policy
+from gen_rl.utils import image, progress, system
+
+_PROCESS_START = time.time()
+
+
+class Setup(NamedTuple):
+  """What a config builds; shared by train, eval and sample."""
+
+  source: prompts.Prompts
+  tokenizer: tokenizers.Tokenizer
+  policy: Policy
+  sampler: Any  # (params, rows) -> latents, deterministic
+  rewards: combine.Weighted | None
+
+
+def setup(config: ml_collections.ConfigDict) -> Setup:
+  """Builds the functions a config names.
+
+  Raises:
+    ConfigError: an unknown name or key, listing the valid ones.
+  """
+  source = build.build(prompts, config.data.prompts)
+  tokenizer = build.build(tokenizers, config.tokenizer)
+  net = build.build(
+    models, config.model, vocab=tokenizer.size, length=config.data.length
+  )
+  policy = build.build(policies, config.policy, net=net)
+  sampler = denoising.ode_sampler(
+    net,
+    config.eval.steps,
+    config.policy.get('shift', 1.0),
+    config.policy.get('guidance_scale', 1.0),
+  )
+  built = build.build_all(rewards, config.rewards)
+  weighted = {
+    label: (reward, build.weight(config.rewards[label]))
+    for label, reward in built.items()
+  }
+  return Setup(source, tokenizer, policy, sampler, weighted or None)
+
+
+def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
+  """Parameters a run starts from: `config.init`, or drawn from the seed."""
+  shapes = jax.eval_shape(policy.init, jax.random.key(0))
+  if config.init:
+    path = config.init
+    if path.startswith('asset:'):
+      folder = pathlib.Path(__file__).parent / 'assets'
+      path = str(folder / f'{path.removeprefix("asset:")}.safetensors')
+    params, _ = weights.load(path, shapes)
+    return jax.tree.map(jnp.asarray, params)
+  return jax.jit(policy.init)(jax.random.key(config.seed))
+
+
+def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
+  """(params -> Evaluation, the batch of evaluation prompts)."""
+  source = build.build(
+    prompts, {**config.data.prompts, **config.eval.prompts}
+  )
+  batches = pipeline.prompt_batches(
+    source,
+    config.eval.num_prompts,
+    seed=0,
+    tokenizer=built.tokenizer,
+    length=config.data.length,
+    balance=bool(source.tasks),
+  )
+  batch, texts = next(batches)
+  batch = {k: v for k, v in batch.items() if k != 'media'}
+  tasks = []
+  if source.tasks:
+    task_of = dict(zip(source.texts, source.tasks, strict=True))
+    tasks = [task_of[text] for text in texts]
+  # A source with few prompts repeats some: each place is its own prompt here.
+  batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
+  gold = build.build_all(rewards, config.eval.gold)
+  run = evaluate_lib.make(
+    built.policy,
+    built.sampler,
+    batch,
+    texts,
+    tasks,
+    {label: (reward, 1.0) for label, reward in gold.items()},
+    combine.split(built.rewards)[0] if built.rewards else None,
+    config.eval.samples,
+    seed=config.eval.seed,
+  )
+  return run, batch
+
+
+def make_step(
+  config: ml_collections.ConfigDict, built: Setup, mesh: jax.sharding.Mesh
+):
+  """(Step, optimizer, advantage) of a config."""
+  group_size = config.data.group_size
+  tx = build.build(optim, config.optimizer, steps=config.steps)
+  advantage = None
+  if built.rewards:
+    advantage = build.build(
+      advantages, config.advantage, group_size=group_size
+    )
+  one_update = config.updates * config.epochs == 1
+  built_objectives = build.build_all(
+    objectives, config.objective, on_policy=one_update
+  )
+  rollout = None
+  if config.rollout.name != 'policy':
+    rollout = rollout_lib.data_rollout(build.build(pictures, config.rollout))
+  rows = config.data.prompts_per_step * group_size
+  if error := train_step.geometry_error(
+    rows, config.updates, config.microbatches
+  ) or sharding.rows_error(rows, mesh):
+    raise build.ConfigError(error)
+  step = train_step.make(
+    built.policy,
+    {
+      label: (objective, build.weight(config.objective[label]))
+      for label, objective in built_objectives.items()
+    },
+    tx,
+    rollout=rollout,
+    rewards=built.rewards,
+    advantage=advantage,
+    group_size=group_size,
+    microbatches=config.microbatches,
+    updates=config.updates,
+    epochs=config.epochs,
+    ema_decay=config.ema,
+    mesh=mesh if mesh.size > 1 else None,
+  )
+  return step, tx, advantage
+
+
+def _parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
+  """Names of the copies of the parameters that objectives and EMA need."""
+  names = {
+    spec.ref
+    for spec in config.objective.values()
+    if 'ref' in spec and build.weight(spec)
+  }
+  for name in ('kl', 'velocity_kl'):
+    if any(
+      spec.name == name and build.weight(spec)
+      for spec in config.objective.values()
+    ):
+      names.add('ref')
+  return sorted(names - {'ema', 'old'}) + (['ema'] if config.ema else [])
+
+
+def resume_command(name: str, workdir: str) -> str:
+  return (
+    f'python -m gen_rl.main --config=configs/{name.replace(":", ".py:", 1)}'
+    f'{"" if ":" in name else ".py"} --workdir={shlex.quote(str(workdir))}'
+  )
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, Any]:
+  """Trains from the newest checkpoint of `workdir`, or from the start.
+
+  Args:
+    config: see configs/base.py.
+    workdir: folder for checkpoints, metrics.jsonl, TensorBoard files,
+      result.json and report.html.
+
+  Returns:
+    What result.json holds.
+
+  Raises:
+    ConfigError, CheckpointError: one sentence each.
+    FloatingPointError: too many updates in a row were not finite.
+    SystemExit: code 0 after SIGTERM, with the state saved.
+  """
+  clock = progress.Stopwatch()
+  mesh = sharding.data_mesh()
+  built = setup(config)
+  step, tx, advantage = make_step(config, built, mesh)
+  batches = pipeline.prompt_batches(
+    built.source,
+    config.data.prompts_per_step,
+    config.seed,
+    built.tokenizer,
+    config.data.length,
+    balance=config.data.balance and bool(built.source.tasks),
+    group_size=config.data.group_size,
+  )
+  manager = checkpoint.open_manager(
+    f'{workdir}/checkpoints', config.checkpoint.keep
+  )
+
+  base = initial_params(config, built.policy)
+  device_rewards, host_rewards = combine.split(built.rewards or {})
+  state = train_state.create(
+    base,
+    tx,
+    advantage,
+    trainable=config.trainable,
+    refs=_parameter_copies(config),
+    reward_params=combine.params(device_rewards),
+  )
+  state = sharding.replicate(state, mesh)
+  restored = checkpoint.restore_latest(manager, state, config.to_dict())
+  elapsed_before, first_metric = 0.0, None
+  if restored:
+    state = restored.state
+    batches.set_state(restored.extra['data'])
+    elapsed_before = restored.extra['wall_seconds']
+    first_metric = restored.extra['seconds_to_first_metric']
+    logging.info('resumed from step %d of %s', restored.step, workdir)
+  start = int(state.step)
+
+  evaluate_params, eval_batch = make_evaluator(config, built)
+  averaged = 'ema' if config.ema else 'params'
+  key = jax.random.key(config.seed)
+  rows = config.data.prompts_per_step * config.data.group_size
+  writer = metrics.Writer(
+    workdir,
+    resume_step=start if restored else None,
+    tensorboard=config.log.tensorboard,
+  )
+  stop_asked = []
+  old_handler = signal.signal(signal.SIGTERM, lambda *_: stop_asked.append(1))
+
+  def wall() -> float:
+    return elapsed_before + time.time() - _PROCESS_START
+
+  def save() -> None:
+    extra = dict(
+      data=batches.get_state(),
+      wall_seconds=wall(),
+      seconds_to_first_metric=first_metric,
+    )
+    checkpoint.save(manager, int(state.step), state, config.to_dict(), extra)
+
+  def run_eval(params: Params) -> evaluate_lib.Evaluation:
+    with clock.stage('eval'):
+      return evaluate_params(params)
+
+  def write_grid(name: str, result: evaluate_lib.Evaluation) -> None:
+    shown = slice(0, config.eval.shown)
+    writer.write_images(
+      int(state.step),
+      {
+        name: image.grid(
+          result.media[shown, 0],
+          captions=result.texts[shown],
+          rewards=result.gold[shown, 0],
+          correct=result.gold[shown, 0] > 0.5,
+        )
+      },
+    )
+
+  def host_scored_step(state, batch):
+    traj, inputs, outs = step.sample(state, batch, key)
+    with clock.stage('host rewards'):
+      host_outs, host_metrics = evaluate.evaluate_host(
+        host_rewards, inputs, jax.random.fold_in(key, state.step)
+      )
+    state, logged = step.learn(state, traj, {**outs, **host_outs}, key)
+    return state, {**logged, **host_metrics}
+
+  with contextlib.ExitStack() as stack:
+    stack.callback(signal.signal, signal.SIGTERM, old_handler)
+    stack.callback(checkpoint.close, manager)
+    stack.enter_context(writer)
+
+    base_result = None
+    if start == 0:
+      base_result = run_eval(base)
+      writer.write_scalars(0, base_result.metrics())
+      first_metric = wall()
+      write_grid('samples', base_result)
+    line = progress.Progress(config.steps, start)
+
+    for i in range(start, config.steps):
+      batch, texts = next(batches)
+      with clock.stage('step'):
+        if host_rewards:
+          state, logged = host_scored_step(state, batch)
+        else:
+          state, logged = step.train_step(state, batch, key)
+        logged = jax.device_get(logged)
+      done = i + 1
+      line.update(
+        done,
+        reward=logged.get('reward/score'),
+        samples_per_step=rows,
+      )
+      if done % config.log.every == 0 or done == config.steps:
+        writer.write_scalars(
+          done, {**logged, **clock.summary(rows)}, samples=done * rows
+        )
+      if logged['optim/skipped_in_a_row'] >= config.stop_after_skipped:
+        raise FloatingPointError(
+          f'the last {int(logged["optim/skipped_in_a_row"])} updates (to step '
+          f'{done}) were not finite and were skipped; the newest checkpoint '
+          'holds the parameters from before; lower optimizer.lr or look at '
+          f'{workdir}/metrics.jsonl'
+        )
+      if done % config.eval.every == 0 and done < config.steps:
+        result = run_eval(train_state.full_params(state, averaged))
+        writer.write_scalars(done, result.metrics())
+        write_grid('samples', result)
+        line.pause()
+      if done % config.checkpoint.every == 0 or done == config.steps:
+        with clock.stage('checkpoint'):
+          save()
+      if stop_asked:
+        save()
+        checkpoint.check(manager, wait=True)
+        print(
+          f'\nStopped at step {done} after SIGTERM; the state is saved. '
+          f'Resume with: {resume_command(config.name, workdir)}',
+          flush=True,
+        )
+        raise SystemExit(0)
+    line.close()
+
+    trained = train_state.full_params(state, averaged)
+    trained_result = run_eval(trained)
+    writer.write_scalars(config.steps, trained_result.metrics())
+    write_grid('samples', trained_result)
+    if base_result is None:
+      base_result = run_eval(base)
+    kl = None
+    if config.rollout.name == 'policy':
+      kl = evaluate_lib.kl_from_base(
+        built.policy, eval_batch, 1, config.eval.seed
+      )(trained, base)
+      writer.write_scalars(config.steps, {'kl/base': kl})
+    if config.export:
+      export(config, workdir, trained, trained_result)
+
+  environment = system.environment()
+  result = dict(
+    schema_version=report.SCHEMA_VERSION,
+    config_name=config.name,
+    seed=config.seed,
+    steps=int(state.step),
+    base=base_result.summary(),
+    trained=trained_result.summary(),
+    kl=kl,
+    wall_seconds=wall(),
+    seconds_to_first_metric=first_metric,
+    samples_per_second=clock.summary(rows).get('speed/samples_per_second'),
+    peak_rss_bytes=system.peak_rss_bytes(),
+    updates_skipped=int(state.skipped),
+    device=jax.devices()[0].device_kind,
+    jax_version=jax.__version__,
+    git_commit=system.git_commit(),
+  )
+  if jax.process_index() == 0:
+    report.write_result_json(workdir, result)
+    comparison = report.Comparison(
+      prompts=trained_result.texts[: config.eval.shown],
+      before=base_result.media[: config.eval.shown],
+      after=trained_result.media[: config.eval.shown],
+      correct_before=base_result.gold[: config.eval.shown] > 0.5,
+      correct_after=trained_result.gold[: config.eval.shown] > 0.5,
+    )
+    path = report.write_report(
+      workdir,
+      result,
+      report.read_history(workdir),
+      {'Held-out prompts, before and after': comparison},
+      config,
+      environment,
+    )
+    print(report.result_table(result))
+    print(f'Report: {path}')
+  return result
+
+
+def export(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  params: Params,
+  result: evaluate_lib.Evaluation,
+) -> None:
+  """Writes the averaged parameters to `workdir`/<config.export>.safetensors."""
+  facts = dict(
+    config=config.name,
+    steps=str(config.steps),
+    seed=str(config.seed),
+    heldout=json.dumps(result.summary()),
+  )
+  weights.save(f'{workdir}/{config.export}.safetensors', params, facts)
