@@ -1,0 +1,1 @@
+"""Flow and diffusion processes: pure functions of latents and times."""

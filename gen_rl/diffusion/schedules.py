@@ -1,0 +1,150 @@
+"""Time grids, per-step noise levels, training windows and training times.
+
+Grids run from t_0 = 1 (noise) to t_T = 0 (data). With a shift s > 0,
+
+  t -> s t / (1 + (s - 1) t)                    arXiv 2403.03206, eq. 23 (1)
+
+spends more of the steps near the noise for s > 1. FLUX takes s = e^mu with mu
+linear in the number of image tokens; its e^mu / (e^mu + 1 / t - 1) is (1).
+
+A window of w steps starting at l is a vector of noise levels, a inside and 0
+outside (Flow-GRPO-Fast, MixGRPO arXiv 2507.21802): one traced [T] array, so
+moving it never recompiles. MixGRPO moves the start from l to l + stride after
+
+  tau(l) = ceil(tau exp(-decay max(l - threshold, 0)))                   (2)
+
+iterations. The last step (t' = 0) is noise-free in every transition, so a
+window that should be trained in full ends at `high` <= T - 1.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def shift_time(t: Array, shift: float | Array) -> Array:
+  """(1), any shape; maps [0, 1] onto itself."""
+  return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def linear(steps: int, shift: float = 1.0) -> Array:
+  """Grid [steps + 1] float32, exactly 1 at the start and 0 at the end."""
+  if steps < 1:
+    raise ValueError(f'steps={steps}; a grid needs at least 1.')
+  if shift <= 0:
+    raise ValueError(f'shift={shift}; must be positive.')
+  t = 1.0 - np.arange(steps + 1, dtype=np.float64) / steps
+  return jnp.asarray(shift_time(t, shift), jnp.float32)
+
+
+def dynamic_shift(
+  steps: int,
+  tokens: int,
+  base_tokens: int = 256,
+  max_tokens: int = 4096,
+  base_shift: float = 0.5,
+  max_shift: float = 1.15,
+) -> Array:
+  """FLUX's grid [steps + 1]; `tokens` is the number of image tokens.
+
+  mu goes linearly from `base_shift` at `base_tokens` to `max_shift` at
+  `max_tokens` (and beyond both).
+  """
+  slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+  mu = base_shift + slope * (tokens - base_tokens)
+  return linear(steps, math.exp(mu))
+
+
+def noise_levels(
+  steps: int,
+  noise: float | Array,
+  window_start: int | Array = 0,
+  window: int | Array | None = None,
+) -> Array:
+  """Noise level of each step, [T] float32: `noise` in the window, 0 outside.
+
+  Args:
+    steps: T, static.
+    noise: a level, or one per step [T].
+    window_start: first noisy step; [...] gives [... T], one window per row.
+    window: number of noisy steps; None for all from the start on.
+  """
+  start = jnp.asarray(window_start, jnp.int32)[..., None]
+  width = jnp.asarray(steps if window is None else window, jnp.int32)
+  index = jnp.arange(steps)
+  inside = (index >= start) & (index < start + width[..., None])
+  return jnp.where(inside, jnp.asarray(noise, jnp.float32), 0.0)
+
+
+def _check_window(low: int, high: int, window: int) -> None:
+  if not 0 <= low < high or not 1 <= window <= high - low:
+    raise ValueError(
+      f'A window of {window} steps does not fit in steps {low}..{high - 1}.'
+    )
+
+
+def fixed_window(start: int = 0) -> Array:
+  """The same start always, int32 []."""
+  return jnp.asarray(start, jnp.int32)
+
+
+def random_window(key: Array, window: int, high: int, low: int = 0) -> Array:
+  """Start ~ U{low, ..., high - window}, int32 [] (Flow-GRPO-Fast)."""
+  _check_window(low, high, window)
+  return jax.random.randint(key, (), low, high - window + 1)
+
+
+def progressive_window(
+  iteration: int | Array,
+  window: int,
+  high: int,
+  low: int = 0,
+  tau: int = 25,
+  stride: int = 1,
+  decay: float = 0.0,
+  threshold: int = 13,
+  roll_back: bool = True,
+) -> Array:
+  """Start of MixGRPO's sliding window at a (traced) iteration, int32 [].
+
+  Args:
+    iteration: counted from 0.
+    window: steps in the window; the last start is at most high - window.
+    high: one past the last step that may be trained, at most T - 1.
+    low: first start.
+    tau: iterations spent at each start (2).
+    stride: steps the window moves by.
+    decay: 0 for a constant pace; the paper's other choice is 0.1.
+    threshold: start after which the pace quickens.
+    roll_back: begin again at `low` after the last start, else stay there.
+  """
+  _check_window(low, high, window)
+  starts = np.arange(low, high - window + 1, stride)
+  pace = np.exp(-decay * np.maximum(starts - threshold, 0))
+  ends = np.cumsum(np.ceil(tau * pace)).astype(np.int32)
+  iteration = jnp.asarray(iteration, jnp.int32)
+  if roll_back:
+    iteration = iteration % ends[-1]
+  place = jnp.searchsorted(jnp.asarray(ends), iteration, side='right')
+  place = jnp.minimum(place, len(starts) - 1)
+  return jnp.asarray(starts, jnp.int32)[place]
+
+
+def uniform(keys: Array, shift: float = 1.0) -> Array:
+  """Training times ~ U(0, 1), then (1); typed keys [b] -> [b] float32."""
+  return shift_time(jax.vmap(jax.random.uniform)(keys), shift)
+
+
+def logit_normal(
+  keys: Array, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> Array:
+  """Training times sigmoid(N(mean, std^2)), then (1); keys [b] -> [b].
+
+  arXiv 2403.03206, section 3.1; (mean, std) = (0, 1) was their best.
+  """
+  normal = jax.vmap(jax.random.normal)(keys)
+  return shift_time(jax.nn.sigmoid(mean + std * normal), shift)

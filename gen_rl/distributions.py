@@ -1,0 +1,183 @@
+"""Distributions over the k decisions of each row, as pytrees.
+
+Gaussian with one standard deviation per decision, per event dimension d:
+
+  log p(a)   = -(a - m)^2 / (2 s^2) - log s - log(2 pi) / 2              (1)
+  KL(p || q) = (e^u - 1 - u) / 2 + (m_p - m_q)^2 / (2 s_q^2),
+               u = 2 log(s_p / s_q)                                      (2)
+  H(p)       = log s + (1 + log(2 pi)) / 2                               (3)
+
+The event dimensions are then summed (`event='sum'`: the joint density) or
+averaged (`event='mean'`, as Flow-GRPO, arXiv 2505.05470: a ratio of such
+log-probs is the true ratio to the power 1/D, so clip ranges shrink with it).
+`scale='unit'` replaces (1) by Flow-CPS's (arXiv 2509.05952)
+
+  log p(a) = -(a - m)^2                                                  (4)
+
+whose log-ratios are 2 s^2 times smaller; (2) and (3) stay as they are.
+
+A decision with s == 0 was not a choice: its log_prob, kl and entropy are 0
+and so are all its gradients. Everything is computed in float32, whatever the
+dtype of the fields.
+"""
+
+import math
+from typing import Literal
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def _f32(x: Array) -> Array:
+  return jnp.asarray(x, jnp.float32)
+
+
+def decision_keys(keys: Array, shape: tuple[int, ...]) -> Array:
+  """One key per decision: [] -> [b] -> [b k], by `fold_in` of the index.
+
+  Args:
+    keys: typed keys, [], [b] or [b k]; those given per decision are used as
+      they are, so a step-by-step rollout can pass `fold_in(row_key, i)`.
+    shape: (b, k).
+
+  Returns:
+    Typed keys of shape `shape`.
+  """
+  if keys.shape != shape[: keys.ndim]:
+    raise ValueError(
+      f'keys have shape {keys.shape}; expected a prefix of {shape}.'
+    )
+  while keys.ndim < len(shape):
+    index = jnp.arange(shape[keys.ndim])
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    for _ in range(keys.ndim):
+      fold = jax.vmap(fold, in_axes=(0, None))
+    keys = fold(keys, index)
+  return keys
+
+
+def _per_decision(fn, keys: Array):
+  for _ in range(keys.ndim):
+    fn = jax.vmap(fn)
+  return fn
+
+
+class Gaussian(struct.PyTreeNode):
+  """Isotropic normal per decision; s == 0 marks a deterministic step."""
+
+  mean: Array  # [b k ...]
+  std: Array  # [b k]      >= 0
+  event: Literal['sum', 'mean'] = struct.field(pytree_node=False, default='sum')
+  scale: Literal['full', 'unit'] = struct.field(
+    pytree_node=False, default='full'
+  )
+
+  def __post_init__(self):
+    if self.event not in ('sum', 'mean'):
+      raise ValueError(f"event={self.event!r}; valid: 'sum', 'mean'.")
+    if self.scale not in ('full', 'unit'):
+      raise ValueError(f"scale={self.scale!r}; valid: 'full', 'unit'.")
+
+  def sample(self, keys: Array) -> Array:
+    """Actions [b k ...] float32; `keys` as in `decision_keys`."""
+    mean, std = _f32(self.mean), self._expand(_f32(self.std))
+    keys = decision_keys(keys, self.std.shape)
+    event_shape = mean.shape[self.std.ndim :]
+    normal = _per_decision(lambda k: jax.random.normal(k, event_shape), keys)
+    return mean + std * normal(keys)
+
+  def log_prob(self, actions: Array) -> Array:
+    """(1) or (4), [b k]. `actions` [b k ...] may carry gradients."""
+    if actions.shape != self.mean.shape:
+      raise ValueError(
+        f'actions have shape {actions.shape}, the mean {self.mean.shape}.'
+      )
+    valid, std = self._safe_std()
+    diff = _f32(actions) - _f32(self.mean)
+    diff = jnp.where(self._expand(valid), diff, 0.0)
+    if self.scale == 'unit':
+      return self._reduce(-jnp.square(diff))
+    sq = self._reduce(-0.5 * jnp.square(diff / self._expand(std)))
+    norm = self._count() * (jnp.log(std) + 0.5 * _LOG_2PI)
+    return sq - jnp.where(valid, norm, 0.0)
+
+  def kl(self, other: 'Gaussian') -> Array:
+    """(2), KL(self || other) [b k]; 0 where either std is 0."""
+    if other.mean.shape != self.mean.shape or other.event != self.event:
+      raise ValueError(
+        f'kl of unlike Gaussians: {self.mean.shape} {self.event}, '
+        f'{other.mean.shape} {other.event}.'
+      )
+    valid_p, std_p = self._safe_std()
+    valid_q, std_q = other._safe_std()
+    valid = valid_p & valid_q
+    diff = _f32(self.mean) - _f32(other.mean)
+    diff = jnp.where(self._expand(valid), diff, 0.0)
+    u = jnp.where(valid, 2.0 * jnp.log(std_p / std_q), 0.0)
+    shape = 0.5 * self._count() * (jnp.expm1(u) - u)
+    return shape + self._reduce(0.5 * jnp.square(diff / self._expand(std_q)))
+
+  def entropy(self) -> Array:
+    """(3), differential entropy in nats [b k]; 0 where std is 0."""
+    valid, std = self._safe_std()
+    value = self._count() * (jnp.log(std) + 0.5 * (1 + _LOG_2PI))
+    return jnp.where(valid, value, 0.0)
+
+  def _safe_std(self) -> tuple[Array, Array]:
+    std = _f32(self.std)
+    valid = std > 0
+    return valid, jnp.where(valid, std, 1.0)
+
+  def _expand(self, x: Array) -> Array:
+    return x.reshape(x.shape + (1,) * (self.mean.ndim - x.ndim))
+
+  def _count(self) -> float:
+    """Event dimensions a per-decision term stands for."""
+    event_shape = self.mean.shape[self.std.ndim :]
+    return float(math.prod(event_shape)) if self.event == 'sum' else 1.0
+
+  def _reduce(self, x: Array) -> Array:
+    axes = tuple(range(self.std.ndim, x.ndim))
+    return jnp.sum(x, axes) if self.event == 'sum' else jnp.mean(x, axes)
+
+
+class Categorical(struct.PyTreeNode):
+  """Softmax over v choices. -inf logits forbid a choice (one must stay)."""
+
+  logits: Array  # [b k v]
+
+  def sample(self, keys: Array) -> Array:
+    """Ids [b k] int32; `keys` as in `decision_keys`."""
+    keys = decision_keys(keys, self.logits.shape[:-1])
+    draw = _per_decision(jax.random.categorical, keys)
+    return draw(keys, _f32(self.logits)).astype(jnp.int32)
+
+  def log_prob(self, actions: Array) -> Array:
+    """log softmax(logits)[action], [b k]; `actions` int [b k] in [0, v)."""
+    logits = _f32(self.logits)
+    chosen = jnp.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+  def kl(self, other: 'Categorical') -> Array:
+    """sum_v p (log p - log q), [b k]; inf where q forbids what p allows."""
+    log_p, log_q = self._log_probs(), other._log_probs()
+    allowed = jnp.isfinite(log_p)
+    safe_p = jnp.where(allowed, log_p, 0.0)
+    safe_q = jnp.where(allowed, log_q, 0.0)
+    p = jnp.where(allowed, jnp.exp(safe_p), 0.0)
+    return jnp.sum(p * (safe_p - safe_q), axis=-1)
+
+  def entropy(self) -> Array:
+    """-sum_v p log p in nats, [b k]."""
+    log_p = self._log_probs()
+    allowed = jnp.isfinite(log_p)
+    safe = jnp.where(allowed, log_p, 0.0)
+    return -jnp.sum(jnp.where(allowed, jnp.exp(safe) * safe, 0.0), axis=-1)
+
+  def _log_probs(self) -> Array:
+    return jax.nn.log_softmax(_f32(self.logits), axis=-1)

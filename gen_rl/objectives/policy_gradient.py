@@ -1,0 +1,169 @@
+r"""Policy gradients on stored decisions.
+
+Per decision, with l and l' the log-probabilities of the stored action under
+the current and the behaviour policy, A the advantage and
+[1 - lo, 1 + hi] the trust interval:
+
+  (1) r = exp(l - l')
+  (2) L = max(-A r, -A clip(r, 1 - lo, 1 + hi))          PPO, 1707.06347
+  (3) L = -A l                                           REINFORCE
+
+On policy (one update per rollout) l' = stop_gradient(l): r is exactly 1 and
+the gradient of (2) is that of (3).
+
+`ratio='guard'` (GRPO-Guard, arXiv:2510.22319). Let a Gaussian step have mean
+m, standard deviation s (both policies share s), event size D, and let the
+log-probability be the mean over the event, as in Flow-GRPO
+(arXiv:2505.05470). With d = m - m' and z' = (a - m') / s, the standardised
+action under the behaviour policy,
+
+  (4) l - l' = mean(z' d) / s - mean(d^2) / (2 s^2)
+
+whose second term is negative whatever was learned, and whose first has a
+deviation of |d| / (s D), different at every noise level. GRPO-Guard adds the
+second term back and multiplies by s. What remains needs no division by d's
+scale and is computed as such, per row:
+
+  (5) log r = s (l - l' + mean(d^2) / (2 s^2)) = mean(z' d)
+
+and it divides the loss (2) by -dt = t - t_next, because d is a multiple of dt
+times the change of velocity and would otherwise weigh long steps up. (5)
+needs m', the mean of the behaviour policy. On policy m' = stop_gradient(m),
+at no cost. Off policy it is `replay.dist(old)`, and `old` has to name the
+parameters that sampled: the same pass that recomputes old log-probabilities.
+A stored log-probability would not do, for it holds mean(z'^2) only. Either
+way log r = 0 exactly while the parameters are those that sampled. (5) is a
+mean over the event even where the distribution sums its log-probability.
+
+Metrics, unreduced [b k] and 0 where masked: `ratio`; `approx_kl`, the
+estimate r - 1 - log r of KL(behaviour || current) (Schulman's k3);
+`clip_fraction`, 1 where r is outside the trust interval; `log_ratio_abs_max`,
+|log r|, meant to be reduced with max.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.types import Array, Experience, Metrics, Objective, Replay, Term
+
+# exp(20) is far outside any trust interval and far from overflow
+_MAX_LOG_RATIO = 20.0
+
+
+def _per_event(x: Array, ndim: int) -> Array:
+  """[b k] -> [b k 1 ... 1] with `ndim` dimensions."""
+  return x.reshape(x.shape[:2] + (1,) * (ndim - 2))
+
+
+def _standardised_shift(new, old, actions: Array, mask: Array) -> Array:
+  """Equation (5): mean over the event of z' d, float32 [b k]."""
+  for dist in (new, old):
+    if not (hasattr(dist, 'mean') and hasattr(dist, 'std')):
+      raise ValueError(
+        "clipped_pg(ratio='guard') is defined for Gaussian steps; the policy "
+        f"gives a {type(dist).__name__}. Use ratio='plain'."
+      )
+  mean, old_mean = (x.mean.astype(jnp.float32) for x in (new, old))
+  actions = jax.lax.stop_gradient(actions.astype(jnp.float32))
+  std = jax.lax.stop_gradient(old.std.astype(jnp.float32))
+  ok = (mask > 0) & (std > 0)
+  std = _per_event(jnp.where(ok, std, 1.0), mean.ndim)
+  z = (actions - old_mean) / std
+  shift = (z * (mean - old_mean)).mean(tuple(range(2, mean.ndim)))
+  return jnp.where(ok, shift, 0.0)
+
+
+def clipped_pg(
+  clip: float = 1e-4,
+  clip_high: float | None = None,
+  ratio: Literal['plain', 'guard'] = 'plain',
+  on_policy: bool = True,
+  old: str = 'old',
+) -> Objective:
+  """Clipped surrogate, equation (2).
+
+  Args:
+    clip: `lo`, and `hi` unless given. For log-probabilities averaged over an
+      event of D values, log r shrinks with D: 1e-4 is for D ~ 1e5, and 1e-3
+      to 1e-2 suits D ~ 1e3. Summed (tokens): 0.2.
+    clip_high: `hi`; larger than `clip` lets unlikely actions grow (DAPO,
+      arXiv:2503.14476).
+    ratio: 'plain', equation (1), or 'guard', equation (5) with the loss
+      divided by t - t_next. Guard is for Gaussian steps.
+    on_policy: True when the parameters are those that sampled, so that the
+      behaviour policy is the current one without gradient. Otherwise the
+      stored `traj.log_prob` (plain) or `replay.dist(old)` (guard).
+    old: the copy that sampled; read by guard off policy only.
+
+  Returns:
+    Objective with value and mask [b k] and metrics `ratio`, `approx_kl`,
+    `clip_fraction`, `log_ratio_abs_max` [b k].
+
+  Raises:
+    ValueError: for an unknown `ratio`, a clip that is not positive or, when
+      called, guard on a distribution without mean and std.
+  """
+  high = clip if clip_high is None else clip_high
+  if ratio not in ('plain', 'guard'):
+    raise ValueError(f"ratio is {ratio!r}: it is either 'plain' or 'guard'.")
+  if clip <= 0 or high <= 0:
+    raise ValueError(f'clip and clip_high must be positive: {clip}, {high}.')
+
+  def objective(
+    replay: Replay, exp: Experience, keys: Array
+  ) -> tuple[Term, Metrics]:
+    del keys
+    traj, mask = exp.traj, exp.traj.mask
+    scale = jnp.ones_like(mask, jnp.float32)
+    if ratio == 'guard':
+      new = replay.dist('params')
+      behaviour = jax.lax.stop_gradient(new if on_policy else replay.dist(old))
+      log_ratio = _standardised_shift(new, behaviour, traj.actions, mask)
+      length = traj.times[..., 0] - traj.times[..., 1]
+      ok = (mask > 0) & (length > 0)
+      scale = jnp.where(ok, 1.0 / jnp.where(ok, length, 1.0), 0.0)
+    else:
+      new = replay.log_prob('params')
+      behaviour = jax.lax.stop_gradient(new if on_policy else traj.log_prob)
+      log_ratio = jnp.where(mask > 0, new - behaviour, 0.0)
+    log_ratio = jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    r = jnp.exp(log_ratio)
+    adv = jax.lax.stop_gradient(exp.adv)
+    bounded = jnp.clip(r, 1.0 - clip, 1.0 + high)
+    value = jnp.maximum(-adv * r, -adv * bounded) * scale
+    outside = (r < 1.0 - clip) | (r > 1.0 + high)
+    metrics = dict(
+      ratio=r,
+      approx_kl=jnp.expm1(log_ratio) - log_ratio,
+      clip_fraction=outside.astype(jnp.float32),
+      log_ratio_abs_max=jnp.abs(log_ratio),
+    )
+    metrics = {
+      name: jax.lax.stop_gradient(jnp.where(mask > 0, x, 0.0))
+      for name, x in metrics.items()
+    }
+    return Term(value=jnp.where(mask > 0, value, 0.0), mask=mask), metrics
+
+  return objective
+
+
+def reinforce() -> Objective:
+  """Score-function loss, equation (3); right on policy only.
+
+  Returns:
+    Objective with value and mask [b k] and metric `log_prob` [b k].
+  """
+
+  def objective(
+    replay: Replay, exp: Experience, keys: Array
+  ) -> tuple[Term, Metrics]:
+    del keys
+    mask = exp.traj.mask
+    log_prob = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
+    value = -jax.lax.stop_gradient(exp.adv) * log_prob
+    metrics = dict(log_prob=jax.lax.stop_gradient(log_prob))
+    return Term(value=value, mask=mask), metrics
+
+  return objective

@@ -1,0 +1,140 @@
+r"""Regularizers: stay near a reference, or stay random.
+
+With p the current policy and q the frozen copy named `ref`, at the stored
+states:
+
+  (1) kl           KL(p || q), in closed form per decision
+  (2) velocity_kl  mean over the event of (v_p - v_q)^2
+  (3) entropy      -H(p)
+
+For Gaussian steps with means m and a shared deviation s, (1) is
+(m_p - m_q)^2 / (2 s^2), averaged or summed over the event as the distribution
+reduces its log-probability. All three use the states as given: the gradient
+through the states visited is left out, as in the papers below.
+
+Flow-GRPO (arXiv:2505.05470) divides its published KL by the squared diffusion
+coefficient s^2 / (-dt) and not by s^2, so its beta multiplies
+
+  (4) (-dt) KL(p || q),   -dt = t - t_next,
+
+and `kl(scale='dt')` with weight beta is the published loss for the Flow-SDE
+step. Its CPS step divides by s^2 proper: `scale='exact'`. With T equal steps
+the exact KL at the same beta is T times stronger.
+
+(2) is the KL rate up to the noise level: for m = x + c v, with c set by times
+and noise alone, d m = c d v. c differs between transitions (it is dt for an
+Euler step, dt (1 + s^2 (1 - t) / (2 t)) for Flow-SDE with diffusion
+coefficient s) and is 0 / 0 where steps are noise-free, so the velocity
+difference is not recovered from means; it is asked for as
+`replay.velocity(which)`, [b k ...]. It weighs all noise levels alike and is
+defined for noise-free steps too.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.types import Array, Experience, Metrics, Objective, Replay, Term
+
+
+def _term(value: Array, mask: Array, name: str) -> tuple[Term, Metrics]:
+  """Zeroes masked decisions, and reports the value [b k] as the metric."""
+  value = jnp.where(mask > 0, value, 0.0)
+  return Term(value=value, mask=mask), {name: jax.lax.stop_gradient(value)}
+
+
+def kl(
+  ref: str = 'ref',
+  direction: Literal['forward', 'reverse'] = 'forward',
+  scale: Literal['exact', 'dt'] = 'exact',
+) -> Objective:
+  """Closed-form KL divergence to a frozen copy, equation (1).
+
+  Args:
+    ref: name of the copy, 'ref', 'old' or 'ema'.
+    direction: 'forward' is KL(params || ref), 'reverse' KL(ref || params).
+      Equal for Gaussians of one deviation, not for categoricals.
+    scale: 'exact', or 'dt' for Flow-GRPO's published form, equation (4).
+
+  Returns:
+    Objective with value and mask [b k], in nats ('exact'), and metric `kl`.
+
+  Raises:
+    ValueError: for an unknown direction or scale.
+  """
+  if direction not in ('forward', 'reverse'):
+    raise ValueError(
+      f"direction is {direction!r}: it is either 'forward' or 'reverse'."
+    )
+  if scale not in ('exact', 'dt'):
+    raise ValueError(f"scale is {scale!r}: it is either 'exact' or 'dt'.")
+
+  def objective(
+    replay: Replay, exp: Experience, keys: Array
+  ) -> tuple[Term, Metrics]:
+    del keys
+    new = replay.dist('params')
+    frozen = jax.lax.stop_gradient(replay.dist(ref))
+    value = new.kl(frozen) if direction == 'forward' else frozen.kl(new)
+    if scale == 'dt':
+      value = value * (exp.traj.times[..., 0] - exp.traj.times[..., 1])
+    return _term(value, exp.traj.mask, 'kl')
+
+  return objective
+
+
+def velocity_kl(ref: str = 'ref') -> Objective:
+  """Squared velocity difference to a frozen copy, equation (2).
+
+  Needs `replay.velocity(which)` -> [b k ...], the predicted velocity x1 - x0
+  at the stored states (after guidance, if the policy samples with it).
+
+  Args:
+    ref: name of the copy, 'ref', 'old' or 'ema'.
+
+  Returns:
+    Objective with value and mask [b k], in squared latent units, and metric
+    `velocity_kl`.
+
+  Raises:
+    ValueError: when called, if the policy has no velocity.
+  """
+
+  def objective(
+    replay: Replay, exp: Experience, keys: Array
+  ) -> tuple[Term, Metrics]:
+    del keys
+    if getattr(replay, 'velocity', None) is None:
+      raise ValueError(
+        'velocity_kl needs a policy that predicts velocities; this one has '
+        'none. Use kl.'
+      )
+    new = replay.velocity('params').astype(jnp.float32)
+    frozen = jax.lax.stop_gradient(replay.velocity(ref).astype(jnp.float32))
+    value = ((new - frozen) ** 2).mean(tuple(range(2, new.ndim)))
+    return _term(value, exp.traj.mask, 'velocity_kl')
+
+  return objective
+
+
+def entropy() -> Objective:
+  """Negative entropy, equation (3): a positive weight keeps the policy random.
+
+  The entropy of a Gaussian step depends on its deviation alone, so where the
+  deviation is not learned this term has no gradient.
+
+  Returns:
+    Objective with value -H and mask [b k], in nats, and metric `entropy`, +H.
+  """
+
+  def objective(
+    replay: Replay, exp: Experience, keys: Array
+  ) -> tuple[Term, Metrics]:
+    del keys
+    term, metrics = _term(
+      replay.dist('params').entropy(), exp.traj.mask, 'entropy'
+    )
+    return term.replace(value=-term.value), metrics
+
+  return objective

@@ -1,0 +1,295 @@
+"""Policy gradients against hand-worked tables and closed-form gradients."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import objectives
+from gen_rl.types import Experience, Replay, RewardOut, Trajectory
+
+
+class Choice(NamedTuple):
+  logits: jax.Array  # [b k v]
+
+
+class Normal(NamedTuple):
+  mean: jax.Array  # [b k ...]
+  std: jax.Array  # [b k]
+
+
+def experience(adv, mask, log_prob=None, actions=None, times=None):
+  mask = jnp.asarray(mask, jnp.float32)
+  b, k = mask.shape
+  zeros = jnp.zeros((b, k))
+  traj = Trajectory(
+    cond=(),
+    states=(),
+    actions=zeros if actions is None else actions,
+    times=jnp.zeros((b, k, 2)) if times is None else times,
+    noise=zeros,
+    log_prob=zeros if log_prob is None else jnp.asarray(log_prob),
+    mask=mask,
+    sample=zeros,
+    group=jnp.zeros(b, jnp.int32),
+  )
+  rewards = RewardOut(
+    score=jnp.zeros(b), parts={}, valid=jnp.ones(b, dtype=bool)
+  )
+  adv = jnp.asarray(adv, jnp.float32)
+  return Experience(traj=traj, adv=adv, weight=jnp.ones(b), rewards=rewards)
+
+
+def replaying(log_prob=None, **dists):
+  return Replay(
+    dist=lambda which: dists[which],
+    log_prob=lambda which: {'params': log_prob}[which],
+    nll=None,
+  )
+
+
+def total(objective, replay, exp):
+  term, _ = objective(replay, exp, None)
+  return (term.value * term.mask).sum()
+
+
+# --- plain ratio
+
+# ratio, advantage, clip low .2, high .5 -> loss, d loss / d log-prob
+TABLE = [
+  # inside: -A r, and the same gradient
+  (1.0, 2.0, -2.0, -2.0),
+  (1.4, 2.0, -2.8, -2.8),
+  (0.9, -3.0, 2.7, 2.7),
+  # above, A > 0: clipped at 1.5, no gradient
+  (2.0, 2.0, -3.0, 0.0),
+  # above, A < 0: not clipped, pulled back
+  (2.0, -3.0, 6.0, 6.0),
+  # below, A < 0: clipped at .8, no gradient
+  (0.5, -3.0, 2.4, 0.0),
+  # below, A > 0: not clipped
+  (0.5, 2.0, -1.0, -1.0),
+]
+
+
+def test_clipped_pg_table():
+  ratio, adv, loss, slope = (
+    jnp.array(x, jnp.float32)[:, None] for x in zip(*TABLE, strict=True)
+  )
+  exp = experience(adv, jnp.ones_like(adv), log_prob=jnp.full_like(adv, -3.0))
+  objective = objectives.clipped_pg(0.2, 0.5, on_policy=False)
+  new = jnp.log(ratio) - 3.0
+  term, metrics = objective(replaying(new), exp, None)
+  np.testing.assert_allclose(term.value, loss, rtol=1e-5)
+  grad = jax.grad(lambda x: total(objective, replaying(x), exp))(new)
+  np.testing.assert_allclose(grad, slope, rtol=1e-5)
+  np.testing.assert_allclose(metrics['ratio'], ratio, rtol=1e-5)
+  np.testing.assert_array_equal(
+    metrics['clip_fraction'][:, 0], [0, 0, 0, 1, 1, 1, 1]
+  )
+  # k3 by hand: r - 1 - log r, at r = 2: 1 - .693147, at .5: -.5 + .693147
+  np.testing.assert_allclose(
+    metrics['approx_kl'][np.array([0, 3, 5]), 0],
+    [0.0, 0.306853, 0.193147],
+    atol=1e-5,
+  )
+  np.testing.assert_allclose(
+    metrics['log_ratio_abs_max'], np.abs(np.log(ratio)), atol=1e-6
+  )
+
+
+def test_on_policy_ratio_is_one_and_gradient_is_reinforce():
+  key = jax.random.key(0)
+  theta = jax.random.normal(key, (3,))
+  features = jax.random.normal(jax.random.key(1), (4, 5, 3))
+  adv = jnp.array([[1.0], [-2.0], [0.5], [0.0]])
+  exp = experience(adv, jnp.ones((4, 5)), log_prob=jnp.full((4, 5), 9.0))
+
+  def log_prob(theta):
+    return -jnp.square(features @ theta)
+
+  def loss(objective):
+    return lambda t: total(objective, replaying(log_prob(t)), exp)
+
+  on_policy = objectives.clipped_pg(1e-4, on_policy=True)
+  term, metrics = on_policy(replaying(log_prob(theta)), exp, None)
+  np.testing.assert_array_equal(metrics['ratio'], 1)
+  np.testing.assert_array_equal(metrics['approx_kl'], 0)
+  np.testing.assert_array_equal(metrics['clip_fraction'], 0)
+  np.testing.assert_array_equal(term.value, jnp.broadcast_to(-adv, (4, 5)))
+  # d/dtheta of sum A (f theta)^2 = 2 sum A (f theta) f
+  by_hand = 2 * np.einsum(
+    'bo,bk,bkd->d', adv, np.asarray(features @ theta), features
+  )
+  grad = jax.grad(loss(on_policy))(theta)
+  np.testing.assert_allclose(grad, by_hand, rtol=1e-5)
+  reinforce = jax.grad(loss(objectives.reinforce()))(theta)
+  np.testing.assert_allclose(grad, reinforce, rtol=1e-6)
+
+
+def test_step_wise_advantage():
+  adv = jnp.array([[1.0, -1.0, 2.0]])
+  exp = experience(adv, jnp.ones((1, 3)))
+  objective = objectives.clipped_pg()
+  grad = jax.grad(lambda x: total(objective, replaying(x), exp))(
+    jnp.zeros((1, 3))
+  )
+  np.testing.assert_allclose(grad, -adv)
+
+
+@pytest.mark.parametrize('on_policy', [True, False])
+def test_masked_decisions_have_no_value_and_no_gradient(on_policy):
+  mask = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+  new = jnp.array([[0.1, jnp.nan], [jnp.inf, -jnp.inf]])
+  exp = experience([[1.0], [2.0]], mask, log_prob=jnp.full((2, 2), jnp.nan))
+  exp = exp.replace(
+    traj=exp.traj.replace(log_prob=jnp.where(mask > 0, 0.1, jnp.nan))
+  )
+  for objective in (
+    objectives.clipped_pg(on_policy=on_policy),
+    objectives.reinforce(),
+  ):
+    value, grad = jax.value_and_grad(
+      lambda x, o=objective: total(o, replaying(x), exp)
+    )(new)
+    assert np.isfinite(value)
+    np.testing.assert_array_equal(grad, [[-1, 0], [0, 0]])
+    _, metrics = objective(replaying(new), exp, None)
+    for metric in metrics.values():
+      assert np.isfinite(metric).all()
+      np.testing.assert_array_equal(jnp.where(mask > 0, 0, metric), 0)
+
+
+def test_extreme_log_ratio_stays_finite():
+  exp = experience([[-1.0]], [[1.0]], log_prob=[[0.0]])
+  objective = objectives.clipped_pg(on_policy=False)
+  value, grad = jax.value_and_grad(
+    lambda x: total(objective, replaying(x), exp)
+  )(jnp.array([[500.0]]))
+  assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+# --- GRPO-Guard
+
+
+def guard_case(seed=0, b=3, k=2, shape=(2, 2, 5)):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  old = jax.random.normal(keys[0], (b, k, *shape))
+  new = old + 0.1 * jax.random.normal(keys[1], old.shape)
+  std = jax.random.uniform(keys[2], (b, k), minval=0.1, maxval=1.0)
+  noise = jax.random.normal(keys[3], old.shape)
+  actions = old + std[:, :, None, None, None] * noise
+  t = jnp.linspace(1.0, 0.0, k + 1) ** 2
+  times = jnp.broadcast_to(jnp.stack([t[:-1], t[1:]], -1), (b, k, 2))
+  return old, new, std, noise, actions, times
+
+
+def mean_log_prob(actions, mean, std):
+  """Mean of scipy's normal log density over the event."""
+  density = jax.scipy.stats.norm.logpdf(
+    actions, mean, std[:, :, None, None, None]
+  )
+  return np.asarray(density, np.float64).mean((2, 3, 4))
+
+
+def test_guard_equals_the_published_formula():
+  """exp((l - l' + mean(d^2) / (2 s^2)) s), the loss over -dt."""
+  old, new, std, noise, actions, times = guard_case()
+  adv = jnp.array([[1.0], [-1.0], [0.5]])
+  exp = experience(adv, jnp.ones(std.shape), actions=actions, times=times)
+  objective = objectives.clipped_pg(10.0, ratio='guard', on_policy=False)
+  replay = replaying(params=Normal(new, std), old=Normal(old, std))
+  term, metrics = objective(replay, exp, None)
+  bias = np.asarray((new - old) ** 2).mean((2, 3, 4)) / (2 * std**2)
+  diff = mean_log_prob(actions, new, std) - mean_log_prob(actions, old, std)
+  ratio = np.exp((diff + bias) * std)
+  np.testing.assert_allclose(metrics['ratio'], ratio, rtol=1e-4)
+  length = np.asarray(times[..., 0] - times[..., 1])
+  np.testing.assert_allclose(term.value, -adv * ratio / length, rtol=1e-4)
+  # and the short form
+  short = (noise * (new - old)).mean((2, 3, 4))
+  np.testing.assert_allclose(np.log(metrics['ratio']), short, atol=1e-5)
+
+
+def test_guard_removes_the_bias_and_the_noise_level():
+  """Over actions of the old policy: mean 0, variance mean(d^2) / D, any s."""
+  n, d = 4096, 64
+  shift = 0.3
+  for std in (0.05, 0.8):
+    noise = jax.random.normal(jax.random.key(3), (n, 1, d))
+    old = Normal(jnp.zeros((n, 1, d)), jnp.full((n, 1), std))
+    new = old._replace(mean=jnp.full((n, 1, d), shift))
+    times = jnp.broadcast_to(jnp.array([0.5, 0.25]), (n, 1, 2))
+    exp = experience(
+      jnp.ones((n, 1)), jnp.ones((n, 1)), actions=std * noise, times=times
+    )
+    objective = objectives.clipped_pg(1.0, ratio='guard', on_policy=False)
+    _, metrics = objective(replaying(params=new, old=old), exp, None)
+    log_ratio = np.log(metrics['ratio'])
+    sd = shift / d**0.5
+    assert abs(log_ratio.mean()) < 4 * sd / n**0.5
+    np.testing.assert_allclose(log_ratio.std(), sd, rtol=0.05)
+
+
+def test_guard_is_exactly_one_before_the_first_update():
+  old, _, std, _, actions, times = guard_case()
+  exp = experience(
+    jnp.ones((3, 1)), jnp.ones(std.shape), actions=actions, times=times
+  )
+  dist = Normal(old, std)
+  for on_policy, replay in (
+    (True, replaying(params=dist)),
+    (False, replaying(params=dist, old=dist)),
+  ):
+    objective = objectives.clipped_pg(ratio='guard', on_policy=on_policy)
+    _, metrics = objective(replay, exp, None)
+    np.testing.assert_array_equal(metrics['ratio'], 1)
+    np.testing.assert_array_equal(metrics['approx_kl'], 0)
+
+
+def test_guard_gradient_on_policy():
+  """d/dm of -A mean(z d) / -dt = -A z / (D (t - t_next))."""
+  old, _, std, noise, actions, times = guard_case()
+  adv = jnp.array([[1.0], [-1.0], [0.5]])
+  exp = experience(adv, jnp.ones(std.shape), actions=actions, times=times)
+  objective = objectives.clipped_pg(ratio='guard', on_policy=True)
+  grad = jax.grad(
+    lambda m: total(objective, replaying(params=Normal(m, std)), exp)
+  )(old)
+  length = (times[..., 0] - times[..., 1])[:, :, None, None, None]
+  expected = -adv[:, :, None, None, None] * noise / (20 * length)
+  np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_guard_noise_free_and_masked_steps():
+  old, new, std, _, actions, times = guard_case()
+  std = std.at[0, 1].set(0.0)
+  mask = jnp.ones(std.shape).at[0, 1].set(0.0).at[2, 0].set(0.0)
+  times = times.at[2, 0].set(0.5)  # no length
+  exp = experience(jnp.ones((3, 1)), mask, actions=actions, times=times)
+  objective = objectives.clipped_pg(1.0, ratio='guard', on_policy=False)
+
+  def loss(mean):
+    replay = replaying(params=Normal(mean, std), old=Normal(old, std))
+    return total(objective, replay, exp)
+
+  value, grad = jax.value_and_grad(loss)(new)
+  assert np.isfinite(value) and np.isfinite(grad).all()
+  live = np.abs(grad).sum((2, 3, 4)) > 0
+  np.testing.assert_array_equal(live, mask > 0)
+
+
+def test_guard_needs_gaussians():
+  exp = experience(jnp.ones((1, 1)), jnp.ones((1, 1)))
+  objective = objectives.clipped_pg(ratio='guard')
+  with pytest.raises(ValueError, match="Use ratio='plain'"):
+    objective(replaying(params=Choice(jnp.zeros((1, 1, 4)))), exp, None)
+
+
+def test_errors_name_the_choices():
+  with pytest.raises(ValueError, match="'plain' or 'guard'"):
+    objectives.clipped_pg(ratio='sequence')
+  with pytest.raises(ValueError, match='positive'):
+    objectives.clipped_pg(0.0)

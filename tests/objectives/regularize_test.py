@@ -1,0 +1,179 @@
+"""Regularizers against closed forms worked in the test."""
+
+from typing import NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import objectives
+from gen_rl.types import Experience, RewardOut, Trajectory
+
+
+class Bernoulli(struct.PyTreeNode):
+  """Two-way choice with P(1) = sigmoid(logit), [b k]."""
+
+  logit: jax.Array
+
+  def kl(self, other):
+    p, q = jax.nn.sigmoid(self.logit), jax.nn.sigmoid(other.logit)
+    return p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q))
+
+  def entropy(self):
+    p = jax.nn.sigmoid(self.logit)
+    return -p * jnp.log(p) - (1 - p) * jnp.log(1 - p)
+
+
+class Unit(struct.PyTreeNode):
+  """Normal step of deviation `std`, averaged over the event."""
+
+  mean: jax.Array  # [b k d]
+  std: jax.Array  # [b k]
+
+  def kl(self, other):
+    d = ((self.mean - other.mean) ** 2).mean(-1)
+    return d / (2 * self.std**2)
+
+
+class Answers(NamedTuple):
+  dist: object = None
+  velocity: object = None
+
+
+def answers(**dists):
+  return Answers(dist=dists.__getitem__)
+
+
+def experience(mask, times=None):
+  mask = jnp.asarray(mask, jnp.float32)
+  b, k = mask.shape
+  zeros = jnp.zeros((b, k))
+  traj = Trajectory(
+    cond=(),
+    states=(),
+    actions=zeros,
+    times=jnp.zeros((b, k, 2)) if times is None else jnp.asarray(times),
+    noise=zeros,
+    log_prob=zeros,
+    mask=mask,
+    sample=zeros,
+    group=jnp.zeros(b, jnp.int32),
+  )
+  rewards = RewardOut(
+    score=jnp.zeros(b), parts={}, valid=jnp.ones(b, dtype=bool)
+  )
+  return Experience(
+    traj=traj, adv=jnp.zeros((b, 1)), weight=jnp.ones(b), rewards=rewards
+  )
+
+
+def logit(p):
+  return jnp.log(jnp.array([[p / (1 - p)]], jnp.float32))
+
+
+def test_kl_directions_table():
+  # P 1/2, Q 1/4: forward .5 ln 2 + .5 ln(2/3) = .143841
+  # reverse .25 ln .5 + .75 ln 1.5 = .130812
+  replay = answers(params=Bernoulli(logit(0.5)), ref=Bernoulli(logit(0.25)))
+  exp = experience([[1.0]])
+  term, metrics = objectives.kl()(replay, exp, None)
+  np.testing.assert_allclose(term.value, [[0.143841]], atol=1e-6)
+  np.testing.assert_allclose(metrics['kl'], [[0.143841]], atol=1e-6)
+  term, _ = objectives.kl(direction='reverse')(replay, exp, None)
+  np.testing.assert_allclose(term.value, [[0.130812]], atol=1e-6)
+
+
+def test_kl_scale_dt_is_flow_grpos():
+  """mean(d^2) / (2 c^2) with the step's deviation c sqrt(t - t_next)."""
+  coefficient = np.array([[0.7, 1.9]])
+  t, t_next = np.array([[0.9, 0.5]]), np.array([[0.5, 0.4]])
+  std = jnp.asarray(coefficient * np.sqrt(t - t_next))
+  mean = jnp.array([[[1.0, 3.0], [2.0, 2.0]]])
+  replay = answers(params=Unit(mean, std), ref=Unit(jnp.zeros_like(mean), std))
+  exp = experience(jnp.ones((1, 2)), np.stack([t, t_next], -1))
+  term, _ = objectives.kl(scale='dt')(replay, exp, None)
+  published = np.array([[5.0, 4.0]]) / (2 * coefficient**2)
+  np.testing.assert_allclose(term.value, published, rtol=1e-5)
+  exact, _ = objectives.kl()(replay, exp, None)
+  np.testing.assert_allclose(term.value, exact.value * (t - t_next), rtol=1e-5)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'reverse'])
+def test_kl_of_self_is_zero_and_flat(direction):
+  x = jax.random.normal(jax.random.key(0), (3, 4))
+  exp = experience(jnp.ones((3, 4)))
+
+  def loss(x, frozen):
+    replay = answers(params=Bernoulli(x), ema=Bernoulli(frozen))
+    term, _ = objectives.kl('ema', direction)(replay, exp, None)
+    return term.value.sum()
+
+  assert loss(x, x) == 0
+  np.testing.assert_allclose(jax.grad(loss)(x, x), 0, atol=1e-6)
+  # and downhill is towards the reference
+  assert (jax.grad(loss)(x + 1, x) > 0).all()
+
+
+def test_kl_reference_has_no_gradient_and_masked_rows_none():
+  mask = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+  exp = experience(mask)
+  a = jnp.array([[0.3, 0.2], [0.1, 0.0]])
+
+  def loss(p, q):
+    replay = answers(params=Bernoulli(p), ref=Bernoulli(q))
+    term, _ = objectives.kl()(replay, exp, None)
+    return term.value.sum()
+
+  g_params, g_ref = jax.grad(loss, (0, 1))(a, a - 1)
+  np.testing.assert_array_equal(g_ref, 0)
+  np.testing.assert_array_equal(g_params != 0, mask > 0)
+
+
+def test_velocity_kl():
+  # differences 1 3 and 0 2: means of squares 5 and 2; slopes 2 d / D
+  v = jnp.array([[[1.0, 3.0], [4.0, 4.0], [9.0, 9.0]]])
+  ref = jnp.array([[[0.0, 0.0], [4.0, 2.0], [0.0, 0.0]]])
+  exp = experience([[1.0, 1.0, 0.0]])
+
+  def term(v, ref):
+    velocity = dict(params=v, ref=ref).__getitem__
+    return objectives.velocity_kl()(Answers(velocity=velocity), exp, None)
+
+  out, metrics = term(v, ref)
+  np.testing.assert_allclose(out.value, [[5, 2, 0]])
+  np.testing.assert_allclose(metrics['velocity_kl'], [[5, 2, 0]])
+  grad, grad_ref = jax.grad(lambda *x: term(*x)[0].value.sum(), (0, 1))(v, ref)
+  np.testing.assert_allclose(grad, [[[1, 3], [0, 2], [0, 0]]])
+  np.testing.assert_array_equal(grad_ref, 0)
+  assert term(v, v)[0].value.sum() == 0
+  with pytest.raises(ValueError, match='Use kl'):
+    objectives.velocity_kl()(answers(), exp, None)
+
+
+def test_entropy_sign():
+  x = jnp.array([[0.0, 2.0, -1.0]])
+  exp = experience([[1.0, 1.0, 0.0]])
+
+  def loss(x):
+    term, metrics = objectives.entropy()(
+      answers(params=Bernoulli(x)), exp, None
+    )
+    return term.value.sum(), metrics
+
+  (_, metrics), grad = jax.value_and_grad(loss, has_aux=True)(x)
+  # H(1/2) = ln 2; H(sigmoid(2)) = .365335
+  np.testing.assert_allclose(
+    metrics['entropy'], [[np.log(2), 0.365335, 0]], atol=1e-5
+  )
+  # dH/dx = -x p (1 - p): descent on -H pulls a logit of 2 towards 0
+  p = 1 / (1 + np.exp(-2.0))
+  np.testing.assert_allclose(grad, [[0, 2 * p * (1 - p), 0]], atol=1e-6)
+
+
+def test_errors_name_the_choices():
+  with pytest.raises(ValueError, match="'forward' or 'reverse'"):
+    objectives.kl(direction='both')
+  with pytest.raises(ValueError, match="'exact' or 'dt'"):
+    objectives.kl(scale='flow')
