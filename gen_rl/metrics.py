@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, the terminal.
+"""Where numbers go: metrics.jsonl and TensorBoard.
 
 `metrics.jsonl` is the record for programs. One JSON object a line:
 
@@ -32,13 +32,8 @@ import json
 import math
 import os
 import pathlib
-import platform
 import queue
-import resource
 import shutil
-import statistics
-import subprocess
-import sys
 import threading
 import time
 
@@ -116,8 +111,7 @@ def repair(path, resume_step: int | None = None) -> list[dict]:
   keep = [
     (raw, line)
     for raw, line in lines
-    if line is not None
-    and (resume_step is None or line['step'] <= resume_step)
+    if line is not None and (resume_step is None or line['step'] <= resume_step)
   ]
   if len(keep) < len(lines):
     part = f'{os.fspath(path)}.part'
@@ -216,9 +210,7 @@ class Writer:
     """
     if not self._primary:
       return
-    values = {
-      k: scalar(k, v) for k, v in jax.device_get(dict(scalars)).items()
-    }
+    values = {k: scalar(k, v) for k, v in jax.device_get(dict(scalars)).items()}
     if bad := [k for k in values if k in RESERVED]:
       raise ValueError(f'metric names {bad} are reserved.')
     if step == self._resume_step:
@@ -313,8 +305,10 @@ def _serve(logdir, resume_step, jobs: queue.Queue):
       failed = True
       logging.warning(
         'TensorBoard files are no longer written (%s: %s); %s is.',
-        type(e).__name__, e, FILE,
-      )  # fmt: skip
+        type(e).__name__,
+        e,
+        FILE,
+      )
     finally:
       jobs.task_done()
     if job is None:
@@ -351,189 +345,3 @@ def _forget_after(logdir, step):
     # Twice: TensorBoard takes the first start it sees for the run's beginning.
     for event in (version, start, start):
       f.write(event.SerializeToString())
-
-
-class Stopwatch:
-  """Seconds per stage.
-
-  with watch.stage('step'):
-    state, metrics = jax.block_until_ready(train_step(state, batch, key))
-
-  jax returns before it has computed: without the block a stage measures only
-  how long it took to ask.
-  """
-
-  def __init__(self, clock: Callable[[], float] = time.perf_counter):
-    self._clock = clock
-    self._seconds = {}
-
-  @contextlib.contextmanager
-  def stage(self, name: str):
-    """Adds the seconds of the block to stage `name`; stages may nest."""
-    start = self._clock()
-    yield
-    self._seconds.setdefault(name, []).append(self._clock() - start)
-
-  def summary(self, samples_per_step: int | None = None) -> dict[str, float]:
-    """Medians since the last call, and a clean slate.
-
-    Args:
-      samples_per_step: samples one "step" stage makes.
-
-    Returns:
-      {"seconds/<stage>": median seconds}, and "speed/samples_per_second" =
-      samples_per_step / median seconds of the stage "step".
-    """
-    out = {f'seconds/{k}': statistics.median(v) for k, v in
-           self._seconds.items()}  # fmt: skip
-    if samples_per_step and out.get('seconds/step'):
-      out['speed/samples_per_second'] = samples_per_step / out['seconds/step']
-    self._seconds = {}
-    return out
-
-
-def progress_line(
-  step: int,
-  total: int,
-  seconds_per_step: float | None,
-  samples_per_second: float | None = None,
-  reward: float | None = None,
-) -> str:
-  """'step 12/150   reward 0.71   48.0 samples/s   2.00 s/step   4:36 left'."""
-  parts = [f'step {step:>{len(str(total))}}/{total}']
-  if reward is not None:
-    parts.append(f'reward {reward:.3f}')
-  if samples_per_second is not None:
-    parts.append(f'{samples_per_second:.1f} samples/s')
-  if seconds_per_step is not None:
-    parts.append(f'{seconds_per_step:.2f} s/step')
-    left = format_seconds((total - step) * seconds_per_step)
-    parts.append(f'{left} left')
-  return '   '.join(parts)
-
-
-def format_seconds(seconds: float) -> str:
-  """59.6 -> '1:00'; 3725 -> '1:02:05'."""
-  minutes, s = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02d}:{s:02d}' if hours else f'{minutes}:{s:02d}'
-
-
-class Progress:
-  """One line that rewrites itself on a terminal, a plain line now and then
-  elsewhere (the first update, then every `every` seconds, and the last)."""
-
-  def __init__(
-    self,
-    total: int,
-    start: int = 0,
-    every: float = 10.0,
-    stream=None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    """Args: total updates, updates already done, seconds between lines."""
-    self._total, self._every, self._clock = total, every, clock
-    self._stream = sys.stderr if stream is None else stream
-    self._live = self._stream.isatty()
-    self._step, self._then = start, clock()
-    self._seconds = []  # of the latest updates
-    self._printed = -math.inf
-    self._open_line = False
-
-  def update(
-    self,
-    step: int,
-    reward: float | None = None,
-    samples_per_step: int | None = None,
-  ) -> None:
-    """Call after every update; cheap.
-
-    Args:
-      step: updates done.
-      reward: mean reward to show.
-      samples_per_step: to show samples/s.
-    """
-    now = self._clock()
-    if step > self._step:
-      self._seconds.append((now - self._then) / (step - self._step))
-      self._seconds = self._seconds[-20:]
-    self._step, self._then = step, now
-    if not self._live and step < self._total:
-      if now - self._printed < self._every:
-        return
-    self._printed = now
-    seconds = statistics.median(self._seconds) if self._seconds else None
-    rate = samples_per_step / seconds if samples_per_step and seconds else None
-    line = progress_line(step, self._total, seconds, rate, reward)
-    if self._live:
-      width = shutil.get_terminal_size().columns - 1
-      self._stream.write('\r\x1b[K' + line[:width])
-      self._open_line = True
-    else:
-      self._stream.write(line + '\n')
-    self._stream.flush()
-
-  def pause(self) -> None:
-    """Call after work that is no update (evaluation): its time is left out."""
-    self._then = self._clock()
-
-  def close(self) -> None:
-    """Ends the line, so that what is printed next starts on its own."""
-    if self._open_line:
-      self._stream.write('\n')
-      self._stream.flush()
-      self._open_line = False
-
-
-def peak_rss_bytes() -> int:
-  """The most memory this process has held at once, in bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == 'darwin' else peak * 1024
-
-
-def git_commit() -> str | None:
-  """Commit of the checkout the package runs from ("-dirty" with changes).
-
-  None for an installed package, or without git. A repository that merely
-  surrounds the package (a virtual environment inside one) does not count.
-  """
-  folder = os.path.dirname(os.path.abspath(__file__))
-  name = os.path.basename(__file__)
-
-  def git(*args):
-    return subprocess.run(
-      ('git', '-C', folder, *args),
-      check=True,
-      capture_output=True,
-      text=True,
-      timeout=10,
-    ).stdout.strip()
-
-  try:
-    git('ls-files', '--error-unmatch', name)
-    dirty = git('status', '--porcelain', '--untracked-files=no')
-    return git('rev-parse', 'HEAD') + ('-dirty' if dirty else '')
-  except (OSError, subprocess.SubprocessError):
-    return None
-
-
-def environment() -> dict:
-  """What a result depends on besides config and seed; no host or user name.
-
-  Returns:
-    {python, platform, jax, jaxlib, device, devices, processes, cpus,
-    git_commit}; `device` is jax's device kind, `cpus` those this process may
-    use.
-  """
-  affinity = getattr(os, 'sched_getaffinity', None)
-  return dict(
-    python=platform.python_version(),
-    platform=f'{platform.system()} {platform.machine()}',
-    jax=jax.__version__,
-    jaxlib=importlib.import_module('jaxlib').__version__,
-    device=jax.devices()[0].device_kind,
-    devices=jax.device_count(),
-    processes=jax.process_count(),
-    cpus=len(affinity(0)) if affinity else os.cpu_count(),
-    git_commit=git_commit(),
-  )

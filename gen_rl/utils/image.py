@@ -174,18 +174,22 @@ def before_after(
   scale = scale or _scale(before.shape[2])
   tiles = upscale(np.stack([before, after]), scale)
   cells = [
-    [_framed(tiles[j][i], None if correct is None else correct[j][i])
-     for j in range(2)]
+    [
+      _framed(tiles[j][i], None if correct is None else correct[j][i])
+      for j in range(2)
+    ]
     for i in range(n)
-  ]  # fmt: skip
+  ]
   texts = [
     (
-      [(t + ('' if rewards is None else f'  {_number(rewards[j][i])}'), INK)
-       for j, t in enumerate(titles)],
+      [
+        (t + ('' if rewards is None else f'  {_number(rewards[j][i])}'), INK)
+        for j, t in enumerate(titles)
+      ],
       caption,
     )
     for i, caption in enumerate(captions or [''] * n)
-  ]  # fmt: skip
+  ]
   return _sheet(cells, texts, min(columns or 4, n), captions is not None)
 
 
@@ -194,7 +198,10 @@ def wrap(text: str, width: int, lines: int, size: int = FONT_SIZE) -> list[str]:
 
   Words longer than a line are cut; what does not fit ends in an ellipsis.
   """
-  fits = lambda s: _font(size).getlength(s) <= width
+
+  def fits(s):
+    return _font(size).getlength(s) <= width
+
   out, rest = [], ' '.join(str(text).split())
   while rest and len(out) < lines:
     last = len(out) == lines - 1
