@@ -1,0 +1,109 @@
+"""Every field a run has, with its unit. All other configs are deltas on this.
+
+Named sub-dicts hold `name=...` plus keywords of the function of that name;
+the function's signature is the schema. A field set to a dict without `name`
+changes the keywords only.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Defaults. `arg` is what follows the colon of --config; unused here."""
+  del arg
+  c = config_dict.ConfigDict()
+  c.name = 'base'  # of the run: file name of the config, with its variant
+  c.seed = 0  # of everything random
+  c.steps = 100  # rollouts
+  # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
+  # else the path of a safetensors file.
+  c.init = ''
+  c.trainable = ''  # regular expression on parameter names; "" trains all
+
+  c.tokenizer = dict(name='shapes_words')  # a function of data.tokenizers
+  c.data = config_dict.create(
+    # a function of data.prompts: shapes, txt, metadata_jsonl, tfds
+    prompts=dict(name='shapes', split='rl'),
+    prompts_per_step=12,  # P, different prompts per rollout
+    group_size=8,  # G, samples per prompt
+    balance=True,  # every task equally often, where prompts have tasks
+    length=16,  # prompt length, tokens
+  )
+  # A function of models; vocab and length are bound.
+  c.model = dict(name='unet', channels=(32, 64, 128))
+  # A function of policies; net is bound.
+  c.policy = dict(
+    name='denoising',
+    steps=8,  # denoising steps of a rollout
+    shift=3.0,  # time shift of the grid: > 1 spends more steps near the noise
+    transition=dict(name='cps'),  # a function of diffusion.transitions
+    noise=0.8,  # noise level of trained steps
+    window=0,  # trained steps; 0: all but the last, which is noise-free
+    window_low=0,  # first step a window may hold
+    window_high=0,  # one past the last; 0: all but the last
+    window_start=dict(name='fixed_window'),  # or random_, progressive_window
+    guidance_scale=1.0,  # classifier-free guidance; 1 is off
+    event='mean',  # log-probs average or sum over a latent's dimensions
+    unit_log_prob=False,  # Flow-CPS's log-prob without 1 / (2 std^2)
+    time_mean=0.0,  # logit-normal training times of the matching loss
+    time_std=1.0,
+    null_prob=0.0,  # share of rows that lose their prompt in it
+  )
+  # "policy" samples; else a function of data.pictures gives the samples.
+  c.rollout = dict(name='policy')
+  c.rewards = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  c.advantage = dict(name='grpo', std='global')  # a function of advantages
+  c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+
+  c.optimizer = dict(
+    name='adamw',
+    lr=1e-4,
+    b1=0.9,
+    b2=0.99,
+    weight_decay=0.0,
+    grad_clip=1.0,  # largest global norm of a gradient
+    warmup=5,  # updates
+    decay='constant',  # or cosine, linear: to 0 at the last step
+  )
+  c.updates = 1  # optimizer steps (minibatches) per pass over a rollout
+  c.epochs = 1  # passes over a rollout
+  c.microbatches = 1  # gradient accumulation within an optimizer step
+  c.ema = 0.9  # decay of the averaged parameters per optimizer step; 0: none
+  c.stop_after_skipped = 10  # non-finite updates in a row that end the run
+
+  c.eval = config_dict.create(
+    every=25,  # steps
+    prompts=dict(split='heldout'),  # changes to data.prompts
+    num_prompts=70,
+    samples=4,  # per prompt
+    steps=8,  # denoising steps, deterministic
+    seed=1234,  # of the initial noise
+    gold=dict(oracle=dict(name='shapes_strict')),  # the verdict
+    shown=14,  # prompts in grids
+  )
+  c.log = config_dict.create(every=1, tensorboard=True)
+  c.checkpoint = config_dict.create(every=50, keep=2)
+  c.export = ''  # name of a safetensors file to write at the end, or none
+  return c
+
+
+def make_tiny(c: ml_collections.ConfigDict) -> None:
+  """Shrinks a config to two quick steps that still use all of its parts."""
+  c.steps = 2
+  c.init = ''
+  c.model.update(channels=(8, 16), blocks=(1, 1), attention=(False, True))
+  c.model.update(text_width=16, text_layers=1, emb_width=16)
+  c.data.prompts_per_step = 4
+  c.data.group_size = min(c.data.group_size, 2)
+  c.policy.steps = 4
+  c.eval.update(every=1, num_prompts=7, samples=2, steps=2, shown=4)
+  c.log.tensorboard = False
+  c.checkpoint.every = 1
+
+
+def unknown_variant(arg: str, known: tuple[str, ...]) -> None:
+  """Raises the error for a variant that does not exist."""
+  raise ValueError(
+    f'unknown variant {arg!r} of this config; it has {", ".join(known)}'
+  )

@@ -1,0 +1,43 @@
+"""Pretrain the ShapesWorld base: flow matching on rendered pictures.
+
+Rectified flow, logit-normal times with shift 3 (arXiv 2403.03206). Like web
+captions, a share of the captions is wrong in one attribute, count or
+relation; that is what leaves RL something to do.
+
+  python -m gen_rl.main --config=configs/pretrain_shapes.py
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Variants: "" or "tiny" (two steps, for tests)."""
+  c = base.get_config()
+  c.name = 'pretrain_shapes'
+  c.steps = 12000
+  c.data.prompts.split = 'train+rl'
+  c.data.prompts_per_step = 64
+  c.data.group_size = 1
+  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.3)
+  c.objective.fm = dict(name='flow_matching', weight=1.0)
+  c.policy.time_mean = 0.0
+  c.policy.time_std = 1.2
+  c.policy.null_prob = 0.1
+  c.optimizer = config_dict.create(
+    name='adamw', lr=1.5e-3, b1=0.9, b2=0.99, weight_decay=1e-4,
+    grad_clip=1.0, warmup=100, decay='cosine',
+  )  # fmt: skip
+  c.ema = 0.999
+  c.eval.every = 1000
+  c.log.every = 50
+  c.checkpoint.every = 1000
+  c.export = 'shapes_base'
+  if arg == 'tiny':
+    c.name += ':tiny'
+    base.make_tiny(c)
+  elif arg:
+    base.unknown_variant(arg, ('tiny',))
+  return c
