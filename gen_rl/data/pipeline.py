@@ -17,9 +17,9 @@ The prompts of task t at step n are the first c_t of chunk n of
 
   shuffle(prompts of t) -> chunks of ceil(P w_t), remainder dropped -> repeat
 
-with a new permutation each epoch. A chunk lies within one epoch, hence the
-prompts of a step are distinct whenever the source has P of them, and within
-an epoch no prompt comes twice.
+with a new permutation each epoch (so what one epoch leaves out is random). A
+chunk lies within one epoch, hence the prompts of a step are distinct whenever
+the source has P of them, and within an epoch no prompt comes twice.
 
 Permutations sort the raw bits of Philox (Salmon et al. 2011), whose streams
 NumPy keeps between versions. `grain.MapDataset.shuffle` would do the same
@@ -60,7 +60,7 @@ def gather(
     by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
-  texts = [source.texts[i] for i in rows]
+  texts = [str(source.texts[i]) for i in rows]
   batch = {
     'tokens': tokenizer.encode(texts, length, truncate=truncate),
     'prompt_id': source.ids[rows].astype(np.int32),
@@ -143,7 +143,7 @@ def _draw(task: _Task, count: int, seed: int, step: int) -> np.ndarray:
     _permutation(size, seed, task.stream, int(w) // size)[w % size]
     for w in where
   ]
-  return task.members[order]
+  return task.members[np.array(order, np.int64)]
 
 
 def _step_indices(plan: list[_Task], seed: int, step: int) -> np.ndarray:
@@ -307,9 +307,10 @@ def prompt_batches(
     raise ValueError(f'shard index {index} is not in 0..{count - 1}')
   if prompts_per_step % count:
     below = prompts_per_step // count * count
+    fits = f'{below} or {below + count}' if below else f'{count}'
     raise ValueError(
       f'prompts_per_step {prompts_per_step} does not divide over {count}'
-      f' processes; {below or count} or {below + count} would'
+      f' processes; {fits} would'
     )
   weights = _task_weights(source, weights, balance)
   _check_texts(source, tokenizer, length, truncate)

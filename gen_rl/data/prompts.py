@@ -24,7 +24,7 @@ class Prompts:
   """N prompts. Immutable; columns are parallel to `texts`."""
 
   name: str  # for messages and for the fingerprint of unread sources
-  texts: Sequence[str]  # [N]; a tuple where everything is in memory
+  texts: Any  # [N] of str; a tuple where everything is in memory
   ids: np.ndarray  # [N] int32, unique: the prompt_id of each
   info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # [N ...]
   extra: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
@@ -159,7 +159,7 @@ def metadata_jsonl(path: str) -> Prompts:
 _JAX_DTYPES = {'int64': np.int32, 'float64': np.float32}
 
 
-class _Column(Sequence):
+class _Column:
   """A field of every record of a tfds data source, read when asked for."""
 
   def __init__(self, read: Callable[[int], Any], size: int, field: str):
@@ -228,7 +228,7 @@ def tfds(
   where = f'tfds dataset {name!r}'
   fields = [text_field, *info_fields, *([media_field] if media_field else [])]
 
-  def data_source(decoders=None):
+  def data_source(decoders=None) -> Any:
     return tensorflow_datasets.data_source(
       name,
       split=split,

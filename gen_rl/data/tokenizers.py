@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 PAD, UNK = '<pad>', '<unk>'
 
@@ -92,8 +92,6 @@ def word_level(words: Sequence[str]) -> Tokenizer:
       pre_tokenizers.Punctuation('isolated'),
     ]
   )
-  # Word-level ids decode to words joined by one space.
-  model.decoder = decoders.Fuse()
   for word in words:
     text = model.normalizer.normalize_str(word)
     pieces = [p for p, _ in model.pre_tokenizer.pre_tokenize_str(text)]
