@@ -21,6 +21,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from gen_rl.worlds import grammar
+
 PAD, UNK = '<pad>', '<unk>'
 
 
@@ -122,6 +124,11 @@ def word_level(words: Sequence[str]) -> Tokenizer:
     return count
 
   return Tokenizer(encode, decode, unknown, len(vocab), 0, 1, model)
+
+
+def shapes_words() -> Tokenizer:
+  """The words of the ShapesWorld grammar."""
+  return word_level(grammar.WORDS)
 
 
 def to_transformers(tokenizer: Tokenizer):

@@ -66,7 +66,7 @@ def test_vocabularies_that_cannot_work(words, message):
 
 
 def test_the_grammar_is_covered_and_decodes():
-  tokenizer = tokenizers.word_level(grammar.WORDS)
+  tokenizer = tokenizers.shapes_words()
   texts = _sentences()
   assert not tokenizer.unknown(texts)
   ids = tokenizer.encode(texts, grammar.MAX_WORDS)
