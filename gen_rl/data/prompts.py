@@ -1,0 +1,301 @@
+"""Where prompts come from: files, tensorflow-datasets, the ShapesWorld grammar.
+
+Every public function gives a `Prompts`: a fixed, indexable list of texts with
+numeric columns (`info`, these go on the device), Python columns (`extra`,
+these stay on the host, for rewards scored there) and a task label per prompt
+where the source has one. Nothing is shuffled here; see `pipeline`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from gen_rl.worlds import grammar
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """N prompts. Immutable; columns are parallel to `texts`."""
+
+  name: str  # for messages and for the fingerprint of unread sources
+  texts: Any  # [N] of str; a tuple where everything is in memory
+  ids: np.ndarray  # [N] int32, unique: the prompt_id of each
+  info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # [N ...]
+  extra: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
+  tasks: Sequence[str] = ()  # [N] task labels, or empty
+  media: Any = None  # [N h w c] float32 in [0, 1], or None
+
+  def __len__(self) -> int:
+    return len(self.texts)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    """Record {"text": str, "prompt_id": int, "info": {...}}.
+
+    `info` has the numeric columns as numpy arrays and the Python ones as they
+    were read.
+    """
+    columns = {**self.info, **self.extra}
+    return {
+      'text': self.texts[i],
+      'prompt_id': int(self.ids[i]),
+      'info': {name: column[i] for name, column in columns.items()},
+    }
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (self[i] for i in range(len(self)))
+
+  def by_id(self, prompt_id: int) -> dict[str, Any]:
+    """The record of a prompt id, for rewards scored on the host."""
+    return self[self._index_of[int(prompt_id)]]
+
+  @functools.cached_property
+  def _index_of(self) -> dict[int, int]:
+    return {int(p): i for i, p in enumerate(self.ids)}
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Changes when a prompt, its order or its numeric info changes.
+
+    A source that is not in memory is identified by its name and size.
+    """
+    digest = hashlib.sha256()
+    texts = self.texts if isinstance(self.texts, tuple) else [self.name]
+    digest.update(json.dumps([len(self), *texts]).encode())
+    digest.update(json.dumps(list(self.tasks)).encode())
+    digest.update(np.ascontiguousarray(self.ids).tobytes())
+    for name, column in sorted(self.info.items()):
+      digest.update(name.encode())
+      if isinstance(column, np.ndarray):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _lines(path: str) -> list[tuple[int, str]]:
+  """(line number, stripped line) of the non-blank lines of a text file."""
+  path = os.path.expanduser(os.fspath(path))
+  try:
+    with open(path, 'rb') as f:
+      data = f.read()
+  except FileNotFoundError:
+    raise FileNotFoundError(f'prompt file {path} does not exist') from None
+  except OSError as e:
+    raise ValueError(f'prompt file {path} cannot be read: {e.strerror}') from e
+  out = []
+  for number, line in enumerate(
+    data.removeprefix(b'\xef\xbb\xbf').split(b'\n')
+  ):
+    try:
+      text = line.decode().strip()
+    except UnicodeDecodeError:
+      raise ValueError(
+        f'prompt file {path} line {number + 1} is not UTF-8 text'
+      ) from None
+    if text:
+      out.append((number + 1, text))
+  if not out:
+    raise ValueError(f'prompt file {path} is empty: it has no non-blank line')
+  return out
+
+
+def txt(path: str) -> Prompts:
+  """One prompt per line; blank lines are skipped.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: the file is empty or a line is not UTF-8.
+  """
+  texts = tuple(text for _, text in _lines(path))
+  return Prompts(str(path), texts, np.arange(len(texts), dtype=np.int32))
+
+
+def metadata_jsonl(path: str) -> Prompts:
+  """GenEval metadata: one JSON object a line with a "prompt" field.
+
+  "tag" is the task label. All fields but the prompt are kept as Python
+  objects in `extra` (absent ones are None).
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: naming the line that is malformed or lacks a prompt.
+  """
+  records = []
+  for number, line in _lines(path):
+    where = f'prompt file {path} line {number}'
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as e:
+      raise ValueError(
+        f'{where} is not valid JSON: {e.msg} at column {e.colno}'
+      ) from None
+    if not isinstance(record, dict):
+      raise ValueError(f'{where} is not a JSON object')
+    if 'prompt' not in record:
+      raise ValueError(f'{where} has no "prompt" field, only {sorted(record)}')
+    prompt = record['prompt']
+    if not isinstance(prompt, str) or not prompt.strip():
+      raise ValueError(f'{where}: "prompt" is not a text but {prompt!r}')
+    records.append(record)
+  names = {name: None for record in records for name in record}
+  tagged = all(isinstance(record.get('tag'), str) for record in records)
+  return Prompts(
+    str(path),
+    tuple(record['prompt'].strip() for record in records),
+    np.arange(len(records), dtype=np.int32),
+    extra={
+      name: tuple(record.get(name) for record in records)
+      for name in names
+      if name != 'prompt'
+    },
+    tasks=tuple(record['tag'] for record in records) if tagged else (),
+  )
+
+
+_JAX_DTYPES = {'int64': np.int32, 'float64': np.float32}
+
+
+class _Column:
+  """A field of every record of a tfds data source, read when asked for."""
+
+  def __init__(self, read: Callable[[int], Any], size: int, field: str):
+    self.read, self.size, self.field = read, size, field
+
+  def __len__(self):
+    return self.size
+
+  def _value(self, i: int):
+    value = self.read(int(i))
+    for name in self.field.split('/'):
+      value = value[name]
+    return value
+
+  def __getitem__(self, i):
+    if np.ndim(i):
+      out = np.stack([self._value(j) for j in i])
+      return out.astype(_JAX_DTYPES.get(out.dtype.name, out.dtype))
+    return self._value(i)
+
+
+class _Text(_Column):
+  def _value(self, i: int):
+    value = super()._value(i)
+    while isinstance(value, (list, np.ndarray)) and np.ndim(value):
+      value = value[0]  # several texts: the first
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class _Media(_Column):
+  def _value(self, i: int):
+    value = super()._value(i)
+    scale = 255 if value.dtype == np.uint8 else 1
+    return np.asarray(value, np.float32) / scale
+
+
+def tfds(
+  name: str,
+  split: str = 'train',
+  text_field: str = 'caption',
+  info_fields: Sequence[str] = (),
+  media_field: str | None = None,
+  data_dir: str | None = None,
+) -> Prompts:
+  """Fields of a tensorflow-datasets dataset in array_record format.
+
+  Read by random access through `tfds.data_source`: records are read when they
+  are asked for, images that were not asked for are not decoded, and TensorFlow
+  is not imported (preparing a dataset may import it). Prompt ids are the
+  positions in the split.
+
+  Args:
+    name: tfds name, "coco_captions" or "my_dataset/config:1.0.0".
+    split: tfds split expression, "train" or "train[:1000]".
+    text_field: name of the text feature; "a/b" is field b of feature a; of
+      several texts per record the first is taken.
+    info_fields: numeric features of one shape each, given as `info`.
+    media_field: image feature of one size, given as `media`.
+    data_dir: where datasets are kept; None is the tfds default.
+
+  Raises:
+    ValueError: unknown dataset, split or field, not random-access, or empty.
+  """
+  import tensorflow_datasets
+
+  where = f'tfds dataset {name!r}'
+  fields = [text_field, *info_fields, *([media_field] if media_field else [])]
+
+  def data_source(decoders=None) -> Any:
+    return tensorflow_datasets.data_source(
+      name,
+      split=split,
+      data_dir=data_dir,
+      decoders=decoders,
+      builder_kwargs={'file_format': 'array_record'},
+    )
+
+  try:
+    source = data_source()
+  except tensorflow_datasets.core.DatasetNotFoundError as e:
+    raise ValueError(
+      f'{where} is neither known to tensorflow-datasets nor found in'
+      f' {data_dir or "its data_dir"}'
+    ) from e
+  except (NotImplementedError, OSError, ValueError) as e:
+    reason = ' '.join(str(e).split())[:300]
+    raise ValueError(f'{where} split {split!r} cannot be read: {reason}') from e
+  if not len(source):
+    raise ValueError(f'{where} split {split!r} is empty')
+  for field in fields:
+    try:
+      _Column(source.__getitem__, 1, field)[0]
+    except (KeyError, TypeError, IndexError):
+      raise ValueError(
+        f'{where} has no field {field!r}; it has {", ".join(sorted(source[0]))}'
+      ) from None
+  # Decoding pictures nobody asked for would cost more than everything else.
+  unused = {
+    feature: tensorflow_datasets.decode.SkipDecoding()
+    for feature, kind in source.dataset_info.features.items()
+    if isinstance(kind, tensorflow_datasets.features.Image)
+    and feature not in fields
+  }
+  source = data_source(unused)
+  read = functools.lru_cache(256)(source.__getitem__)
+  size = len(source)
+  return Prompts(
+    f'{name}/{split}/{"+".join(fields)}',
+    _Text(read, size, text_field),
+    np.arange(size, dtype=np.int32),
+    info={field: _Column(read, size, field) for field in info_fields},
+    media=_Media(read, size, media_field) if media_field else None,
+  )
+
+
+def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
+  """Every sentence of a split of the ShapesWorld grammar.
+
+  `info` is `grammar.spec_arrays`, stacked; prompt ids are those of the
+  grammar, so a sentence keeps its id whichever tasks are chosen.
+
+  Args:
+    split: "train", "rl", "heldout", or several joined by "+".
+    tasks: names out of grammar.TASKS; None is all of them.
+
+  Raises:
+    ValueError: unknown split or task, naming the valid ones.
+  """
+  chosen = grammar.enumerate_prompts(split, tuple(tasks) if tasks else None)
+  if not chosen:
+    raise ValueError(f'ShapesWorld split {split!r} has no prompt of {tasks}')
+  specs = [grammar.spec_arrays(prompt.spec) for prompt in chosen]
+  return Prompts(
+    f'shapes/{split}',
+    tuple(prompt.text for prompt in chosen),
+    np.array([prompt.prompt_id for prompt in chosen], np.int32),
+    info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
+    tasks=tuple(grammar.TASKS[prompt.spec.task] for prompt in chosen),
+  )

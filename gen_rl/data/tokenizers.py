@@ -1,0 +1,197 @@
+"""Prompt text to token ids: fixed word vocabularies and released tokenizers.
+
+A word-level tokenizer maps a prompt x to
+
+  ids(x) = [id(w) for w in split(lower(x))],  id(w) = unk if w is not known (1)
+
+where split cuts at white space and puts every punctuation mark (quotes
+included) on its own. Rows are padded on the right with `pad_id` to a fixed
+length; there is no begin or end token. `pretrained` gives the same interface
+to the tokenizer of a released model (T5, CLIP, a language model).
+
+Only the `tokenizers` package is imported here: `transformers` takes about a
+second and is imported by the two functions that need it.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from gen_rl.worlds import grammar
+
+PAD, UNK = '<pad>', '<unk>'
+
+
+class Tokenizer(NamedTuple):
+  """Pure functions over one vocabulary.
+
+  `encode(texts, length, truncate=False)` gives int32 [n length], padded on
+  the right; a prompt of more than `length` tokens is a ValueError unless
+  `truncate`. `decode(ids)` takes [n l] and gives n strings. `unknown(texts)`
+  counts the words that become `unk_id` (always empty where a tokenizer falls
+  back to bytes or pieces).
+  """
+
+  encode: Callable[..., np.ndarray]
+  decode: Callable[[np.ndarray], list[str]]
+  unknown: Callable[[Iterable[str]], collections.Counter]
+  size: int  # number of ids, special tokens included
+  pad_id: int
+  unk_id: int
+  backend: Any  # tokenizers.Tokenizer | transformers tokenizer
+
+
+def _rows(
+  texts: Sequence[str],
+  rows: Sequence[Sequence[int]],
+  length: int,
+  pad_id: int,
+  truncate: bool,
+) -> np.ndarray:
+  """Ragged ids to int32 [n length]; says which prompt is too long."""
+  out = np.full((len(rows), length), pad_id, np.int32)
+  for text, row, ids in zip(texts, out, rows, strict=True):
+    if len(ids) > length and not truncate:
+      raise ValueError(
+        f'prompt {text!r} has {len(ids)} tokens but the limit is {length};'
+        ' raise the token length, shorten the prompt or allow truncation'
+      )
+    row[: len(ids)] = ids[:length]
+  return out
+
+
+def word_level(words: Sequence[str]) -> Tokenizer:
+  """Lower-casing word tokenizer over a fixed vocabulary.
+
+  Ids: 0 is padding, 1 is the unknown word, then `words` in the given order,
+  so appending words keeps the ids of the old ones. Typographic quotes count
+  as straight ones.
+
+  Args:
+    words: distinct lower-case words or single punctuation marks.
+
+  Raises:
+    ValueError: a word is repeated, or is not what the splitter produces (it
+      has capitals, spaces or inner punctuation) and could never be matched.
+  """
+  vocab = {PAD: 0, UNK: 1}
+  model = tokenizers.Tokenizer(models.WordLevel({PAD: 0, UNK: 1}, UNK))
+  model.normalizer = normalizers.Sequence(
+    [
+      normalizers.NFKC(),
+      normalizers.Replace(tokenizers.Regex('[“”„«»]'), '"'),
+      normalizers.Replace(tokenizers.Regex('[‘’‚`]'), "'"),
+      normalizers.Lowercase(),
+    ]
+  )
+  model.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.WhitespaceSplit(),
+      pre_tokenizers.Punctuation('isolated'),
+    ]
+  )
+  for word in words:
+    text = model.normalizer.normalize_str(word)
+    pieces = [p for p, _ in model.pre_tokenizer.pre_tokenize_str(text)]
+    if pieces != [word]:
+      raise ValueError(
+        f'vocabulary word {word!r} can never match: the text is split into'
+        f' lower-case words, here {pieces}'
+      )
+    if word in vocab:
+      raise ValueError(f'vocabulary word {word!r} is listed twice')
+    vocab[word] = len(vocab)
+  model.model = models.WordLevel(vocab, UNK)
+  names = {i: w for w, i in vocab.items()}
+
+  def encode(texts, length, truncate=False):
+    rows = [e.ids for e in model.encode_batch(list(texts))]
+    return _rows(texts, rows, length, 0, truncate)
+
+  def decode(ids):
+    return [' '.join(names[int(i)] for i in row if i != 0) for row in ids]
+
+  def unknown(texts):
+    count = collections.Counter()
+    for text in texts:
+      text = model.normalizer.normalize_str(text)
+      pieces = model.pre_tokenizer.pre_tokenize_str(text)
+      count.update(p for p, _ in pieces if p not in vocab)
+    return count
+
+  return Tokenizer(encode, decode, unknown, len(vocab), 0, 1, model)
+
+
+def shapes_words() -> Tokenizer:
+  """The words of the ShapesWorld grammar."""
+  return word_level(grammar.WORDS)
+
+
+def to_transformers(tokenizer: Tokenizer):
+  """The same vocabulary as a transformers.PreTrainedTokenizerFast.
+
+  For saving beside a model (`save_pretrained`) and for code that expects the
+  transformers interface. Imports transformers (about a second).
+  """
+  from transformers import PreTrainedTokenizerFast
+
+  return PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer.backend,
+    pad_token=PAD,
+    unk_token=UNK,
+    padding_side='right',
+  )
+
+
+def pretrained(path: str, **kwargs) -> Tokenizer:
+  """Tokenizer of a released model, special tokens as that model expects.
+
+  Args:
+    path: folder, or a name on the Hugging Face hub.
+    **kwargs: passed to transformers.AutoTokenizer.from_pretrained.
+
+  Raises:
+    ValueError: the path holds no tokenizer that can be read, or a tokenizer
+      has neither a padding nor an end token.
+  """
+  from transformers import AutoTokenizer
+
+  try:
+    backend = AutoTokenizer.from_pretrained(path, **kwargs)
+  except (OSError, ValueError) as e:
+    reason = str(e).strip().splitlines()[0]
+    raise ValueError(f'no tokenizer can be read from {path!r}: {reason}') from e
+  pad = backend.pad_token_id
+  pad = backend.eos_token_id if pad is None else pad
+  if pad is None:
+    raise ValueError(f'the tokenizer {path!r} has no padding or end token')
+  unk = backend.unk_token_id
+  unk = -1 if unk is None else unk
+
+  def encode(texts, length, truncate=False):
+    # Truncation by the tokenizer itself keeps its closing special tokens.
+    rows = backend(
+      list(texts),
+      truncation=truncate,
+      max_length=length if truncate else None,
+      verbose=False,
+    )['input_ids']
+    return _rows(texts, rows, length, pad, truncate)
+
+  def decode(ids):
+    return backend.batch_decode(np.asarray(ids), skip_special_tokens=True)
+
+  def unknown(texts):
+    rows = backend(list(texts), add_special_tokens=False, verbose=False)
+    return collections.Counter(
+      backend.convert_ids_to_tokens(i)
+      for row in rows['input_ids']
+      for i in row
+      if i == unk
+    )
+
+  return Tokenizer(encode, decode, unknown, len(backend), pad, unk, backend)

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+
+from gen_rl.data import prompts
+from gen_rl.worlds import grammar
+
+LINES = [
+  {
+    'tag': 'counting',
+    'include': [{'class': 'clock', 'count': 2}],
+    'exclude': [{'class': 'clock', 'count': 3}],
+    'prompt': 'a photo of two clocks',
+  },
+  {
+    'tag': 'colors',
+    'include': [{'class': 'dog', 'count': 1, 'color': 'red'}],
+    'prompt': ' a photo of a red dog ',
+  },
+]
+
+
+def _write(tmp_path, text, name='prompts.txt'):
+  path = tmp_path / name
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  return str(path)
+
+
+def test_txt(tmp_path):
+  path = _write(tmp_path, '\ufeffa red circle\r\n\n  the word “HI” \n\n')
+  source = prompts.txt(path)
+  assert len(source) == 2
+  assert source[0] == {'text': 'a red circle', 'prompt_id': 0, 'info': {}}
+  assert source[1]['text'] == 'the word “HI”'
+  assert [record['prompt_id'] for record in source] == [0, 1]
+
+
+def test_metadata_jsonl(tmp_path):
+  path = _write(tmp_path, '\n\n'.join(map(json.dumps, LINES)))
+  source = prompts.metadata_jsonl(path)
+  assert source.texts == ('a photo of two clocks', 'a photo of a red dog')
+  assert source.tasks == ('counting', 'colors')
+  assert source[0]['info'] == {
+    name: LINES[0][name] for name in ('tag', 'include', 'exclude')
+  }
+  assert source.by_id(1)['info'] == {
+    'tag': 'colors',
+    'include': LINES[1]['include'],
+    'exclude': None,
+  }
+  assert json.dumps(source[1])
+  assert not source.info  # nothing of it can go on a device
+
+
+GOOD = json.dumps(LINES[0])
+
+
+@pytest.mark.parametrize(
+  'line, message',
+  [
+    ('{"prompt": "a', 'line 3 is not valid JSON: .* at column'),
+    ('["a"]', 'line 3 is not a JSON object'),
+    ('{"tag": "x"}', 'line 3 has no "prompt" field'),
+    ('{"prompt": 3}', 'line 3: "prompt" is not a text but 3'),
+    ('{"prompt": " "}', 'line 3: "prompt" is not a text'),
+    (b'{"prompt": "\xff"}', 'line 3 is not UTF-8'),
+  ],
+)
+def test_bad_jsonl_lines_are_named(tmp_path, line, message):
+  line = line if isinstance(line, bytes) else line.encode()
+  path = _write(tmp_path, GOOD.encode() + b'\n\n' + line, 'metadata.jsonl')
+  with pytest.raises(ValueError, match=message) as e:
+    prompts.metadata_jsonl(path)
+  assert path in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('read', [prompts.txt, prompts.metadata_jsonl])
+def test_missing_and_empty_files_are_named(tmp_path, read):
+  missing = str(tmp_path / 'none.txt')
+  with pytest.raises(FileNotFoundError, match='none.txt does not exist'):
+    read(missing)
+  for content in ('', '\n  \n'):
+    with pytest.raises(ValueError, match='empty.txt is empty'):
+      read(_write(tmp_path, content, 'empty.txt'))
+  with pytest.raises(ValueError, match='cannot be read'):
+    read(str(tmp_path))
+
+
+def test_shapes_info_is_what_the_sentences_say():
+  source = prompts.shapes('rl')
+  assert len({record['prompt_id'] for record in source}) == len(source)
+  for record in list(source)[::7]:
+    wanted = grammar.spec_arrays(grammar.parse(record['text']))
+    assert wanted.keys() == record['info'].keys()
+    for name, value in wanted.items():
+      np.testing.assert_array_equal(record['info'][name], value)
+  assert set(source.tasks) == set(grammar.TASKS)
+  assert [grammar.TASKS[t] for t in source.info['task']] == list(source.tasks)
+
+
+def test_shapes_by_task_keeps_the_ids():
+  everything = prompts.shapes('heldout')
+  some = prompts.shapes('heldout', ['colors', 'text'])
+  assert set(some.tasks) == {'colors', 'text'}
+  for record in some:
+    assert everything.by_id(record['prompt_id'])['text'] == record['text']
+
+
+def test_shapes_splits_do_not_meet():
+  texts = [set(prompts.shapes(split).texts) for split in grammar.SPLITS]
+  assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+def test_shapes_unknown_names():
+  with pytest.raises(ValueError, match='test.*train, rl, heldout'):
+    prompts.shapes('test')
+  with pytest.raises(ValueError, match='jumping.*single_object'):
+    prompts.shapes('rl', ['jumping'])
+
+
+def test_fingerprint_sees_every_change(tmp_path):
+  def of(text):
+    return prompts.txt(_write(tmp_path, text)).fingerprint
+
+  assert of('a\nb\n') == of('a\n\nb')
+  assert len({of('a\nb'), of('b\na'), of('a'), of('ab'), of('a\nb\nc')}) == 5
+  assert prompts.shapes('rl').fingerprint == prompts.shapes('rl').fingerprint
+  assert (
+    prompts.shapes('rl').fingerprint != prompts.shapes('heldout').fingerprint
+  )

@@ -1,0 +1,117 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gen_rl.data import tokenizers
+from gen_rl.worlds import grammar
+
+WORDS = ('a', 'red', 'circle', 'the', 'word', '"', ',', 'cat')
+
+
+def _sentences():
+  return [
+    prompt.text
+    for split in grammar.SPLITS
+    for prompt in grammar.enumerate_prompts(split)
+  ]
+
+
+def test_ids_by_hand():
+  tokenizer = tokenizers.word_level(WORDS)
+  ids = tokenizer.encode(['A red, RED circle', 'the word "cat"', ''], 6)
+  assert ids.dtype == np.int32
+  # pad 0, unk 1, then a=2 red=3 circle=4 the=5 word=6 "=7 ,=8 cat=9
+  np.testing.assert_array_equal(
+    ids, [[2, 3, 8, 3, 4, 0], [5, 6, 7, 9, 7, 0], [0] * 6]
+  )
+  assert (tokenizer.size, tokenizer.pad_id, tokenizer.unk_id) == (10, 0, 1)
+
+
+def test_typographic_quotes_are_quotes():
+  tokenizer = tokenizers.word_level(WORDS)
+  straight, curly = tokenizer.encode(['"cat"', '“Cat”'], 3)
+  np.testing.assert_array_equal(straight, curly)
+
+
+def test_unknown_words_are_counted():
+  tokenizer = tokenizers.word_level(WORDS)
+  texts = ['a blue circle.', 'the blue cat']
+  assert tokenizer.unknown(texts) == {'blue': 2, '.': 1}
+  assert (tokenizer.encode(texts, 8) == tokenizer.unk_id).sum() == 3
+
+
+def test_too_long_is_an_error_that_says_what_and_how_much():
+  tokenizer = tokenizers.word_level(WORDS)
+  with pytest.raises(ValueError, match="'a red circle' has 3 .* limit is 2"):
+    tokenizer.encode(['a', 'a red circle'], 2)
+  ids = tokenizer.encode(['a red circle'], 2, truncate=True)
+  np.testing.assert_array_equal(ids, [[2, 3]])
+
+
+@pytest.mark.parametrize(
+  'words, message',
+  [
+    (('red', 'red'), 'twice'),
+    (('Red',), 'never match'),
+    (('red circle',), 'never match'),
+    (('red"',), 'never match'),
+    (('',), 'never match'),
+  ],
+)
+def test_vocabularies_that_cannot_work(words, message):
+  with pytest.raises(ValueError, match=message):
+    tokenizers.word_level(words)
+
+
+def test_the_grammar_is_covered_and_decodes():
+  tokenizer = tokenizers.shapes_words()
+  texts = _sentences()
+  assert not tokenizer.unknown(texts)
+  ids = tokenizer.encode(texts, grammar.MAX_WORDS)
+  assert ids.max() < tokenizer.size
+  # Two sentences share a row only if they are the same sentence.
+  assert len(np.unique(ids, axis=0)) == len(set(texts))
+  decoded = tokenizer.decode(ids)
+  assert [d.replace('" ', '"', 1).replace(' "', '"') for d in decoded] == [
+    t.replace(' "', '"') for t in texts
+  ]
+
+
+def test_transformers_agree(tmp_path):
+  tokenizer = tokenizers.word_level(grammar.WORDS)
+  texts = [*_sentences()[::20], 'A Photo of something, “else”']
+  ids = tokenizer.encode(texts, 20)
+  theirs = tokenizers.to_transformers(tokenizer)
+  out = theirs(texts, padding='max_length', max_length=20)
+  np.testing.assert_array_equal(ids, out['input_ids'])
+  np.testing.assert_array_equal(ids != 0, out['attention_mask'])
+  # Saved beside a model and read back as any released tokenizer would be.
+  theirs.save_pretrained(tmp_path)
+  loaded = tokenizers.pretrained(str(tmp_path))
+  np.testing.assert_array_equal(loaded.encode(texts, 20), ids)
+  assert loaded.unknown(texts).total() == (ids == tokenizer.unk_id).sum()
+  assert loaded[3:6] == tokenizer[3:6]
+  # Theirs leaves unknown words out, as it does all special tokens.
+  assert loaded.decode(ids[:-1]) == tokenizer.decode(ids[:-1])
+  with pytest.raises(ValueError, match='limit is 3'):
+    loaded.encode(texts, 3)
+  assert loaded.encode(texts, 3, truncate=True).shape == (len(texts), 3)
+
+
+def test_unreadable_pretrained_is_one_sentence(tmp_path):
+  with pytest.raises(ValueError, match='no tokenizer can be read from'):
+    tokenizers.pretrained(str(tmp_path))
+
+
+def test_imports_stay_light():
+  code = (
+    'import sys; from gen_rl.data import pipeline, prompts, tokenizers;'
+    'heavy = {"transformers", "tensorflow", "tensorflow_datasets", "torch"};'
+    'sys.exit(str(heavy & set(sys.modules) or ""))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  assert done.stderr.strip() == ''
