@@ -92,8 +92,14 @@ def test_weight_goes_to_those_who_take_it():
       dict(name='kl'),
       "kl in toolbox needs 'ref'; valid: ref (required), weight=1.0.",
     ),
-    (dict(name='plain', x=1), "plain in toolbox has no key 'x'; valid: (none)."),
-    (dict(clip=1), "A spec for toolbox needs a name, got {'clip': 1}; valid: a"),
+    (
+      dict(name='plain', x=1),
+      "plain in toolbox has no key 'x'; valid: (none).",
+    ),
+    (
+      dict(clip=1),
+      "A spec for toolbox needs a name, got {'clip': 1}; valid: any",
+    ),
     (dict(name='hypot'), "toolbox has no 'hypot'"),
     (dict(name='_hidden'), "toolbox has no '_hidden'"),
     (dict(name='Thing'), "toolbox has no 'Thing'"),
@@ -124,7 +130,7 @@ def test_build_all():
   assert built == {'a': ('clipped', 'm', 0.2, False), 'c': 'plain'}
   assert [build.weight(s) for s in specs.values()] == [0.5, 0.0, 1.0]
   assert list(build.build_all(TOOLBOX, specs, False, model='m')) == [*'abc']
-  with pytest.raises(build.ConfigError, match="^c: plain in toolbox has no"):
+  with pytest.raises(build.ConfigError, match='^c: plain in toolbox has no'):
     build.build_all(TOOLBOX, dict(c=dict(name='plain', z=1)))
 
 

@@ -65,8 +65,9 @@ def test_sizes():
 
 
 def test_where_rows_scalars_and_keys():
-  a = {'x': jnp.arange(6.0).reshape(3, 2), 'k': jax.random.split(jax.random.key(0), 3)}
-  b = {'x': -a['x'] - 1, 'k': jax.random.split(jax.random.key(1), 3)}
+  keys = jax.random.split(jax.random.key(0), 6)
+  a = {'x': jnp.arange(6.0).reshape(3, 2), 'k': keys[:3]}
+  b = {'x': -a['x'] - 1, 'k': keys[3:]}
   rows = jnp.array([True, False, True])
   got = tree_lib.where(rows, a, b)
   np.testing.assert_array_equal(got['x'], [[0, 1], [-3, -4], [4, 5]])
