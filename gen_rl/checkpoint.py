@@ -105,8 +105,10 @@ def open_manager(
         ' whole one in %s is %s.',
         ', '.join(name.partition('.')[0] for name in unfinished),
         path,
-        max(steps(directory), default='(none)'),
+        max(steps(path), default='(none)'),
       )
+    for name in unfinished:
+      (path / name).rmtree()
   policy = ocp.checkpoint_managers
   kept = [policy.LatestN(max(keep, 1))]
   if best:
@@ -125,8 +127,7 @@ def open_manager(
     path,
     item_names=('state', 'meta'),
     options=ocp.CheckpointManagerOptions(
-      preservation_policy=policy.AnyPreservationPolicy(kept),
-      cleanup_tmp_directories=True,
+      preservation_policy=policy.AnyPreservationPolicy(kept)
     ),
   )
 
