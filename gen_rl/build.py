@@ -1,0 +1,250 @@
+"""From `dict(name=..., **keywords)` in a config to a call of that function.
+
+The module is the registry and the signature is the schema: `build` finds the
+public function `name` defined in a module (or in a submodule of a package) and
+calls it with the other keys of the spec. Every mistake a config can hold ends
+in a `ConfigError` of one sentence that lists what would have been right.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+import difflib
+import importlib
+import importlib.util
+import inspect
+import math
+import pathlib
+import pkgutil
+import types
+from typing import Any
+
+Spec = Mapping[str, Any] | str
+
+# Keys that belong to whoever combines the built functions: passed on to a
+# function only when its signature asks for them.
+OUTER_KEYS = ('weight',)
+
+
+class ConfigError(ValueError):
+  """A config that cannot be right, said in one sentence for a person."""
+
+
+def build(module: types.ModuleType, spec: Spec, **bound: Any) -> Any:
+  """Calls the function a spec names.
+
+  Args:
+    module: where to look; of a package, `__init__` and its direct submodules
+      are searched, and only the submodule that holds the name is imported.
+      `name` may be written `submodule.function` where two submodules share it.
+    spec: dict or ConfigDict with `name` and keyword arguments; a bare string
+      is a spec without arguments. `weight` is left out unless the function
+      takes it: it scales the result elsewhere.
+    **bound: what the program knows and a config does not (a model, an action
+      shape); those the signature accepts are passed, the others are not.
+
+  Returns:
+    What the function returns.
+
+  Raises:
+    ConfigError: unknown name, unknown key, missing key.
+  """
+  kwargs = plain(spec) if not isinstance(spec, str) else {'name': spec}
+  name = kwargs.pop('name', None)
+  if not isinstance(name, str) or not name:
+    raise ConfigError(
+      f'A spec for {module.__name__} needs a name, got {_show(spec)};'
+      f' valid: {", ".join(names(module))}.'
+    )
+  function = find(module, name)
+  parameters = inspect.signature(function).parameters.values()
+  keywords = {
+    p.name: p
+    for p in parameters
+    if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+  }
+  any_key = any(p.kind == p.VAR_KEYWORD for p in parameters)
+  for key in OUTER_KEYS:
+    if key not in keywords:
+      kwargs.pop(key, None)
+  settable = {k: p for k, p in keywords.items() if k not in bound}
+  valid = ', '.join(map(_parameter, settable.values())) or '(none)'
+  unknown = [
+    k for k in kwargs if k in bound or (k not in settable and not any_key)
+  ]
+  if unknown:
+    raise ConfigError(
+      f'{name} in {module.__name__} has no key'
+      f' {", ".join(map(repr, unknown))}{_did_you_mean(unknown[0], settable)};'
+      f' valid: {valid}.'
+    )
+  missing = [
+    k for k, p in settable.items() if p.default is p.empty and k not in kwargs
+  ]
+  if missing:
+    raise ConfigError(
+      f'{name} in {module.__name__} needs {", ".join(map(repr, missing))};'
+      f' valid: {valid}.'
+    )
+  accepted = {k: v for k, v in bound.items() if k in keywords}
+  return function(**accepted, **kwargs)
+
+
+def build_all(
+  module: types.ModuleType,
+  specs: Mapping[str, Spec],
+  skip_zero_weight: bool = True,
+  **bound: Any,
+) -> dict[str, Any]:
+  """Builds every spec of `{label: spec}`; a spec that is None is left out.
+
+  With `skip_zero_weight`, a spec whose `weight` is 0 is left out: a term is
+  removed when the program is built, not multiplied by zero at every step.
+  Raises ConfigError with the label in front.
+  """
+  built = {}
+  for label, spec in specs.items():
+    if spec is None or (skip_zero_weight and weight(spec) == 0):
+      continue
+    try:
+      built[label] = build(module, spec, **bound)
+    except ConfigError as error:
+      raise ConfigError(f'{label}: {error}') from None
+  return built
+
+
+def weight(spec: Spec) -> float:
+  """The `weight` of a spec; 1 where it has none."""
+  return 1.0 if isinstance(spec, str) else spec.get('weight', 1.0)
+
+
+def find(module: types.ModuleType, name: str) -> Callable[..., Any]:
+  """The public function `name` of a module or package (see `build`)."""
+  homes = [
+    home
+    for home, found in _catalogue(module).items()
+    for candidate in found
+    if name in (candidate, f'{home.rpartition(".")[2]}.{candidate}')
+  ]
+  if len(homes) == 1:
+    if homes[0] != module.__name__:
+      module = importlib.import_module(homes[0])
+    return getattr(module, name.rpartition('.')[2])
+  if homes:
+    dotted = [f'{home.rpartition(".")[2]}.{name}' for home in homes]
+    raise ConfigError(
+      f'{name!r} is defined more than once in {module.__name__}; write'
+      f' {" or ".join(dotted)}.'
+    )
+  valid = names(module)
+  raise ConfigError(
+    f'{module.__name__} has no {name!r}{_did_you_mean(name, valid)}; valid:'
+    f' {", ".join(valid) or "(none)"}.'
+  )
+
+
+def names(module: types.ModuleType) -> list[str]:
+  """Names that `build(module, ...)` can find, sorted."""
+  return sorted({n for found in _catalogue(module).values() for n in found})
+
+
+def diff(
+  config_a: Mapping[str, Any], config_b: Mapping[str, Any]
+) -> list[str]:
+  """Fields in which two configs differ, as sorted lines 'path: a -> b'.
+
+  Lists equal tuples (JSON knows no tuples), NaN equals NaN, an empty sub-dict
+  equals an absent one.
+  """
+  a, b = flatten(config_a), flatten(config_b)
+  return [
+    f'{path}: {_show(a[path]) if path in a else "(absent)"} ->'
+    f' {_show(b[path]) if path in b else "(absent)"}'
+    for path in sorted(a | b)
+    if path not in a or path not in b or not _same(a[path], b[path])
+  ]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """A config as `{'a.b.c': value}`."""
+  flat = {}
+  for key, value in plain(config).items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def plain(config: Any) -> dict[str, Any]:
+  """A ConfigDict or mapping as dicts all the way down, with string keys."""
+  return {
+    str(k): plain(v) if isinstance(v, Mapping) or _is_config_dict(v) else v
+    for k, v in config.items()
+  }
+
+
+def _catalogue(module: types.ModuleType) -> dict[str, list[str]]:
+  """{module name: names of its public functions}, without importing any."""
+  found = {module.__name__: _public(module)}
+  for info in pkgutil.iter_modules(getattr(module, '__path__', ())):
+    home = f'{module.__name__}.{info.name}'
+    if info.ispkg or info.name.startswith('_'):
+      continue
+    spec = importlib.util.find_spec(home)
+    if spec is not None and spec.origin and spec.origin.endswith('.py'):
+      found[home] = _public_in_source(pathlib.Path(spec.origin).read_text())
+    else:
+      found[home] = _public(importlib.import_module(home))
+  return found
+
+
+def _public(module: types.ModuleType) -> list[str]:
+  """Functions defined in a loaded module; its `__all__` narrows them."""
+  return [
+    n
+    for n, value in vars(module).items()
+    if n in getattr(module, '__all__', (n,))
+    and not n.startswith('_')
+    and callable(value)
+    and not inspect.isclass(value)
+    and getattr(value, '__module__', None) == module.__name__
+  ]
+
+
+def _public_in_source(source: str) -> list[str]:
+  body = ast.parse(source).body
+  found = [n.name for n in body if isinstance(n, ast.FunctionDef)]
+  for node in body:
+    if isinstance(node, ast.Assign) and any(
+      isinstance(t, ast.Name) and t.id == '__all__' for t in node.targets
+    ):
+      found = [n for n in found if n in ast.literal_eval(node.value)]
+  return [n for n in found if not n.startswith('_')]
+
+
+def _is_config_dict(value: Any) -> bool:
+  return hasattr(value, 'to_dict') and hasattr(value, 'items')
+
+
+def _same(a: Any, b: Any) -> bool:
+  if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+    return len(a) == len(b) and all(map(_same, a, b))
+  if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+    return math.isnan(b)
+  return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+  if parameter.default is parameter.empty:
+    return f'{parameter.name} (required)'
+  return f'{parameter.name}={_show(parameter.default)}'
+
+
+def _did_you_mean(word: str, valid: Any) -> str:
+  close = difflib.get_close_matches(word, list(valid), n=1)
+  return f' (did you mean {close[0]!r}?)' if close else ''
+
+
+def _show(value: Any) -> str:
+  text = repr(plain(value) if _is_config_dict(value) else value)
+  return text if len(text) <= 60 else f'{text[:57]}...'

@@ -1,0 +1,109 @@
+"""Optimizers: optax chains whose states are float32 whatever the parameters.
+
+AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) on gradients
+clipped to a global norm, with t = 0, 1, ... the number of the update:
+
+  (1) lr(t) = lr * min(1, (t + 1) / warmup) * decay(p),
+      p = clip((t - warmup) / (steps - warmup), 0, 1)
+  (2) decay(p) = 1 | 1 - p | (1 + cos(pi p)) / 2
+  (3) theta <- theta - lr(t) (m_hat / (sqrt(v_hat) + eps) + weight_decay theta)
+
+The first update of a warm-up moves (1 / warmup of lr), unlike a ramp from 0.
+Gradients that are not finite are dealt with by the caller.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_rl.build import ConfigError
+from gen_rl.types import PyTree
+
+__all__ = ('adamw',)
+
+
+def adamw(
+  lr: float = 1e-4,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 0.0,
+  grad_clip: float | None = 1.0,
+  warmup: int = 0,
+  decay: str = 'constant',
+  steps: int | None = None,
+) -> optax.GradientTransformation:
+  """AdamW with clipping and a schedule, eqs. (1) to (3).
+
+  Args:
+    lr: peak learning rate.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added outside the square root.
+    weight_decay: decoupled, on every parameter, times lr(t).
+    grad_clip: largest global norm of a gradient; None or 0 for no clipping.
+    warmup: updates of linear warm-up.
+    decay: 'constant', 'cosine' or 'linear', to 0 at `steps`.
+    steps: updates in all; needed unless decay is 'constant'.
+
+  Returns:
+    An optax transformation; its update needs `params` and returns float32.
+  """
+  clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
+  return in_float32(
+    optax.chain(
+      clip,
+      optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+      optax.add_decayed_weights(weight_decay),
+      optax.scale_by_learning_rate(schedule(lr, warmup, decay, steps)),
+    )
+  )
+
+
+def schedule(
+  lr: float,
+  warmup: int = 0,
+  decay: str = 'constant',
+  steps: int | None = None,
+) -> optax.Schedule:
+  """Learning rate of update t (int, may be traced) as float32, eqs. (1), (2).
+
+  Raises ConfigError for an unknown decay, or a decay without an end.
+  """
+  shapes = {
+    'constant': jnp.ones_like,
+    'linear': lambda p: 1 - p,
+    'cosine': lambda p: (1 + jnp.cos(jnp.pi * p)) / 2,
+  }
+  if decay not in shapes:
+    raise ConfigError(
+      f'decay is {decay!r}; valid: {", ".join(shapes)}.'
+    )
+  if decay != 'constant' and (steps is None or steps <= warmup):
+    raise ConfigError(
+      f'decay={decay!r} needs steps > warmup, got steps={steps} and'
+      f' warmup={warmup}.'
+    )
+
+  def at(t):
+    t = jnp.asarray(t, jnp.float32)
+    ramp = jnp.minimum(1.0, (t + 1) / warmup) if warmup else 1.0
+    span = (steps - warmup) if steps else 1
+    return lr * ramp * shapes[decay](jnp.clip((t - warmup) / span, 0, 1))
+
+  return at
+
+
+def in_float32(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Runs `tx` on float32 copies of parameters and gradients."""
+
+  def cast(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+  def update(grads, state, params=None):
+    params = None if params is None else cast(params)
+    return tx.update(cast(grads), state, params)
+
+  return optax.GradientTransformation(lambda p: tx.init(cast(p)), update)

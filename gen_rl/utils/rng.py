@@ -1,0 +1,72 @@
+"""Which random number belongs to whom.
+
+A sample depends on (seed, step, prompt, member) and on nothing else: not on
+the other rows of the batch, their order, the number of devices, or what was
+drawn before. Keys are therefore computed, never stored and never split:
+
+  (1) row(step, p, g) = fold_in(fold_in(fold_in(root, step), p), g)
+  (2) decision i of a row: fold_in(row, i)
+  (3) any other purpose: fold_in(row, 2^31 + hash(purpose) mod 2^31), which no
+      decision can reach
+
+with root = jax.random.key(seed), p the prompt's id (not its position) and g
+the member of its group. Draws are vmapped over rows, which leaves each row's
+numbers as they are alone for jax's default generator (threefry; not for 'rbg').
+
+Two rows of a batch with the same prompt id would draw the same numbers: the
+data pipeline yields distinct prompts in a batch.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.types import Array
+
+
+def row_keys(root: Array, step: Array, prompt_id: Array, group: int) -> Array:
+  """Keys of the rows of a batch, eq. (1).
+
+  Args:
+    root: one typed key, `jax.random.key(seed)`.
+    step: int scalar, may be traced.
+    prompt_id: int [P].
+    group: G, samples of each prompt (static).
+
+  Returns:
+    Typed keys [P*G], prompt-major: row p * G + g.
+  """
+  at_step = jax.random.fold_in(root, step)
+  prompts = jax.vmap(lambda p: jax.random.fold_in(at_step, p))(prompt_id)
+  members = jax.vmap(
+    lambda key: jax.vmap(lambda g: jax.random.fold_in(key, g))(
+      jnp.arange(group)
+    )
+  )(prompts)
+  return members.reshape(-1)
+
+
+def step_keys(keys: Array, i: Array) -> Array:
+  """Keys [b] of decision `i` (int scalar, may be traced) of each row, (2)."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+
+
+def stream_keys(keys: Array, purpose: str) -> Array:
+  """Keys for a purpose ('init', 'nll') of rows [b], or of one key, eq. (3)."""
+  tag = (1 << 31) | (zlib.crc32(purpose.encode()) >> 1)
+
+  def fold(key):
+    return jax.random.fold_in(key, jnp.uint32(tag))
+
+  return fold(keys) if keys.ndim == 0 else jax.vmap(fold)(keys)
+
+
+def normal(keys: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+  """Standard normal [b *shape]; row r depends on keys[r] alone."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
+def uniform(keys: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+  """Uniform [0, 1) [b *shape]; row r depends on keys[r] alone."""
+  return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(keys)

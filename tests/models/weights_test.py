@@ -1,0 +1,90 @@
+"""Weights files: round trips and complaints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import flax as safetensors_flax
+
+from gen_rl.models import weights
+from gen_rl.utils import tree as tree_lib
+
+
+def params():
+  k = jax.random.key(0)
+  return {
+    'conv': {'kernel': jax.random.normal(k, (3, 3, 2)).transpose(2, 0, 1)},
+    'head': {'bias': jax.random.normal(k, (4,), jnp.bfloat16)},
+    'scale': jnp.float32(2.0),
+    'ids': jnp.arange(3, dtype=jnp.int32),
+    'none': jnp.zeros((0, 2)),
+  }
+
+
+def test_round_trip_is_bitwise(tmp_path):
+  path = tmp_path / 'w.safetensors'
+  weights.save(path, params(), {'steps': 10, 'made by': 'a test'})
+  got, metadata = weights.load(path)
+  assert tree_lib.equal(got, params())
+  assert metadata == {'steps': '10', 'made by': 'a test'}
+  got, _ = weights.load(path, like=jax.eval_shape(params))
+  assert tree_lib.equal(got, params())
+  # Another reader sees the same names and values.
+  other = safetensors_flax.load_file(path)
+  assert tree_lib.equal(other, tree_lib.named(params()))
+
+
+def test_everything_wrong_is_in_one_sentence(tmp_path):
+  path = tmp_path / 'w.safetensors'
+  weights.save(path, params())
+  like = params()
+  del like['ids']
+  like['scale'] = jnp.zeros(3)
+  like['head'] = {'bias': jnp.zeros(4), 'kernel': jnp.zeros((2, 2))}
+  with pytest.raises(weights.WeightsError) as error:
+    weights.load(path, like=like)
+  text = str(error.value)
+  assert 'missing head/kernel' in text
+  assert 'unexpected ids' in text
+  assert 'scale is float32[] where float32[3] is wanted' in text
+  assert 'head/bias is bfloat16[4] where float32[4] is wanted' in text
+  assert '\n' not in text
+
+
+def test_types_are_cast_only_when_asked(tmp_path):
+  path = tmp_path / 'w.safetensors'
+  weights.save(path, {'w': jnp.array([1.5, 2.5])})
+  like = {'w': jax.ShapeDtypeStruct((2,), jnp.bfloat16)}
+  with pytest.raises(weights.WeightsError, match='w is float32'):
+    weights.load(path, like=like)
+  got, _ = weights.load(path, like=like, cast=True)
+  assert got['w'].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(got['w'].astype(float), [1.5, 2.5])
+
+
+@pytest.mark.parametrize('keep', [0, 4, 60, -1])
+def test_truncated_file_is_a_sentence(tmp_path, keep):
+  path = tmp_path / 'w.safetensors'
+  weights.save(path, params())
+  path.write_bytes(path.read_bytes()[:keep])
+  with pytest.raises(weights.WeightsError, match='truncated or not a safe'):
+    weights.load(path)
+
+
+def test_missing_file_is_a_sentence(tmp_path):
+  with pytest.raises(weights.WeightsError, match='no weights file'):
+    weights.load(tmp_path / 'none')
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / 'w.safetensors'
+  weights.save(path, {'w': jnp.ones(2)})
+
+  def fail(*args):
+    raise OSError('stop')
+
+  monkeypatch.setattr(weights.os, 'replace', fail)
+  with pytest.raises(OSError):
+    weights.save(path, {'w': jnp.zeros(2)})
+  assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
+  np.testing.assert_array_equal(weights.load(path)[0]['w'], [1, 1])

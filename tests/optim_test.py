@@ -1,0 +1,102 @@
+"""AdamW and schedules against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gen_rl import build
+from gen_rl import optim
+
+
+def run(tx, params, grads, n):
+  state = tx.init(params)
+  for _ in range(n):
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
+
+
+def test_constant_gradient_moves_by_lr_each_step():
+  # m_hat = g and v_hat = g^2 at every t, so a step is lr * g / (|g| + eps).
+  params = {'a': jnp.array([1.0, -2.0, 5.0]), 'b': jnp.zeros(())}
+  grads = {'a': jnp.array([0.3, -4.0, 1e-3]), 'b': jnp.float32(7.0)}
+  got, _ = run(optim.adamw(lr=0.01, eps=1e-3, grad_clip=None), params, grads, 4)
+  for name in params:
+    g = np.asarray(grads[name], np.float64)
+    want = params[name] - 4 * 0.01 * g / (abs(g) + 1e-3)
+    np.testing.assert_allclose(got[name], want, rtol=2e-5)
+
+
+def test_weight_decay_alone_is_geometric():
+  params = {'w': jnp.array([2.0, -3.0])}
+  tx = optim.adamw(lr=0.1, weight_decay=0.5)
+  got, _ = run(tx, params, {'w': jnp.zeros(2)}, 3)
+  np.testing.assert_allclose(got['w'], params['w'] * 0.95**3, rtol=1e-6)
+
+
+def test_gradients_are_clipped_to_a_global_norm():
+  params = {'a': jnp.zeros(2), 'b': jnp.zeros(1)}
+  grads = {'a': jnp.array([30.0, 40.0]), 'b': jnp.array([120.0])}  # norm 130
+  _, state = run(optim.adamw(b1=0.0, grad_clip=1.3), params, grads, 1)
+  mu = optax.tree.get(state, 'mu')
+  np.testing.assert_allclose(mu['a'], [0.3, 0.4], rtol=1e-6)
+  np.testing.assert_allclose(mu['b'], [1.2], rtol=1e-6)
+  _, state = run(optim.adamw(b1=0.0, grad_clip=0), params, grads, 1)
+  np.testing.assert_allclose(optax.tree.get(state, 'mu')['b'], [120.0])
+
+
+def test_states_are_float32_for_bfloat16_parameters():
+  params = {'w': jnp.ones((3,), jnp.bfloat16)}
+  tx = optim.adamw(lr=0.01)
+  state = tx.init(params)
+  updates, after = jax.jit(tx.update)(params, state, params)
+  kinds = {
+    x.dtype for x in jax.tree.leaves((state, after, updates))
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  }
+  assert kinds == {jnp.dtype('float32')}
+  assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, after)
+  assert optax.apply_updates(params, updates)['w'].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+  'kwargs, table',
+  [
+    (dict(), {0: 1.0, 1000: 1.0}),
+    (dict(warmup=4), {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 90: 1.0}),
+    (dict(warmup=4, steps=9), {0: 0.25, 90: 1.0}),
+    (
+      dict(decay='linear', steps=10, warmup=2),
+      {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 10: 0.0, 11: 0.0},
+    ),
+    (
+      dict(decay='cosine', steps=12),
+      {0: 1.0, 3: 0.5 + 2**0.5 / 4, 4: 0.75, 6: 0.5, 8: 0.25, 12: 0, 20: 0},
+    ),
+  ],
+)
+def test_schedules_follow_a_table(kwargs, table):
+  at = optim.schedule(0.2, **kwargs)
+  for t, want in table.items():
+    np.testing.assert_allclose(at(t), 0.2 * want, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+      jax.jit(at)(jnp.int32(t)), 0.2 * want, rtol=1e-6, atol=1e-8
+    )
+    assert at(t).dtype == jnp.float32
+
+
+def test_schedule_drives_the_updates():
+  tx = optim.adamw(lr=0.1, warmup=2, decay='linear', steps=4, grad_clip=None)
+  got, _ = run(tx, {'w': jnp.zeros(1)}, {'w': jnp.ones(1)}, 4)
+  np.testing.assert_allclose(got['w'], -0.1 * (0.5 + 1 + 1 + 0.5), rtol=1e-5)
+
+
+def test_mistakes_are_sentences():
+  with pytest.raises(build.ConfigError, match='constant, linear, cosine'):
+    optim.schedule(0.1, decay='exp')
+  with pytest.raises(build.ConfigError, match='needs steps > warmup'):
+    optim.schedule(0.1, decay='cosine')
+  with pytest.raises(build.ConfigError, match='grad_clip=1.0'):
+    build.build(optim, dict(name='adamw', clip=3))
