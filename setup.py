@@ -37,7 +37,7 @@ _REQUIRES = [
 ]
 
 _TEST = [
-  'pytest>=8',
+  'pytest>=8',  # runs the tests
   'beartype>=0.20',  # checks jaxtyping's shapes while tests run
   'scipy>=1.14',  # reference densities, statistical tests
   'scikit-image>=0.24',  # real photographs
