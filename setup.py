@@ -31,6 +31,7 @@ _REQUIRES = [
   'transformers>=5',  # tokenizers, model configs, file formats
   'tokenizers>=0.22',  # the word tokenizer of ShapesWorld
   'safetensors>=0.6',  # weights: gen_rl/assets, released models
+  'einops>=0.8',  # axes by name
   'jaxtyping>=0.3.5',  # shapes in signatures; checked in tests only
   'numpy>=2.1',  # everything on the host
   'pillow>=11',  # PNG, host JPEG, the font of rendered text
