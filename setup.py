@@ -1,0 +1,76 @@
+"""Packaging: what is installed, and why each dependency is there.
+
+Lower bounds are the oldest versions the tests have passed with; there are no
+upper bounds, but for the formatter. Python 3.11 gets jax 0.10, later Pythons
+the newest jax.
+"""
+
+import pathlib
+
+import setuptools
+
+# clu's metric writers import all of TensorFlow, but never its accelerators:
+# the CPU build is a third of the size. It has wheels for Linux on x86 only.
+_X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+_ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+
+_REQUIRES = [
+  'jax>=0.10',  # arrays, transformations, XLA
+  'flax>=0.12',  # linen modules, struct dataclasses
+  'optax>=0.2.8',  # optimizers and schedules
+  'orbax-checkpoint>=0.12',  # asynchronous, sharded checkpoints
+  'clu>=0.0.12',  # metric writers
+  f'tensorflow-cpu>=2.21; {_X86_LINUX}',  # clu's TensorBoard writer
+  f'tensorflow>=2.21; {_ELSEWHERE}',  # the same, where there is no CPU build
+  'tensorboard>=2.20',  # reads what clu wrote; TensorFlow needs it too
+  'tensorflow-datasets>=4.9.9',  # data sets: prompts, ShapesWorld builder
+  'array_record>=0.8',  # record files, read without TensorFlow
+  'grain>=0.2.15',  # input pipeline whose state is checkpointed
+  'ml_collections>=1.1',  # configs
+  'absl-py>=2.3',  # flags, logging
+  'transformers>=5',  # tokenizers, model configs, file formats
+  'tokenizers>=0.22',  # the word tokenizer of ShapesWorld
+  'safetensors>=0.6',  # weights: gen_rl/assets, released models
+  'einops>=0.8',  # axes by name
+  'jaxtyping>=0.3.5',  # shapes in signatures; checked in tests only
+  'numpy>=2.1',  # everything on the host
+  'pillow>=11',  # PNG, host JPEG, the font of rendered text
+]
+
+_TEST = [
+  'pytest>=8',  # runs the tests
+  'beartype>=0.20',  # checks jaxtyping's shapes while tests run
+  'scipy>=1.14',  # reference densities, statistical tests
+  'scikit-image>=0.24',  # real photographs
+  'scikit-learn>=1.6',  # real photographs, reference metrics
+  'ruff>=0.17,<0.18',  # style; a new minor version formats differently
+  'nbclient>=0.10',  # runs the notebooks
+  'nbformat>=5.10',  # reads the notebooks
+  'ipykernel>=6.29',  # the kernel they run in
+]
+
+_COLAB = [
+  'matplotlib>=3.9',  # plots in the notebooks
+]
+
+setuptools.setup(
+  name='gen_rl',
+  version='0.1.0',
+  description='Reinforcement learning of visual generative models in JAX',
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(
+    include=['gen_rl', 'gen_rl.*', 'configs', 'configs.*']
+  ),
+  package_data={'gen_rl': ['assets/*']},
+  install_requires=_REQUIRES,
+  extras_require={
+    'test': _TEST + _COLAB,
+    'gpu': ['jax[cuda12]'],  # cuda13: pip install 'jax[cuda13]' instead
+    'tpu': ['jax[tpu]'],
+    'plan': ['libtpu'],  # compiles for a TPU topology without owning it
+    'colab': _COLAB,
+  },
+)

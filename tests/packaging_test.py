@@ -1,0 +1,211 @@
+"""What setup.py declares, what the code imports, what the README promises."""
+
+import ast
+import importlib
+from importlib import metadata
+import pathlib
+import pkgutil
+import re
+import runpy
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import setuptools
+
+import configs
+import gen_rl
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+# Import name -> distribution, where they differ.
+_DISTRIBUTION = {
+  'PIL': 'pillow',
+  'absl': 'absl-py',
+  'orbax': 'orbax-checkpoint',
+  'skimage': 'scikit-image',
+  'sklearn': 'scikit-learn',
+  'tensorflow_datasets': 'tensorflow-datasets',
+}
+# Needed, but by our dependencies: nothing of ours imports them.
+_INDIRECT = {
+  'tensorflow': 'clu imports it; the build for machines other than x86 Linux',
+  'tensorflow-cpu': 'clu imports it',
+  'tensorboard': 'a person starts it',
+  'array_record': 'tensorflow-datasets and grain import it',
+}
+
+
+def _setup_arguments():
+  """The keyword arguments setup.py calls setuptools.setup with."""
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    mock.patch.object(setuptools, 'setup') as setup,
+  ):
+    patch.chdir(_ROOT)
+    runpy.run_path(str(_ROOT / 'setup.py'))
+  return setup.call_args.kwargs
+
+
+def _names(requirements):
+  return {re.match(r'[\w-]+', requirement)[0] for requirement in requirements}
+
+
+def _imported(*folders):
+  """{distribution: files that import it} of the folders' Python files."""
+  found = {}
+  for folder in folders:
+    for path in sorted((_ROOT / folder).rglob('*.py')):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+          modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+          modules = [node.module] if not node.level else []
+        else:
+          continue
+        for module in modules:
+          top = module.split('.')[0]
+          if top not in sys.stdlib_module_names | {'gen_rl', 'configs'}:
+            name = _DISTRIBUTION.get(top, top)
+            found.setdefault(name, set()).add(str(path.relative_to(_ROOT)))
+  return found
+
+
+def _modules(package):
+  names = (package.__name__,)
+  return names + tuple(
+    module.name
+    for module in pkgutil.walk_packages(
+      package.__path__, package.__name__ + '.', onerror=lambda name: None
+    )
+  )
+
+
+@pytest.mark.parametrize('name', _modules(gen_rl) + _modules(configs))
+def test_every_module_imports(name):
+  importlib.import_module(name)
+
+
+def test_imports_are_declared():
+  declared = _names(_setup_arguments()['install_requires'])
+  undeclared = {
+    name: sorted(files)
+    for name, files in _imported('gen_rl', 'configs').items()
+    if name not in declared
+  }
+  assert not undeclared
+
+
+def test_test_imports_are_declared():
+  arguments = _setup_arguments()
+  declared = _names(arguments['install_requires'])
+  declared |= _names(arguments['extras_require']['test'])
+  undeclared = {
+    name: sorted(files)
+    for name, files in _imported('tests').items()
+    if name not in declared | {'setuptools'}
+  }
+  assert not undeclared
+
+
+@pytest.mark.skipif(
+  not (_ROOT / 'gen_rl/main.py').exists(), reason='the package is not whole'
+)
+def test_declared_is_imported():
+  declared = _names(_setup_arguments()['install_requires'])
+  used = set(_imported('gen_rl', 'configs')) | set(_INDIRECT)
+  assert not declared - used
+
+
+def test_every_dependency_has_a_reason():
+  for line in (_ROOT / 'setup.py').read_text().splitlines():
+    if re.match(r"  f?'[\w-]+>=", line):
+      assert re.search(r',  # \w', line), line
+
+
+def test_extras():
+  assert set(_setup_arguments()['extras_require']) == {
+    'test',
+    'gpu',
+    'tpu',
+    'plan',
+    'colab',
+  }
+
+
+def test_packages_and_data_are_all_installed():
+  """A folder without __init__.py would be missing from an install."""
+  packages = set(_setup_arguments()['packages'])
+  for folder in ('gen_rl', 'configs'):
+    for path in (_ROOT / folder).rglob('*.py'):
+      assert '.'.join(path.parent.relative_to(_ROOT).parts) in packages, path
+  assert not any(name.startswith('tests') for name in packages)
+
+
+def test_installed_metadata():
+  try:
+    installed = metadata.metadata('gen_rl')
+  except metadata.PackageNotFoundError:
+    pytest.skip('run from a checkout that is not installed')
+  assert installed['Version'] == _setup_arguments()['version']
+  assert installed['Requires-Python'] == '>=3.11'
+
+
+def test_import_is_light():
+  """`import gen_rl` and the shared types load none of the heavy packages."""
+  heavy = ('tensorflow', 'transformers', 'tensorflow_datasets', 'grain', 'clu')
+  code = (
+    'import sys, gen_rl, gen_rl.types\n'
+    f'print([name for name in {heavy} if name in sys.modules])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip() == '[]'
+
+
+def test_shapes_are_checked_while_testing():
+  """The hook of conftest.py wraps our functions, but not constructors."""
+  from gen_rl import types
+
+  term = types.Term(value=(4, 2), mask=None)
+  assert term.value == (4, 2)
+  assert 'gen_rl_checker' in sys.modules
+  assert type(types.__loader__).__name__ == '_JaxtypingLoader'
+
+
+@pytest.mark.parametrize(
+  'name, ends',
+  [
+    ('run', '-m gen_rl.main --config=configs/flow_grpo.py'),
+    ('test', '-m pytest'),
+  ],
+)
+def test_readme_commands(name, ends):
+  readme = (_ROOT / 'README.md').read_text()
+  (command,) = re.findall(
+    rf'^<!-- command: {name} -->\n```sh\n(.+)\n```$', readme, re.MULTILINE
+  )
+  venv, install, then = command.split(' && ')
+  assert venv == 'python3 -m venv .venv'
+  extra = "'.[test]'" if name == 'test' else '.'
+  assert install == f'.venv/bin/pip install -e {extra}'
+  assert then == f'.venv/bin/python {ends}'
+
+
+@pytest.mark.parametrize('command', [['check'], ['format', '--check']])
+def test_style(command):
+  done = subprocess.run(
+    [sys.executable, '-m', 'ruff', *command, '--no-cache', '.'],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
