@@ -102,17 +102,15 @@ def merge(
     for label, out in outs.items()
     if out.dense is not None
   ]
-  if dense:
-    dense = sum(dense)
+  dense = sum(dense) if dense else None
+  if dense is not None:
     valid &= jnp.isfinite(dense).all((1, 2))
     dense = jnp.where(valid[:, None, None], dense, 0)
   # Part by part: where(valid) around the sum alone would leave a NaN in the
   # gradient.
   parts = {name: jnp.where(valid, x, 0) for name, x in parts.items()}
   score = sum(weights[label] * parts[label] for label in outs)
-  return RewardOut(
-    score, parts, valid, dense if len(jnp.shape(dense)) else None
-  )
+  return RewardOut(score, parts, valid, dense)
 
 
 def combine(rewards: Weighted) -> Reward:

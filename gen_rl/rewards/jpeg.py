@@ -21,7 +21,6 @@ Nothing here has a useful gradient; `jpeg_surrogate` replaces (5) by
   (7)  bits ~ sum 2 log2(1 + |DCT(x)| / q)
 """
 
-from functools import partial
 import io
 
 import jax
