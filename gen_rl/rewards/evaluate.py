@@ -96,7 +96,9 @@ def evaluate_host(
   for label, reward in used.items():
     folded = combine.row_key(key, label)
     for i, rows in enumerate(chunks):
-      part_media, part_info = jax.tree.map(lambda x: x[rows], (media, info))  # noqa: B023
+      part_media, part_info = jax.tree.map(
+        lambda x, rows=rows: x[rows], (media, info)
+      )
       part = inputs._replace(media=part_media, info=part_info)
       if folded.ndim:
         part_key = folded[rows]

@@ -144,10 +144,13 @@ def test_rewards_on_device_and_host_agree():
   out = host.score(host.params, inputs, KEY)
   assert isinstance(out.score, np.ndarray) and out.valid.all()
   np.testing.assert_allclose(out.score, -kilobytes * scale, rtol=1e-6)
-  for reward, sign in ((minus, -1), (plus, 1)):
-    out = jax.jit(
-      lambda x, f=reward.score: f((), inputs._replace(media=x), KEY)
-    )(inputs.media)
+
+  @jax.jit
+  def both(media):
+    there = inputs._replace(media=media)
+    return [reward.score((), there, KEY) for reward in (minus, plus)]
+
+  for out, sign in zip(both(inputs.media), (-1, 1), strict=True):
     assert out.valid.all()
     np.testing.assert_allclose(out.score, sign * kilobytes * scale, rtol=0.02)
 
@@ -175,17 +178,19 @@ def test_surrogate_follows_the_size(quality):
 def test_surrogate_gradient():
   """Finite, right (central differences), also where all coefficients are 0."""
   media = _inputs(_crops(24, 24)).media
-  total = lambda x: jpeg.jpeg_surrogate(x).sum()
-  value, grad = jax.jit(total), jax.jit(jax.grad(total))
-  g = np.asarray(grad(media))
-  # Along the gradient the slope is its norm.
-  norm = np.linalg.norm(g)
-  way = 0.02 * g / norm
-  slope = (value(media + way) - value(media - way)) / 0.04
+  value = jax.jit(jpeg.jpeg_surrogate)
+  grad = jax.jit(jax.grad(lambda x: jpeg.jpeg_surrogate(x).sum()))
+  total = lambda x: np.asarray(value(x), np.float64).sum()
+  # Along the gradient the slope is its norm. |z| has a kink at 0: the smaller
+  # the step, the closer (5.7% off at 0.02, 1.2% at 0.002, 0.9% at 0.001).
+  noise = np.random.default_rng(0).random(media.shape, np.float32)
+  norm = np.linalg.norm(grad(noise))
+  way = 0.002 * np.asarray(grad(noise)) / norm
+  slope = (total(noise + way) - total(noise - way)) / 0.004
   np.testing.assert_allclose(slope, norm, rtol=0.03)
   assert np.isfinite(grad(np.full_like(media, 128 / 255))).all()
   # A step against the gradient makes the real file smaller.
-  step = media - 0.002 * np.sign(g)
+  step = media - 0.002 * np.sign(grad(media))
   assert (jpeg_bytes(step, 95) < jpeg_bytes(media, 95)).all()
   assert jpeg.smooth_compressibility().differentiable
 
