@@ -1,0 +1,1 @@
+"""Rewards: pure functions from media and what was asked for to scores."""

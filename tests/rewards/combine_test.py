@@ -1,0 +1,136 @@
+"""The weighted sum by hand, masks, gradients, keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl.rewards import combine
+from gen_rl.types import Reward, RewardInputs, RewardOut
+
+KEY = jax.random.key(0)
+INPUTS = RewardInputs(np.full((4, 2, 2, 3), 0.5, np.float32), {}, 2)
+
+
+def _const(name, scores, valid=None, where='device', parts=None, **kw):
+  scores = np.array(scores, np.float32)
+
+  def score(params, inputs, key):
+    good = np.ones(len(scores), bool) if valid is None else np.array(valid)
+    return RewardOut(scores + params, parts or {}, good)
+
+  return Reward(name, np.float32(0), score, where, **kw)
+
+
+def test_weighted_sum_by_hand():
+  a = _const('a', [1, 2, 3, 4], parts={'half': np.full(4, 0.5)})
+  b = _const('b', [10, 20, 30, 40], valid=[True, True, True, False])
+  reward = combine.combine({'x': (a, 2.0), 'y': (b, -0.1)})
+  out = reward.score(reward.params, INPUTS, KEY)
+  # 2 - 1, 4 - 2, 6 - 3; the last row is invalid as a whole
+  np.testing.assert_allclose(out.score, [1, 2, 3, 0], rtol=1e-6)
+  assert np.asarray(out.valid).tolist() == [True, True, True, False]
+  assert sorted(out.parts) == ['x', 'x/half', 'y']
+  np.testing.assert_allclose(out.parts['y'], [10, 20, 30, 0])  # unweighted
+  metrics = combine.summarize(out)
+  assert metrics['reward/score'] == pytest.approx(2)
+  assert metrics['reward/x'] == pytest.approx(2)
+  assert metrics['reward/y'] == pytest.approx(20)
+  assert metrics['reward/std'] == pytest.approx(np.std([1, 2, 3]))
+  assert metrics['reward/invalid'] == 1
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_score_that_is_not_finite_is_invalid(bad):
+  a, b = _const('a', [1, 2, 3, 4]), _const('b', [1, bad, 1, 1])
+  outs = {
+    k: r.score(r.params, INPUTS, KEY) for k, r in {'a': a, 'b': b}.items()
+  }
+  out = jax.jit(lambda o: combine.merge(o, {'a': 1.0, 'b': 1.0}))(outs)
+  assert np.asarray(out.valid).tolist() == [True, False, True, True]
+  np.testing.assert_allclose(out.score, [2, 0, 4, 5])
+  assert np.isfinite(out.parts['b']).all()
+
+
+def test_invalid_rows_have_no_gradient():
+  def total(x):
+    score = jnp.sqrt(x)  # NaN and an infinite slope at x <= 0
+    out = RewardOut(score, {}, x > 0)
+    return combine.merge({'a': out}, {'a': 3.0}).score.sum()
+
+  grad = jax.grad(total)(jnp.array([4.0, 1.0]))
+  np.testing.assert_allclose(grad, [0.75, 1.5])
+
+
+def test_dense_parts_add_up():
+  dense = np.arange(16, dtype=np.float32).reshape(4, 2, 2)
+  plain = RewardOut(np.ones(4), {}, np.ones(4, bool))
+  outs = {'a': plain.replace(dense=dense), 'b': plain}
+  out = combine.merge(outs, {'a': 0.5, 'b': 1.0})
+  np.testing.assert_allclose(out.dense, dense / 2)
+  assert combine.merge({'b': plain}, {'b': 1.0}).dense is None
+  dense[2, 0, 0] = np.nan
+  out = combine.merge(outs, {'a': 0.5, 'b': 1.0})
+  assert np.asarray(out.valid).tolist() == [True, True, False, True]
+  assert np.isfinite(out.dense).all()
+
+
+def test_split_and_places():
+  device = _const('a', [0], differentiable=True)
+  host = _const('b', [0], where='host')
+  off = _const('c', [0])
+  rewards = {'a': (device, 1.0), 'b': (host, 2.0), 'c': (off, 0.0)}
+  on, out = combine.split(rewards)
+  assert (list(on), list(out)) == (['a'], ['b'])
+  assert combine.weights(rewards) == {'a': 1.0, 'b': 2.0}
+  assert list(combine.params(rewards)) == ['a', 'b']
+  assert combine.combine(rewards).where == 'host'
+  assert not combine.combine(rewards).differentiable
+  alone = combine.combine({'a': (device, 1.0)})
+  assert alone.where == 'device' and alone.differentiable
+
+
+def test_scored_apart_is_scored_together():
+  """split + merge, the way of the train step, is combine."""
+  a, b = _const('a', [1, 2, 3, 4]), _const('b', [5, 6, 7, 8], where='host')
+  rewards = {'a': (a, 0.3), 'b': (b, 0.7)}
+  whole = combine.combine(rewards)
+  device, host = combine.split(rewards)
+  outs = {
+    label: reward.score(reward.params, INPUTS, KEY)
+    for label, (reward, _) in (device | host).items()
+  }
+  merged = combine.merge(outs, combine.weights(rewards))
+  np.testing.assert_array_equal(
+    merged.score, whole.score(whole.params, INPUTS, KEY).score
+  )
+
+
+def test_key_of_a_reward_ignores_the_others():
+  def noisy(params, inputs, key):
+    noise = jax.vmap(jax.random.normal)(key)
+    return RewardOut(noise, {}, np.ones(4, bool))
+
+  noisy = Reward('noisy', (), noisy)
+  keys = jax.random.split(KEY, 4)
+  other = _const('other', [1, 1, 1, 1])
+  alone = combine.combine({'n': (noisy, 1.0)})
+  both = combine.combine({'a': (other, 1.0), 'n': (noisy, 1.0)})
+  twice = combine.combine({'n': (noisy, 1.0), 'm': (noisy, 1.0)})
+  first = alone.score(alone.params, INPUTS, keys).score
+  second = both.score(both.params, INPUTS, keys).parts['n']
+  np.testing.assert_array_equal(first, second)
+  parts = twice.score(twice.params, INPUTS, keys).parts
+  assert not np.any(parts['n'] == parts['m'])
+
+
+def test_says_what_is_wrong():
+  a = _const('a', [0])
+  with pytest.raises(ValueError, match='no reward has a weight'):
+    combine.combine({'a': (a, 0.0)})
+  with pytest.raises(ValueError, match="'a' has the weight nan"):
+    combine.split({'a': (a, float('nan'))})
+  with pytest.raises(ValueError, match="runs in 'moon'"):
+    combine.split({'a': (a._replace(where='moon'), 1.0)})
+  with pytest.raises(ValueError, match='do not match'):
+    combine.merge({}, {'a': 1.0})

@@ -1,0 +1,183 @@
+"""Host rewards that raise, hang, return NaN; device rewards under jit."""
+
+import time
+
+from absl import logging
+import jax
+import numpy as np
+import pytest
+
+from gen_rl.rewards import combine, evaluate
+from gen_rl.types import Reward, RewardInputs, RewardOut
+
+KEY = jax.random.key(0)
+INPUTS = RewardInputs(
+  np.linspace(0, 1, 8 * 12, dtype=np.float32).reshape(8, 2, 2, 3),
+  {'target': np.arange(8)},
+  2,
+)
+
+
+def _host(score, name='host'):
+  return Reward(name, (), score, where='host')
+
+
+def _mean(params, inputs, key):
+  score = inputs.media.mean((1, 2, 3)) + inputs.info['target']
+  return RewardOut(score, {'target': inputs.info['target']}, score >= 0)
+
+
+EXPECTED = _mean((), INPUTS, KEY).score
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  lines = []
+  monkeypatch.setattr(logging, 'warning', lambda m, *a: lines.append(m % a))
+  monkeypatch.setattr(evaluate, '_logged', set())
+  return lines
+
+
+@pytest.mark.parametrize('groups_per_call', [0, 1, 3])
+def test_host_scores_in_row_order(groups_per_call):
+  outs, metrics = evaluate.evaluate_host(
+    {'a': (_host(_mean), 1.0)}, INPUTS, KEY, groups_per_call=groups_per_call
+  )
+  np.testing.assert_allclose(outs['a'].score, EXPECTED, rtol=1e-6)
+  assert outs['a'].valid.all() and isinstance(outs['a'].score, np.ndarray)
+  np.testing.assert_array_equal(outs['a'].parts['target'], np.arange(8))
+  assert metrics['reward/invalid'] == 0
+
+
+def test_failures_are_invalid_rows_and_counted(warnings):
+  def raises(params, inputs, key):
+    if 2 in inputs.info['target']:
+      raise RuntimeError('no such font')
+    return _mean(params, inputs, key)
+
+  def hangs(params, inputs, key):
+    if 4 in inputs.info['target']:
+      time.sleep(5)
+    return _mean(params, inputs, key)
+
+  def nan(params, inputs, key):
+    out = _mean(params, inputs, key)
+    bad = inputs.info['target'] == 0
+    return out.replace(score=np.where(bad, np.nan, out.score))
+
+  rewards = {
+    name: (_host(f, name), 1.0)
+    for name, f in {
+      'raises': raises,
+      'hangs': hangs,
+      'nan': nan,
+      'good': _mean,
+    }.items()
+  }
+  start = time.monotonic()
+  for _ in range(2):
+    outs, metrics = evaluate.evaluate_host(
+      rewards, INPUTS, KEY, timeout=0.5, groups_per_call=1
+    )
+  assert time.monotonic() - start < 4  # nobody waits for the sleeper
+  valid = {name: out.valid.astype(int).tolist() for name, out in outs.items()}
+  assert valid == {
+    'raises': [1, 1, 0, 0, 1, 1, 1, 1],
+    'hangs': [1, 1, 1, 1, 0, 0, 1, 1],
+    'nan': [0, 1, 1, 1, 1, 1, 1, 1],
+    'good': 8 * [1],
+  }
+  assert metrics == {
+    'reward/raises/invalid': 2,
+    'reward/hangs/invalid': 2,
+    'reward/nan/invalid': 1,
+    'reward/good/invalid': 0,
+    'reward/invalid': 5,
+  }
+  for out in outs.values():  # never a silent zero
+    assert not np.any(out.score[~out.valid] == 0)
+    np.testing.assert_allclose(
+      out.score[out.valid], EXPECTED[out.valid], rtol=1e-6
+    )
+  # Each reason once, although it happened twice.
+  assert len(warnings) == 3
+  text = '\n'.join(warnings)
+  for reason in (
+    'raises failed: RuntimeError: no such font',
+    'hangs failed: TimeoutError: no answer within 0.5 s',
+    'nan failed: ValueError: 1 of 2 scores are not finite',
+  ):
+    assert reason in text
+  merged = combine.merge(outs, combine.weights(rewards))
+  assert np.asarray(merged.valid).sum() == 3
+  assert np.isfinite(merged.score).all()
+
+
+def test_hanging_calls_give_their_place_away(warnings):
+  def hangs(params, inputs, key):
+    if inputs.info['target'][0] < 4:
+      time.sleep(5)
+    return _mean(params, inputs, key)
+
+  outs, _ = evaluate.evaluate_host(
+    {'a': (_host(hangs), 1.0)},
+    INPUTS,
+    KEY,
+    timeout=0.4,
+    workers=1,
+    groups_per_call=1,
+  )
+  assert outs['a'].valid.tolist() == 4 * [False] + 4 * [True]
+
+
+def test_wrong_shape_is_a_failure(warnings):
+  wrong = lambda p, i, k: RewardOut(np.zeros(3), {}, np.ones(3, bool))
+  outs, metrics = evaluate.evaluate_host(
+    {'a': (_host(wrong), 1.0)}, INPUTS, KEY
+  )
+  assert metrics['reward/invalid'] == 8 and not outs['a'].valid.any()
+  assert 'shape (3,) for 8 rows' in warnings[0]
+
+
+def test_device_rewards_under_jit_with_params_as_arguments():
+  def score(params, inputs, key):
+    x = params * inputs.media.mean((1, 2, 3))
+    return RewardOut(x, {}, x >= 0)
+
+  rewards = {
+    'a': (Reward('a', np.float32(2), score), 1.0),
+    'off': (Reward('off', np.float32(np.nan), score), 0.0),
+  }
+
+  @jax.jit
+  def step(params, media):
+    inputs = INPUTS._replace(media=media)
+    return evaluate.evaluate(rewards, inputs, KEY, params)
+
+  media = INPUTS.media.copy()
+  media[3] = np.nan
+  for factor in (2, 5):
+    outs = step({'a': np.float32(factor)}, media)
+    assert list(outs) == ['a']
+    want = factor * media.mean((1, 2, 3))
+    np.testing.assert_allclose(outs['a'].score, want, rtol=1e-6)
+    assert np.asarray(outs['a'].valid).tolist() == [
+      True,
+      True,
+      True,
+      False,
+      True,
+      True,
+      True,
+      True,
+    ]
+
+
+def test_places():
+  host = {'h': (_host(_mean), 1.0)}
+  remote = {'r': (_host(_mean)._replace(where='remote'), 1.0)}
+  with pytest.raises(ValueError, match="'h' runs on the host"):
+    evaluate.evaluate(host, INPUTS, KEY)
+  for function in (evaluate.evaluate, evaluate.evaluate_host):
+    with pytest.raises(NotImplementedError, match='remote rewards come later'):
+      function(remote, INPUTS, KEY)
