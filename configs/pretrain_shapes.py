@@ -17,14 +17,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Variants: "" or "tiny" (two steps, for tests)."""
   c = base.get_config()
   c.name = 'pretrain_shapes'
-  c.steps = 12000
+  c.steps = 14000
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 64
   c.data.group_size = 1
   c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.3)
   c.objective.fm = dict(name='flow_matching', weight=1.0)
-  c.policy.time_mean = 0.0
-  c.policy.time_std = 1.2
+  c.policy.time_mean = 0.7
+  c.policy.time_std = 1.1
   c.policy.null_prob = 0.1
   c.optimizer = config_dict.create(
     name='adamw', lr=1.5e-3, b1=0.9, b2=0.99, weight_decay=1e-4,

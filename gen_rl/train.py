@@ -119,7 +119,11 @@ def make_step(
 ):
   """(Step, optimizer, advantage) of a config."""
   group_size = config.data.group_size
-  tx = build.build(optim, config.optimizer, steps=config.steps)
+  tx = build.build(
+    optim,
+    config.optimizer,
+    steps=config.steps * config.updates * config.epochs,
+  )
   advantage = None
   if built.rewards:
     advantage = build.build(

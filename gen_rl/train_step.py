@@ -79,7 +79,9 @@ def _fold(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
 
 def _cut(x: PyTree, parts: int) -> PyTree:
   """[b ...] -> [parts b/parts ...] on every leaf."""
-  return jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), x)
+  return jax.tree.map(
+    lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), x
+  )
 
 
 def _expand_mask(mask: Array, weight: Array) -> Array:
