@@ -31,6 +31,7 @@ _DISTRIBUTION = {
   'skimage': 'scikit-image',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
+  'yaml': 'PyYAML',
 }
 # Needed, but by our dependencies: nothing of ours imports them.
 _INDIRECT = {
