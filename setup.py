@@ -33,6 +33,7 @@ _REQUIRES = [
   'safetensors>=0.6',  # weights: gen_rl/assets, released models
   'einops>=0.8',  # axes by name
   'jaxtyping>=0.3.5',  # shapes in signatures; checked in tests only
+  'PyYAML>=6',  # configs as text, in the report
   'numpy>=2.1',  # everything on the host
   'pillow>=11',  # PNG, host JPEG, the font of rendered text
 ]

@@ -1,10 +1,13 @@
 """What holds for every test: CPU, checked shapes, a shared compile cache."""
 
+import atexit
+import inspect
 import os
 import shutil
 import sys
 import tempfile
 import types
+import typing
 
 # Before anything imports jax. Tests of meshes start processes of their own,
 # with as many host devices as they want.
@@ -14,19 +17,26 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import beartype
 import jaxtyping
 
-_CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _CONF = beartype.BeartypeConf(is_pep484_tower=True)  # an int is a float
 
 
-def _check(function):
-  """Beartype, but not for constructors.
+def _states_a_shape(annotation):
+  if isinstance(annotation, type):
+    return issubclass(annotation, jaxtyping.AbstractArray)
+  return any(map(_states_a_shape, typing.get_args(annotation)))
 
-  A pytree's constructor is called with whatever a transformation puts in the
-  place of arrays (shapes, shardings, None), so its fields are not checked.
+
+def _check(function):
+  """Beartype, for the functions whose annotations state a shape.
+
+  A bare Array is documentation: closed forms are often run on float64 numpy.
+  Constructors are never checked: jax calls a pytree's with whatever stands in
+  for its arrays (shapes, shardings, None).
   """
-  if getattr(function, '__name__', '') == '__init__':
-    return function
-  return beartype.beartype(function, conf=_CONF)
+  annotations = inspect.get_annotations(function).values()
+  if function.__name__ != '__init__' and any(map(_states_a_shape, annotations)):
+    return beartype.beartype(function, conf=_CONF)
+  return function
 
 
 # The hook finds its checker by name, so it needs a module that has a name.
@@ -35,16 +45,8 @@ _checker.check = _check
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
 
-
-def pytest_configure(config):
-  """Gives this session a compile cache, and its child processes the same."""
-  if _CACHE not in os.environ:
-    config.compile_cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
-    os.environ[_CACHE] = config.compile_cache
-
-
-def pytest_unconfigure(config):
-  """Removes the compile cache."""
-  if hasattr(config, 'compile_cache'):
-    del os.environ[_CACHE]
-    shutil.rmtree(config.compile_cache, ignore_errors=True)
+# This session's compile cache, and its child processes'.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)

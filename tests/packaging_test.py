@@ -11,11 +11,15 @@ import subprocess
 import sys
 from unittest import mock
 
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
 import pytest
 import setuptools
 
 import configs
 import gen_rl
+from gen_rl import types
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -27,6 +31,7 @@ _DISTRIBUTION = {
   'skimage': 'scikit-image',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
+  'yaml': 'PyYAML',
 }
 # Needed, but by our dependencies: nothing of ours imports them.
 _INDIRECT = {
@@ -170,14 +175,26 @@ def test_import_is_light():
   assert done.stdout.strip() == '[]'
 
 
-def test_shapes_are_checked_while_testing():
-  """The hook of conftest.py wraps our functions, but not constructors."""
-  from gen_rl import types
-
-  term = types.Term(value=(4, 2), mask=None)
-  assert term.value == (4, 2)
-  assert 'gen_rl_checker' in sys.modules
+def test_shapes_are_checked_while_testing(tmp_path, monkeypatch):
+  """The checker of conftest.py checks stated shapes, but not constructors."""
   assert type(types.__loader__).__name__ == '_JaxtypingLoader'
+  assert types.Term(value=(4, 2), mask=None).value == (4, 2)
+
+  (tmp_path / 'shaped.py').write_text(
+    'import jax\nfrom jaxtyping import Float\n'
+    "def add(x: Float[jax.Array, 'b k'], y: Float[jax.Array, 'b k'],\n"
+    '        scale: float = 1.0):\n'
+    '  return x + scale * y\n'
+    'def bare(x: jax.Array): return x\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  with jaxtyping.install_import_hook('shaped', 'gen_rl_checker.check'):
+    shaped = importlib.import_module('shaped')
+  ones = jnp.ones
+  assert shaped.add(ones((3, 2)), ones((3, 2)), 1).shape == (3, 2)
+  assert shaped.bare(np.ones(3)).shape == (3,)
+  with pytest.raises(jaxtyping.TypeCheckError):
+    shaped.add(ones((3, 2)), ones((2, 3)))
 
 
 @pytest.mark.parametrize(
