@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.rewards import combine
-from gen_rl.types import Array, Metrics, Params, RewardInputs, RewardOut
+from gen_rl.types import Array, Params, RewardInputs, RewardOut
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate_host(
   timeout: float = 60.0,
   workers: int = 8,
   groups_per_call: int = 0,
-) -> tuple[dict[str, RewardOut], Metrics]:
+) -> tuple[dict[str, RewardOut], dict[str, np.float32]]:
   """Scores of the host rewards, in threads, however badly they behave.
 
   A thread that exceeds its time is abandoned, not killed: it may go on in the

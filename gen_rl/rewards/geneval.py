@@ -21,7 +21,9 @@ reward), `correct` (the benchmark) and `exact` (nothing missing, nothing more).
 from collections.abc import Mapping, Sequence
 
 from flax import struct
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from gen_rl.types import Array
@@ -73,7 +75,7 @@ class Clauses(struct.PyTreeNode):
 
 
 def keep_confident(
-  det: Detections, threshold: Array | float = 0.3, most: int = 16
+  det: Detections, threshold: ArrayLike = 0.3, most: int = 16
 ) -> Detections:
   """The benchmark's filter: confident objects, the `most` best of each class.
 
@@ -83,6 +85,7 @@ def keep_confident(
       of the counting task. A confidence equal to it is dropped.
     most: objects kept of a class.
   """
+  det = jax.tree.map(jnp.asarray, det)
   threshold = jnp.broadcast_to(threshold, det.score.shape[:1])[:, None]
   det = det.replace(valid=det.valid & (det.score > threshold))
   same = det.label[:, :, None] == det.label[:, None, :]
@@ -168,6 +171,7 @@ def strict_score(
     colour and position is exactly as asked. Without clauses the score is 0, as
     published, and strict 1.
   """
+  det, clauses = jax.tree.map(jnp.asarray, (det, clauses))
   used, of_class, colored = _matches(det, clauses)
   asked = jnp.maximum(clauses.include_count, 1)
   n, n_color = of_class.sum(-1), colored.sum(-1)
@@ -213,6 +217,7 @@ def correct(det: Detections, clauses: Clauses) -> Array:
   must exist, all have the colour, and all pairs stand as asked; there may be
   more of them. Any exclude clause with as many detections as its count fails.
   """
+  det, clauses = jax.tree.map(jnp.asarray, (det, clauses))
   used, of_class, _ = _matches(det, clauses)
   same = det.label[:, :, None] == det.label[:, None, :]
   best = _rank(det, same)[:, None] < clauses.include_count[..., None]
@@ -239,6 +244,7 @@ def exact(det: Detections, clauses: Clauses) -> Array:
   clauses of one class are fine if their colours differ. Exclude clauses have
   nothing to add.
   """
+  det, clauses = jax.tree.map(jnp.asarray, (det, clauses))
   used, _, colored = _matches(det, clauses)
   ok = (~used | (colored.sum(-1) == clauses.include_count)).all(-1)
   has_position = (clauses.relation >= 0) & used[:, 0] & used[:, 1]

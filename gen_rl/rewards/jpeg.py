@@ -25,6 +25,7 @@ import io
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 from PIL import Image
 
@@ -266,7 +267,7 @@ def _shift(x: Array, left: Array) -> Array:
   return jnp.where(left >= 0, up, down) & 0xFFFF
 
 
-def jpeg_bytes(images: Array, quality: int = 95) -> Array:
+def jpeg_bytes(images: ArrayLike, quality: int = 95) -> Array:
   """Size of each image as a baseline 4:2:0 JPEG file, equations (1) to (6).
 
   The bytes Pillow writes with `save(f, 'JPEG', quality=quality)`: standard
@@ -286,7 +287,7 @@ def jpeg_bytes(images: Array, quality: int = 95) -> Array:
   tables = quantization_tables(quality)
   _check(images)
   b = images.shape[0]
-  x = jnp.nan_to_num(images.astype(jnp.float32), nan=0.0)
+  x = jnp.nan_to_num(jnp.asarray(images, jnp.float32), nan=0.0)
   rgb = jnp.round(jnp.clip(x, 0, 1) * 255).astype(jnp.int32)
   luma, *chroma = _planes(_ycc(rgb), jnp.array([1, 2]))
   index, real = _coding_order(*luma.shape[1:3])
@@ -305,8 +306,11 @@ def jpeg_bytes(images: Array, quality: int = 95) -> Array:
   return (HEADER + size + stuffed).astype(jnp.float32)
 
 
-def jpeg_surrogate(images: Array, quality: int = 95) -> Array:
+def jpeg_surrogate(images: ArrayLike, quality: int = 95) -> Array:
   """A smooth stand-in for `jpeg_bytes`, equation (7), with a finite gradient.
+
+  It has a kink wherever a coefficient is 0, most of them in a flat image: take
+  small steps, large ones overshoot and make the file bigger.
 
   Args:
     images: [b h w 3] in [0, 1].
@@ -321,7 +325,7 @@ def jpeg_surrogate(images: Array, quality: int = 95) -> Array:
   """
   tables = quantization_tables(quality)
   _check(images)
-  x = 255 * images.astype(jnp.float32)
+  x = 255 * jnp.asarray(images, jnp.float32)
   to_ycc = np.array(
     [
       [0.299, 0.587, 0.114],
@@ -411,7 +415,7 @@ def _file_size(image: np.ndarray, quality: int) -> int:
     return file.tell()
 
 
-def _check(images: Array) -> None:
+def _check(images: ArrayLike) -> None:
   if images.ndim != 4 or images.shape[-1] != 3:
     raise ValueError(
       f'JPEG takes RGB images [b h w 3], not an array of shape {images.shape}'

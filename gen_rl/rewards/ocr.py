@@ -20,12 +20,15 @@ import re
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from gen_rl.types import Array
 
 
-def levenshtein(a: Array, b: Array, a_len: Array, b_len: Array) -> Array:
+def levenshtein(
+  a: ArrayLike, b: ArrayLike, a_len: ArrayLike, b_len: ArrayLike
+) -> Array:
   """Edit distance (insert, delete, replace: 1 each) of padded int strings.
 
   Args:
@@ -37,6 +40,7 @@ def levenshtein(a: Array, b: Array, a_len: Array, b_len: Array) -> Array:
   Returns:
     [b] int32.
   """
+  a, b, a_len, b_len = map(jnp.asarray, (a, b, a_len, b_len))
   column = jnp.arange(b.shape[1] + 1)
   start = jnp.broadcast_to(column, (b.shape[0], b.shape[1] + 1))
 
@@ -53,8 +57,11 @@ def levenshtein(a: Array, b: Array, a_len: Array, b_len: Array) -> Array:
   return jnp.take_along_axis(d, b_len[:, None], axis=1)[:, 0]
 
 
-def contains(a: Array, b: Array, a_len: Array, b_len: Array) -> Array:
+def contains(
+  a: ArrayLike, b: ArrayLike, a_len: ArrayLike, b_len: ArrayLike
+) -> Array:
   """Bool [b]: is b[:b_len] a substring of a[:a_len]? Shapes as above."""
+  a, b, a_len, b_len = map(jnp.asarray, (a, b, a_len, b_len))
   m, n = a.shape[1], b.shape[1]
   offset, at = jnp.arange(m + 1)[:, None], jnp.arange(n)
   window = jnp.pad(a, ((0, 0), (0, n)))[:, offset + at]  # [b m+1 n]
@@ -64,7 +71,10 @@ def contains(a: Array, b: Array, a_len: Array, b_len: Array) -> Array:
 
 
 def ocr_score(
-  read: Array, target: Array, read_len: Array, target_len: Array
+  read: ArrayLike,
+  target: ArrayLike,
+  read_len: ArrayLike,
+  target_len: ArrayLike,
 ) -> Array:
   """Equations (1) and (2) on padded int strings, made by `encode`.
 

@@ -189,10 +189,27 @@ def test_surrogate_gradient():
   slope = (total(noise + way) - total(noise - way)) / 0.004
   np.testing.assert_allclose(slope, norm, rtol=0.03)
   assert np.isfinite(grad(np.full_like(media, 128 / 255))).all()
-  # A step against the gradient makes the real file smaller.
-  step = media - 0.002 * np.sign(grad(media))
-  assert (jpeg_bytes(step, 95) < jpeg_bytes(media, 95)).all()
   assert jpeg.smooth_compressibility().differentiable
+
+
+def test_descending_the_surrogate_shrinks_the_file():
+  """Small steps: every noise file, photographs only on average.
+
+  A large step overshoots the kinks of a flat image: its zeros become ones.
+  """
+  grad = jax.jit(jax.grad(lambda x: jpeg.jpeg_surrogate(x).sum()))
+  photos = _inputs(_crops(24, 24)).media
+  noise = np.random.default_rng(0).random(photos.shape, np.float32)
+  change = []
+  for start in (noise, photos):
+    x = start
+    for _ in range(20):
+      g = np.asarray(grad(x))
+      x = x - 0.1 * g / np.sqrt(np.square(g).sum((1, 2, 3), keepdims=True))
+    before, after = (np.asarray(jpeg_bytes(i, 95)) for i in (start, x))
+    change.append(after - before)
+  assert (change[0] < 0).all()
+  assert change[1].mean() < 0
 
 
 def test_says_what_is_wrong():
