@@ -17,11 +17,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Variants: "" or "tiny" (two steps, for tests)."""
   c = base.get_config()
   c.name = 'pretrain_shapes'
-  c.steps = 14000
+  c.steps = 15000
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 64
   c.data.group_size = 1
-  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.3)
+  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.25)
   c.objective.fm = dict(name='flow_matching', weight=1.0)
   c.policy.time_mean = 0.7
   c.policy.time_std = 1.1

@@ -44,6 +44,9 @@ def time_embedding(t: Array, width: int) -> Array:
 class TextEncoder(nn.Module):
   """Pre-norm transformer over prompt tokens.
 
+  A convolution over five neighbouring words comes first: "red" belongs to the
+  "circle" next to it, which attention is slow to find out.
+
   tokens [b l] int -> (features [b l d], mask [b l] bool).
   """
 
@@ -63,6 +66,7 @@ class TextEncoder(nn.Module):
       'position', nn.initializers.normal(0.02), (length, self.width)
     )
     x = x + position
+    x = x + nn.Conv(self.width, (5,), name='phrase')(nn.gelu(x))
     attend = nn.make_attention_mask(mask, mask)
     for i in range(self.layers):
       h = nn.LayerNorm(name=f'norm_a{i}')(x)

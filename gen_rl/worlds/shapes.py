@@ -7,8 +7,9 @@ row; `jax.vmap` them.
 
 Objects are anti-aliased templates (8x8 samples per pixel) of 7 or 9 pixels on
 a 2x2 layout of 12-pixel cells with one pixel of jitter, so objects never touch
-and every ordered pair of cells satisfies its GenEval relation. Words are drawn
-in the bitmap font that ships with Pillow, six pixels a letter.
+and every ordered pair of cells satisfies its GenEval relation. Words stand in
+the middle, with the same jitter, in the bitmap font that ships with Pillow, six
+pixels a letter.
 """
 
 import functools
@@ -155,7 +156,8 @@ def compose(key: Array, spec: dict[str, Array]) -> Scene:
       spec['word_color'],
       jax.random.randint(keys[4], (), 0, len(PALETTE)),
     ),
-    word_corner=jax.random.randint(keys[5], (2,), 0, SIZE - word_size + 1),
+    word_corner=(SIZE - word_size) // 2
+    + jax.random.randint(keys[5], (2,), -JITTER, JITTER + 1),
     background=jax.random.uniform(
       keys[6], (), minval=BACKGROUND[0], maxval=BACKGROUND[1]
     ),
