@@ -147,9 +147,7 @@ def names(module: types.ModuleType) -> list[str]:
   return sorted({n for found in _catalogue(module).values() for n in found})
 
 
-def diff(
-  config_a: Mapping[str, Any], config_b: Mapping[str, Any]
-) -> list[str]:
+def diff(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> list[str]:
   """Fields in which two configs differ, as sorted lines 'path: a -> b'.
 
   Lists equal tuples (JSON knows no tuples), NaN equals NaN, an empty sub-dict

@@ -86,8 +86,11 @@ def open_manager(
     CheckpointError: the directory cannot be written.
   """
   _quiet()
-  path = epath.Path(directory).absolute() if '://' not in str(directory) \
+  path = (
+    epath.Path(directory).absolute()
+    if '://' not in str(directory)
     else epath.Path(directory)
+  )
   if jax.process_index() == 0:
     try:
       path.mkdir(parents=True, exist_ok=True)
@@ -191,8 +194,9 @@ def save(
         state=ocp.args.PyTreeSave(tree_lib.nest(arrays)),
         meta=ocp.args.JsonSave(meta),
       ),
-      metrics=None if metrics is None else
-      {k: float(v) for k, v in metrics.items()},
+      metrics=None
+      if metrics is None
+      else {k: float(v) for k, v in metrics.items()},
       force=True,
     )
   except Exception as error:
@@ -334,7 +338,7 @@ def restore_params(
       leaves = _read_leaves(path, step, meta, wanted)
       if abstract is None:
         state[field] = tree_lib.nest(
-          {n[len(field) + 1:]: leaf for n, leaf in leaves.items()}
+          {n[len(field) + 1 :]: leaf for n, leaf in leaves.items()}
         )
       else:
         state[field] = jax.tree.unflatten(
@@ -369,7 +373,10 @@ def _newest_whole(
       logging.warning(
         'Checkpoint %s in %s cannot be read (%s); going back to the newest'
         ' whole one, %s.',
-        ', '.join(map(str, broken)), path, reasons[0], step,
+        ', '.join(map(str, broken)),
+        path,
+        reasons[0],
+        step,
       )
     return restored, broken
   raise CheckpointError(
@@ -401,10 +408,9 @@ def _check_config(path, step, meta, config, ignore) -> None:
     return
   ours = json.loads(json.dumps(build.plain(config), default=_to_json))
   changed = [
-    line for line in build.diff(meta['config'], ours)
-    if not any(
-      line.startswith((f'{i}.', f'{i}:')) for i in ignore
-    )
+    line
+    for line in build.diff(meta['config'], ours)
+    if not any(line.startswith((f'{i}.', f'{i}:')) for i in ignore)
   ]
   if changed:
     raise build.ConfigError(
@@ -422,7 +428,8 @@ def _check_types(path, step, meta, wanted) -> None:
   problems += [f'{n} is not wanted' for n in saved if n not in ours]
   problems += [
     f'{n} is {saved[n]} where {t} is wanted'
-    for n, t in ours.items() if n in saved and saved[n] != t
+    for n, t in ours.items()
+    if n in saved and saved[n] != t
   ]
   if problems:
     more = f'; and {len(problems) - 12} more' if len(problems) > 12 else ''
@@ -514,8 +521,11 @@ def _failed(manager: ocp.CheckpointManager, error: Exception) -> Exception:
       except OSError:
         pass
   last = max(steps(path), default=None)
-  kept = 'there is no earlier one' if last is None else \
-    f'checkpoint {last} is whole and the same command resumes from it'
+  kept = (
+    'there is no earlier one'
+    if last is None
+    else f'checkpoint {last} is whole and the same command resumes from it'
+  )
   return CheckpointError(
     f'A checkpoint could not be written to {path}: {_reason(error)}; {kept}.'
   )
@@ -544,10 +554,12 @@ def _struct(text: str) -> jax.ShapeDtypeStruct:
   name, _, shape = text.partition('[')
   if name.startswith('key<'):
     dtype = next(
-      key.dtype for key in map(
+      key.dtype
+      for key in map(
         lambda impl: jax.eval_shape(lambda: jax.random.key(0, impl=impl)),
         ('threefry2x32', 'rbg', 'unsafe_rbg'),
-      ) if str(key.dtype) == name
+      )
+      if str(key.dtype) == name
     )
   else:
     dtype = jnp.dtype(name)

@@ -158,7 +158,7 @@ class Categorical(struct.PyTreeNode):
     return draw(keys, _f32(self.logits)).astype(jnp.int32)
 
   def log_prob(self, actions: Array) -> Array:
-    """log softmax(logits)[action], [b k]; `actions` int [b k] in [0, v)."""
+    """Log softmax(logits)[action], [b k]; `actions` int [b k] in [0, v)."""
     logits = _f32(self.logits)
     chosen = jnp.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import rollout as rollout_lib
-from gen_rl.rewards import combine, evaluate
+from gen_rl.rewards import combine
 from gen_rl.types import Array, Params, Policy, RewardInputs, Rows
 from gen_rl.utils import rng
 

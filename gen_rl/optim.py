@@ -76,9 +76,7 @@ def schedule(
     'cosine': lambda p: (1 + jnp.cos(jnp.pi * p)) / 2,
   }
   if decay not in shapes:
-    raise ConfigError(
-      f'decay is {decay!r}; valid: {", ".join(shapes)}.'
-    )
+    raise ConfigError(f'decay is {decay!r}; valid: {", ".join(shapes)}.')
   if decay != 'constant' and (steps is None or steps <= warmup):
     raise ConfigError(
       f'decay={decay!r} needs steps > warmup, got steps={steps} and'

@@ -43,8 +43,7 @@ import yaml
 
 from gen_rl import metrics
 from gen_rl.utils import image as image_lib
-from gen_rl.utils import page
-from gen_rl.utils import svg
+from gen_rl.utils import page, svg
 
 SCHEMA_VERSION = 1
 POLICY_KEYS = ('strict', 'strict_per_task', 'proxy', 'diversity')

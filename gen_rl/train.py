@@ -14,11 +14,23 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gen_rl import advantages, build, checkpoint, metrics, models, objectives
+from gen_rl import (
+  advantages,
+  build,
+  checkpoint,
+  metrics,
+  models,
+  objectives,
+  optim,
+  policies,
+  report,
+  rewards,
+  sharding,
+  train_state,
+  train_step,
+)
 from gen_rl import evaluate as evaluate_lib
-from gen_rl import optim, policies, report, rewards
 from gen_rl import rollout as rollout_lib
-from gen_rl import sharding, train_state, train_step
 from gen_rl.data import pictures, pipeline, prompts, tokenizers
 from gen_rl.models import weights
 from gen_rl.policies import denoising
@@ -80,9 +92,7 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
 
 def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
   """(params -> Evaluation, the batch of evaluation prompts)."""
-  source = build.build(
-    prompts, {**config.data.prompts, **config.eval.prompts}
-  )
+  source = build.build(prompts, {**config.data.prompts, **config.eval.prompts})
   batches = pipeline.prompt_batches(
     source,
     config.eval.num_prompts,
@@ -126,9 +136,7 @@ def make_step(
   )
   advantage = None
   if built.rewards:
-    advantage = build.build(
-      advantages, config.advantage, group_size=group_size
-    )
+    advantage = build.build(advantages, config.advantage, group_size=group_size)
   one_update = config.updates * config.epochs == 1
   built_objectives = build.build_all(
     objectives, config.objective, on_policy=one_update

@@ -32,9 +32,21 @@ from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, evaluate
 from gen_rl.train_state import TrainState
-from gen_rl.types import Advantage, Array, Experience, Metrics, Objective
-from gen_rl.types import Params, Policy, PyTree, Replay, RewardInputs
-from gen_rl.types import RewardOut, Rows, Trajectory
+from gen_rl.types import (
+  Advantage,
+  Array,
+  Experience,
+  Metrics,
+  Objective,
+  Params,
+  Policy,
+  PyTree,
+  Replay,
+  RewardInputs,
+  RewardOut,
+  Rows,
+  Trajectory,
+)
 from gen_rl.utils import rng, tree
 
 
@@ -67,14 +79,18 @@ def geometry_error(rows: int, updates: int, microbatches: int) -> str | None:
 
 
 def _fold(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-  """lax.scan, unrolled on CPUs.
+  """lax.scan, as a Python loop on CPUs.
 
   XLA's CPU backend runs convolution gradients inside a while loop many times
   slower than outside of one.
   """
-  length = jax.tree.leaves(xs)[0].shape[0]
-  unroll = length if jax.default_backend() == 'cpu' else 1
-  return jax.lax.scan(body, carry, xs, unroll=unroll)
+  if jax.default_backend() != 'cpu':
+    return jax.lax.scan(body, carry, xs)
+  outs = []
+  for i in range(jax.tree.leaves(xs)[0].shape[0]):
+    carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+    outs.append(out)
+  return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
 
 
 def _cut(x: PyTree, parts: int) -> PyTree:

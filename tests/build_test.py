@@ -67,7 +67,9 @@ def test_spec_and_bound_arguments_meet_in_the_signature():
 def test_weight_goes_to_those_who_take_it():
   assert build.build(TOOLBOX, dict(name='plain', weight=2.0)) == 'plain'
   assert build.build(TOOLBOX, dict(name='kl', ref='r', weight=2.0)) == (
-    'kl', 'r', 2.0,
+    'kl',
+    'r',
+    2.0,
   )
 
 
@@ -149,11 +151,23 @@ def test_packages_are_searched_without_importing_them(package):
 
 def test_diff_names_fields():
   a = ml_collections.ConfigDict(
-    dict(lr=1e-4, betas=(0.9, 0.99), on=True, nan=float('nan'),
-         pg=dict(clip=0.2), gone=1, empty={})
+    dict(
+      lr=1e-4,
+      betas=(0.9, 0.99),
+      on=True,
+      nan=float('nan'),
+      pg=dict(clip=0.2),
+      gone=1,
+      empty={},
+    )
   )
-  b = dict(lr=2e-4, betas=[0.9, 0.99], on=1, nan=float('nan'),
-           pg=dict(clip=0.2, norm='x'))
+  b = dict(
+    lr=2e-4,
+    betas=[0.9, 0.99],
+    on=1,
+    nan=float('nan'),
+    pg=dict(clip=0.2, norm='x'),
+  )
   assert build.diff(a, b) == [
     'gone: 1 -> (absent)',
     'lr: 0.0001 -> 0.0002',

@@ -18,8 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from gen_rl import build
-from gen_rl import checkpoint
+from gen_rl import build, checkpoint
 from gen_rl.utils import tree as tree_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,8 +63,12 @@ def make_state(seed=0):
 def config():
   return ml_collections.ConfigDict(
     dict(
-      seed=1, steps=10, betas=(0.9, 0.99), eval=dict(every=5),
-      policy=dict(name='flow', noise=0.7), evaluation=1,
+      seed=1,
+      steps=10,
+      betas=(0.9, 0.99),
+      eval=dict(every=5),
+      policy=dict(name='flow', noise=0.7),
+      evaluation=1,
     )
   )
 
@@ -120,8 +123,10 @@ def test_abstract_state_suffices(tmp_path):
     checkpoint.restore_latest(manager, abstract)
   state = make_state()
   abstract = jax.tree.map(
-    lambda x: x if isinstance(x, np.ndarray)
-    else jax.ShapeDtypeStruct(x.shape, x.dtype), state
+    lambda x: (
+      x if isinstance(x, np.ndarray) else jax.ShapeDtypeStruct(x.shape, x.dtype)
+    ),
+    state,
   )
   got = checkpoint.restore_latest(manager, abstract)
   assert tree_lib.equal(got.state, make_state(3))
@@ -150,9 +155,7 @@ def test_keeps_newest_and_best(tmp_path):
     tmp_path, keep=2, best='eval/accuracy', best_mode='max'
   )
   for n, score in enumerate([0.1, 0.9, float('nan'), 0.3, 0.2]):
-    checkpoint.save(
-      manager, n, make_state(), metrics={'eval/accuracy': score}
-    )
+    checkpoint.save(manager, n, make_state(), metrics={'eval/accuracy': score})
   checkpoint.close(manager)
   assert checkpoint.steps(tmp_path) == [1, 3, 4]
 
@@ -298,7 +301,9 @@ def test_restore_params_only(tmp_path, warnings_of):
   assert got.step == 2 and got.config['policy']['noise'] == 0.7
   assert tree_lib.equal(got.state['params'], want.params)
   got = checkpoint.restore_params(
-    tmp_path, ('params/conv_0', 'extra'), step=1,
+    tmp_path,
+    ('params/conv_0', 'extra'),
+    step=1,
     abstract={'params/conv_0': want.params['conv_0'], 'extra': want.extra},
   )
   assert tree_lib.equal(got.state['extra'], make_state(1).extra)
@@ -386,7 +391,9 @@ def test_kill_9_during_a_save(tmp_path):
     directory = tmp_path / str(trial)
     child = subprocess.Popen(
       [sys.executable, '-c', textwrap.dedent(CHILD), str(directory)],
-      cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
     )
     try:
       deadline = time.time() + 60
@@ -427,7 +434,10 @@ def test_orbax_is_quiet(tmp_path):
   """
   run = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(code)],
-    cwd=ROOT, capture_output=True, text=True, check=True,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
   )
   lines = (run.stdout + run.stderr).splitlines()
   assert [x for x in lines if 'mine' not in x] == []

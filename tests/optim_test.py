@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gen_rl import build
-from gen_rl import optim
+from gen_rl import build, optim
 
 
 def run(tx, params, grads, n):
@@ -53,7 +52,8 @@ def test_states_are_float32_for_bfloat16_parameters():
   state = tx.init(params)
   updates, after = jax.jit(tx.update)(params, state, params)
   kinds = {
-    x.dtype for x in jax.tree.leaves((state, after, updates))
+    x.dtype
+    for x in jax.tree.leaves((state, after, updates))
     if jnp.issubdtype(x.dtype, jnp.floating)
   }
   assert kinds == {jnp.dtype('float32')}

@@ -7,8 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from gen_rl import metrics
-from gen_rl import report
+from gen_rl import metrics, report
 
 RESULT = dict(
   schema_version=1,

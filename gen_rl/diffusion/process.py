@@ -32,7 +32,7 @@ def expand(s: Array, x: Array) -> Array:
 
 
 def divide(a: Array, b: Array) -> Array:
-  """a / b, and 0 with zero gradients where b == 0."""
+  """A / b, and 0 with zero gradients where b == 0."""
   valid = b != 0
   return jnp.where(valid, a / jnp.where(valid, b, 1.0), 0.0)
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import einops
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from gen_rl.types import Array, Params, PyTree
@@ -160,9 +159,7 @@ class UNet(nn.Module):
     h = nn.Conv(self.channels[0], (3, 3), name='stem')(
       jnp.concatenate([h, grid], -1)
     )
-    levels = list(
-      zip(self.channels, self.blocks, self.attention, strict=True)
-    )
+    levels = list(zip(self.channels, self.blocks, self.attention, strict=True))
     skips = []
     for i, (channels, blocks, attention) in enumerate(levels):
       if i:

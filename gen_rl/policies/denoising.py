@@ -111,8 +111,7 @@ def denoising(
 
     def body(x: Array, i: Array) -> tuple[Array, tuple[Array, ...]]:
       t, t_next, a = (
-        jnp.full((b, 1), value)
-        for value in (grid[i], grid[i + 1], levels[i])
+        jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
       )
       v = velocity_fn(params, x, t[:, 0], rows.cond)
       dist = kernel(x[:, None], v[:, None], t, t_next, a)

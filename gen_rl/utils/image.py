@@ -16,9 +16,7 @@ import io
 import os
 
 import numpy as np
-from PIL import Image
-from PIL import ImageDraw
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 GREEN = (22, 145, 70)
 RED = (214, 40, 40)

@@ -78,7 +78,8 @@ def format_seconds(seconds: float) -> str:
 
 class Progress:
   """One line that rewrites itself on a terminal, a plain line now and then
-  elsewhere (the first update, then every `every` seconds, and the last)."""
+  elsewhere (the first update, then every `every` seconds, and the last).
+  """
 
   def __init__(
     self,

@@ -88,8 +88,9 @@ def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
 
   def select(x, y):
     x, y = jnp.asarray(x), jnp.asarray(y)
-    return jnp.where(pred.reshape(pred.shape + (1,) * (x.ndim - pred.ndim)),
-                     x, y)
+    return jnp.where(
+      pred.reshape(pred.shape + (1,) * (x.ndim - pred.ndim)), x, y
+    )
 
   return jax.tree.map(select, a, b)
 
@@ -102,7 +103,8 @@ def differing(a: PyTree, b: PyTree) -> list[str]:
   """
   a, b = named(a), named(b)
   return [
-    n for n in dict.fromkeys([*a, *b])
+    n
+    for n in dict.fromkeys([*a, *b])
     if n not in a or n not in b or _bits(a[n]) != _bits(b[n])
   ]
 

@@ -270,7 +270,11 @@ def parse(text: str) -> Spec | None:
   else:
     task = 3 if color[0] >= 0 else 0
   return Spec(
-    task, tuple(shape), tuple(color), tuple(count), relation  # type: ignore
+    task,
+    tuple(shape),
+    tuple(color),
+    tuple(count),
+    relation,  # type: ignore
   )
 
 

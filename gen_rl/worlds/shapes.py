@@ -77,9 +77,7 @@ def object_templates() -> np.ndarray:
         'cross': (np.minimum(abs(x), abs(y)) <= 1.5)
         & (np.maximum(abs(x), abs(y)) <= r),
       }[shape]
-      out.append(
-        inside.reshape(WINDOW, samples, WINDOW, samples).mean((1, 3))
-      )
+      out.append(inside.reshape(WINDOW, samples, WINDOW, samples).mean((1, 3)))
   return np.array(out, np.float32).reshape(
     len(grammar.SHAPES), len(RADII), WINDOW, WINDOW
   )
@@ -248,9 +246,7 @@ def mutate(key: Array, spec: dict[str, Array]) -> dict[str, Array]:
     ),
   ]
   possible = jnp.stack([p for p, _, _ in changes])
-  chosen = jax.random.categorical(
-    keys[5], jnp.where(possible, 0.0, -jnp.inf)
-  )
+  chosen = jax.random.categorical(keys[5], jnp.where(possible, 0.0, -jnp.inf))
   out = dict(spec)
   for i, (_, name, value) in enumerate(changes):
     out[name] = jnp.where(chosen == i, value.astype(jnp.int32), out[name])

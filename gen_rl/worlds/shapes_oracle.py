@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.types import Array
-from gen_rl.worlds import grammar, shapes
+from gen_rl.worlds import shapes
 
 MAX_DETECTIONS = 6
 OBJECT_IOU = 0.62  # smallest IoU of a detection
@@ -104,8 +104,10 @@ def _objects(masks: Array) -> tuple[Array, ...]:
     )[:, None, :]
     mass = jnp.einsum('bhwc,bhw->bc', masks, near.astype(masks.dtype))
     color = mass.argmax(-1)
-    score = best.reshape(b, -1).max(-1) * mass.max(-1) / (
-      jnp.maximum(mass.sum(-1), 1e-6)
+    score = (
+      best.reshape(b, -1).max(-1)
+      * mass.max(-1)
+      / (jnp.maximum(mass.sum(-1), 1e-6))
     )
     shape, size = template // len(shapes.RADII), template % len(shapes.RADII)
     side = 2 * jnp.asarray(shapes.RADII)[size]

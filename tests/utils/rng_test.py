@@ -21,7 +21,8 @@ def test_keys_follow_prompt_and_member_not_position():
   again = rng.row_keys(ROOT, 5, jnp.array([9, 100, 7, 1]), 6)
   for group, other in ((0, 2), (2, 0)):  # prompts 7 and 9
     np.testing.assert_array_equal(
-      data(keys[group * 4:group * 4 + 4]), data(again[other * 6:other * 6 + 4])
+      data(keys[group * 4 : group * 4 + 4]),
+      data(again[other * 6 : other * 6 + 4]),
     )
   chain = ROOT
   for number in (5, 2, 3):  # step 5, prompt 2, member 3: by hand
@@ -34,9 +35,7 @@ def test_keys_follow_prompt_and_member_not_position():
 
 
 def test_no_two_keys_are_equal():
-  keys = [
-    rng.row_keys(ROOT, step, jnp.arange(50), 8) for step in range(3)
-  ]
+  keys = [rng.row_keys(ROOT, step, jnp.arange(50), 8) for step in range(3)]
   keys += [rng.step_keys(k, i) for k in keys[:1] for i in range(10)]
   keys += [rng.stream_keys(keys[0], n) for n in ('init', 'nll', 'reward')]
   every = np.concatenate([data(k) for k in keys])

@@ -48,7 +48,8 @@ def test_gradients_flow_to_the_selected_part_only():
 
 def test_nest_refuses_collisions():
   assert tree_lib.nest({'a/b': 1, 'a/c': 2, 'd': 3}) == {
-    'a': {'b': 1, 'c': 2}, 'd': 3,
+    'a': {'b': 1, 'c': 2},
+    'd': 3,
   }
   for names in (['a', 'a/b'], ['a/b', 'a']):
     with pytest.raises(ValueError):
