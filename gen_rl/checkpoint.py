@@ -516,10 +516,8 @@ def _failed(manager: ocp.CheckpointManager, error: Exception) -> Exception:
   path = epath.Path(manager.directory)
   if jax.process_index() == 0:
     for partial in [p for p in path.iterdir() if _TMP in p.name]:
-      try:
+      with contextlib.suppress(OSError):
         partial.rmtree()
-      except OSError:
-        pass
   last = max(steps(path), default=None)
   kept = (
     'there is no earlier one'

@@ -35,6 +35,7 @@ class Evaluation(NamedTuple):
   texts: list[str]  # [P]
 
   def metrics(self) -> dict[str, float]:
+    """Scalars for the log."""
     out = {'eval/strict': self.strict, 'eval/diversity': self.diversity}
     if self.proxy is not None:
       out['eval/proxy'] = self.proxy

@@ -191,7 +191,7 @@ class Writer:
       for line in repair(path, resume_step):
         if line['step'] == resume_step:
           self._written.update(line)
-    self._file = open(path, 'ab', buffering=0)
+    self._file = open(path, 'ab', buffering=0)  # noqa: SIM115 (see close)
 
   def write_scalars(
     self, step: int, scalars: Mapping, samples: int | None = None

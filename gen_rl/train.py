@@ -186,6 +186,7 @@ def _parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def resume_command(name: str, workdir: str) -> str:
+  """The shell command that goes on with a run."""
   return (
     f'python -m gen_rl.main --config=configs/{name.replace(":", ".py:", 1)}'
     f'{"" if ":" in name else ".py"} --workdir={shlex.quote(str(workdir))}'

@@ -143,7 +143,7 @@ def test_full_disk_is_an_error(tmp_path):
   if not os.path.exists('/dev/full'):
     pytest.skip('no /dev/full')
   with open_writer(tmp_path) as w:
-    w._file = open('/dev/full', 'ab', buffering=0)
+    w._file = open('/dev/full', 'ab', buffering=0)  # noqa: SIM115
     with pytest.raises(OSError, match='No space left'):
       w.write_scalars(0, {'a': 1})
 

@@ -72,7 +72,8 @@ def load(
   try:
     with safetensors.safe_open(path, 'numpy') as f:
       metadata = dict(f.metadata() or {})
-      leaves = {name: f.get_tensor(name) for name in f.keys()}
+      names = f.keys()  # a method: the file is no mapping
+      leaves = {name: f.get_tensor(name) for name in names}
   except Exception as error:
     raise WeightsError(
       f'{path} ({os.path.getsize(path)} bytes) is truncated or not a'

@@ -146,7 +146,8 @@ def before_after(
   """Pairs of pictures made from the same seeds, side by side in one cell.
 
   Args:
-    before, after: [n h w c].
+    before: [n h w c].
+    after: likewise.
     captions: n strings under the pairs.
     rewards: (before [n], after [n]) numbers, shown under each picture.
     columns: pairs per row; by default min(n, 4).

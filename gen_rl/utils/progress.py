@@ -77,8 +77,9 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-  """One line that rewrites itself on a terminal, a plain line now and then
-  elsewhere (the first update, then every `every` seconds, and the last).
+  """A live line on a terminal, a plain line now and then elsewhere.
+
+  Elsewhere: at the first update, then every `every` seconds, and at the last.
   """
 
   def __init__(
@@ -116,9 +117,9 @@ class Progress:
       self._seconds.append((now - self._then) / (step - self._step))
       self._seconds = self._seconds[-20:]
     self._step, self._then = step, now
-    if not self._live and step < self._total:
-      if now - self._printed < self._every:
-        return
+    soon = now - self._printed < self._every
+    if not self._live and step < self._total and soon:
+      return
     self._printed = now
     seconds = statistics.median(self._seconds) if self._seconds else None
     rate = samples_per_step / seconds if samples_per_step and seconds else None

@@ -20,7 +20,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
   """About `count` round numbers (1, 2 or 5 times a power of ten) in a range.
 
   Args:
-    low, high: the range, low < high.
+    low: start of the range.
+    high: its end, above `low`.
     count: how many to aim for.
 
   Returns:

@@ -67,6 +67,8 @@ class Spec(NamedTuple):
 
 
 class Prompt(NamedTuple):
+  """A sentence and what it asks for."""
+
   text: str
   spec: Spec
   prompt_id: int  # unique per sentence of the grammar
