@@ -96,15 +96,22 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   c.model.update(text_width=16, text_layers=1, emb_width=16)
   c.data.prompts_per_step = 4
   c.data.group_size = min(c.data.group_size, 2)
-  c.policy.steps = 4
   c.optimizer.warmup = 1
   c.eval.update(every=1, num_prompts=7, samples=2, steps=2, shown=4)
   c.log.tensorboard = False
   c.checkpoint.every = 1
 
 
-def unknown_variant(arg: str, known: tuple[str, ...]) -> None:
-  """Raises the error for a variant that does not exist."""
-  raise ValueError(
-    f'unknown variant {arg!r} of this config; it has {", ".join(known)}'
-  )
+def split_variants(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
+  """The variants named after the colon of --config.
+
+  Raises:
+    ValueError: one does not exist, listing those that do.
+  """
+  names = tuple(name for name in arg.split(',') if name)
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'unknown variant {name!r} of this config; it has {", ".join(known)}'
+      )
+  return names

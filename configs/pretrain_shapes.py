@@ -12,9 +12,11 @@ from ml_collections import config_dict
 
 from configs import base
 
+VARIANTS = ('tiny',)
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variants: "" or "tiny" (two steps, for tests)."""
+  """Variant: tiny (two quick steps, for tests)."""
   c = base.get_config()
   c.name = 'pretrain_shapes'
   c.steps = 15000
@@ -35,9 +37,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.log.every = 50
   c.checkpoint.every = 1000
   c.export = 'shapes_base'
-  if arg == 'tiny':
+  if 'tiny' in base.split_variants(arg, VARIANTS):
     c.name += ':tiny'
     base.make_tiny(c)
-  elif arg:
-    base.unknown_variant(arg, ('tiny',))
   return c

@@ -228,7 +228,8 @@ def train_and_evaluate(
     f'{workdir}/checkpoints', config.checkpoint.keep
   )
 
-  base = initial_params(config, built.policy)
+  # On the host: the state's own copy is donated to the step.
+  base = jax.device_get(initial_params(config, built.policy))
   device_rewards, host_rewards = combine.split(built.rewards or {})
   state = train_state.create(
     base,

@@ -62,8 +62,9 @@ def judge(images: Array, info: dict[str, Array]) -> tuple[Array, Array]:
     & right_color
     & (found.text_junk < shapes_oracle.JUNK_PIXELS)
   )
-  partial = jnp.where(is_text, text_partial, jnp.clip(partial, 0.0, 1.0))
-  return partial, jnp.where(is_text, text_strict, strict)
+  partial = jnp.where(is_text, text_partial, partial)
+  strict = jnp.where(is_text, text_strict, strict)
+  return jnp.clip(partial, 0.0, 1.0), strict
 
 
 def _checked(inputs: RewardInputs) -> RewardInputs:
