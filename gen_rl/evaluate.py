@@ -92,9 +92,9 @@ def make(
   proxy_reward = combine.combine(proxy) if proxy else None
 
   @jax.jit
-  def run(params: Params, gold_params, proxy_params):
+  def run(params: Params, prompts, gold_params, proxy_params):
     rows = rollout_lib.make_rows(
-      batch, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
     media = policy.decode(params, sampler(params, rows))
     inputs = RewardInputs(media, rows.info, samples)
@@ -109,6 +109,7 @@ def make(
     media, verdict, trained, spread = jax.device_get(
       run(
         params,
+        dict(batch),
         gold_reward.params,
         None if proxy_reward is None else proxy_reward.params,
       )
@@ -146,9 +147,9 @@ def kl_from_base(
   """
 
   @jax.jit
-  def run(params: Params, base: Params) -> Array:
+  def run(params: Params, base: Params, prompts) -> Array:
     rows = rollout_lib.make_rows(
-      batch, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
     traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
     p, q = policy.dist(params, traj), policy.dist(base, traj)
@@ -156,4 +157,4 @@ def kl_from_base(
       p, q = p.replace(event='sum'), q.replace(event='sum')
     return (p.kl(q) * traj.mask).sum(-1).mean()
 
-  return lambda params, base: float(run(params, base))
+  return lambda params, base: float(run(params, base, dict(batch)))

@@ -51,8 +51,14 @@ class Setup(NamedTuple):
   rewards: combine.Weighted | None
 
 
-def setup(config: ml_collections.ConfigDict) -> Setup:
+def setup(
+  config: ml_collections.ConfigDict, own_rewards: combine.Weighted | None = None
+) -> Setup:
   """Builds the functions a config names.
+
+  Args:
+    config: see configs/base.py.
+    own_rewards: {label: (Reward, weight)} on top of the config's.
 
   Raises:
     ConfigError: an unknown name or key, listing the valid ones.
@@ -74,6 +80,7 @@ def setup(config: ml_collections.ConfigDict) -> Setup:
     label: (reward, build.weight(config.rewards[label]))
     for label, reward in built.items()
   }
+  weighted |= own_rewards or {}
   return Setup(source, tokenizer, policy, sampler, weighted or None)
 
 
@@ -194,12 +201,16 @@ def resume_command(name: str, workdir: str) -> str:
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  own_rewards: combine.Weighted | None = None,
 ) -> dict[str, Any]:
   """Trains from the newest checkpoint of `workdir`, or from the start.
 
   Args:
     config: see configs/base.py.
+    own_rewards: {label: (Reward, weight)} besides those the config names, for
+      rewards that live in a notebook.
     workdir: folder for checkpoints, metrics.jsonl, TensorBoard files,
       result.json and report.html.
 
@@ -213,7 +224,7 @@ def train_and_evaluate(
   """
   clock = progress.Stopwatch()
   mesh = sharding.data_mesh()
-  built = setup(config)
+  built = setup(config, own_rewards)
   step, tx, advantage = make_step(config, built, mesh)
   batches = pipeline.prompt_batches(
     built.source,
