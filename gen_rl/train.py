@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from gen_rl import (
   advantages,
@@ -35,7 +36,7 @@ from gen_rl.data import pictures, pipeline, prompts, tokenizers
 from gen_rl.models import weights
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine, evaluate
-from gen_rl.types import Params, Policy
+from gen_rl.types import Advantage, Params, Policy
 from gen_rl.utils import image, progress, system
 
 _PROCESS_START = time.time()
@@ -192,6 +193,25 @@ def _parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
   return sorted(names - {'ema', 'old'}) + (['ema'] if config.ema else [])
 
 
+def initial_state(
+  config: ml_collections.ConfigDict,
+  built: Setup,
+  params: Params,
+  tx: optax.GradientTransformation,
+  advantage: Advantage | None,
+) -> train_state.TrainState:
+  """The state before the first step; what to train and to copy is config's."""
+  device_rewards, _ = combine.split(built.rewards or {})
+  return train_state.create(
+    params,
+    tx,
+    advantage,
+    trainable=config.trainable,
+    refs=_parameter_copies(config),
+    reward_params=combine.params(device_rewards),
+  )
+
+
 def resume_command(name: str, workdir: str) -> str:
   """The shell command that goes on with a run."""
   return (
@@ -241,15 +261,8 @@ def train_and_evaluate(
 
   # On the host: the state's own copy is donated to the step.
   base = jax.device_get(initial_params(config, built.policy))
-  device_rewards, host_rewards = combine.split(built.rewards or {})
-  state = train_state.create(
-    base,
-    tx,
-    advantage,
-    trainable=config.trainable,
-    refs=_parameter_copies(config),
-    reward_params=combine.params(device_rewards),
-  )
+  _, host_rewards = combine.split(built.rewards or {})
+  state = initial_state(config, built, base, tx, advantage)
   state = sharding.replicate(state, mesh)
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
   elapsed_before, first_metric = 0.0, None
