@@ -1,29 +1,37 @@
 """Command line: train, evaluate or sample.
 
   python -m gen_rl.main --config=configs/flow_grpo.py
-  python -m gen_rl.main --config=configs/flow_grpo.py:fast --workdir=runs/fast
+  python -m gen_rl.main --config=flow_grpo:fast --workdir=runs/fast
   python -m gen_rl.main --config=... --workdir=... --mode=eval
   python -m gen_rl.main --config=... --mode=sample --prompt="two red circles"
 
-Fields are set with --config.path.to.field=value. A config is a path or the
-name of one that is installed ("flow_grpo"). `train` goes on where the newest
-checkpoint of the workdir stopped.
+A config is the path of a file or the name of an installed one, with
+":variant" if it has any; fields are set with --config.path.to.field=value.
+`train` goes on where the newest checkpoint of the workdir stopped.
+
+What a person did wrong ends in one sentence and exit code 2; with
+GEN_RL_TRACEBACK=1 in the environment the traceback comes as well. Anything
+else is a bug of ours and always shows its traceback.
 """
 
-import importlib
+import difflib
+import dis
 import os
 import pathlib
+import re
+import runpy
 import sys
-import time
+import tempfile
+import types
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 # Before jax is imported: TensorFlow and XLA are not to fill the terminal.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, with ":variant" if it has any.'
+  'config', None, 'Path or name of a config, with ":variant" if it has any.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder for everything written; default runs/<config>.'
@@ -38,48 +46,151 @@ _OUT = flags.DEFINE_string(
 )
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
-  os.path.join(
-    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
-    'gen_rl',
-    'xla',
-  ),
-  'Folder of compiled programs, so that a second start is fast; "" is off.',
+  None,
+  'Folder of compiled programs, so that a second start is fast; "" is off; '
+  'default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/gen_rl/xla.',
 )
 
 
+def installed_configs() -> dict[str, pathlib.Path]:
+  """{name: file} of the configs that stand beside this package."""
+  folder = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+  files = {path.stem: path for path in sorted(folder.glob('*.py'))}
+  return {n: p for n, p in files.items() if n not in ('__init__', 'base')}
+
+
 def find_config(value: str) -> str:
-  """The file a --config value names: a path, or an installed config.
+  """The 'file.py:variant' a --config value names.
+
+  Args:
+    value: the path of a file; or NAME, NAME.py or configs/NAME.py of an
+      installed config, wherever the command runs; with ':variant' or without.
 
   Raises:
     ValueError: there is neither, listing the installed ones.
   """
   name, colon, variant = value.partition(':')
-  if pathlib.Path(name).exists():
-    return value
-  stem = pathlib.Path(name).stem
-  folder = pathlib.Path(importlib.import_module('configs').__path__[0])
-  known = sorted(p.stem for p in folder.glob('*.py') if p.stem != '__init__')
-  if stem not in known:
-    raise ValueError(
-      f'there is no config {name!r}: neither a file nor one of the installed '
-      f'{", ".join(known)}'
-    )
-  return f'{folder / stem}.py{colon}{variant}'
+  path = pathlib.Path(name)
+  known = installed_configs()
+  if not path.is_file():
+    if str(path.parent) not in ('.', 'configs') or path.stem not in known:
+      raise ValueError(
+        f'there is no config {name!r}: neither a file nor one of the installed '
+        f'{", ".join(known)}'
+      )
+    path = known[path.stem]
+  return f'{path}{colon}{variant}'
 
 
-def _use_compilation_cache() -> None:
+def check_overrides(
+  config: config_dict.ConfigDict, overrides: list[str]
+) -> None:
+  """Says which fields there are where an override names one that is not.
+
+  Args:
+    config: as the config file gives it.
+    overrides: paths, 'objective.pg.clip'.
+
+  Raises:
+    ValueError: naming the first wrong part of a path and what would be right.
+  """
+  for override in overrides:
+    node, seen = config, 'config'
+    for part in re.sub(r'\[.*?\]', '', override).split('.'):
+      if not isinstance(node, config_dict.ConfigDict):
+        raise ValueError(
+          f'--config.{override} cannot be set: {seen} is a value '
+          f'({node!r}) without fields'
+        )
+      if part not in node:
+        close = difflib.get_close_matches(part, list(node), n=1)
+        hint = f' (did you mean {close[0]!r}?)' if close else ''
+        raise ValueError(
+          f'--config.{override} cannot be set: {seen} has no field '
+          f'{part!r}{hint}; valid: {", ".join(sorted(node)) or "(none)"}'
+        )
+      node, seen = node[part], f'{seen}.{part}'
+
+
+def resolve(argv: list[str]) -> list[str]:
+  """Arguments with the config found, once it and its overrides are right.
+
+  Raises:
+    ValueError: no such config, variant or field.
+  """
+  argv, config = list(argv), None
+  overrides = []
+  for i, arg in enumerate(argv):
+    flag, equals, value = arg.partition('=')
+    if arg == '--':
+      break
+    if flag in ('-config', '--config'):
+      if equals:
+        config = find_config(value)
+        argv[i] = f'--config={config}'
+      elif i + 1 < len(argv):
+        config = argv[i + 1] = find_config(argv[i + 1])
+    elif match := re.match(r'--?(?:no)?config\.(.+)', flag):
+      overrides.append(match[1])
+  if config:
+    # Loaded once more by its flag, which hides what went wrong in a file.
+    path, _, variant = config.partition(':')
+    get_config = runpy.run_path(path).get('get_config')
+    if get_config is None:
+      raise ValueError(f'{path} is no config: it defines no get_config(arg)')
+    check_overrides(get_config(variant), overrides)
+  return argv
+
+
+def use_compilation_cache(folder: str | None) -> None:
+  """Keeps compiled programs on disk; without, where that cannot be.
+
+  Args:
+    folder: None: $JAX_COMPILATION_CACHE_DIR, else one in the user's cache;
+      '' is off.
+  """
   import jax
 
-  if _CACHE.value:
-    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+  if folder is None:
+    caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    folder = os.environ.get(
+      'JAX_COMPILATION_CACHE_DIR', os.path.join(caches, 'gen_rl', 'xla')
+    )
+  if folder and '://' not in folder:
+    try:
+      os.makedirs(folder, exist_ok=True)
+      tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+      print(
+        f'gen_rl: compiled programs cannot be kept in {folder} '
+        f'({error.strerror}), so every start compiles anew',
+        file=sys.stderr,
+      )
+      folder = ''
+  jax.config.update('jax_compilation_cache_dir', folder or None)
+  for name, value in (
+    ('jax_persistent_cache_min_compile_time_secs', 0.5),
+    ('jax_persistent_cache_min_entry_size_bytes', 0),
+  ):
+    if name.upper() not in os.environ:
+      jax.config.update(name, value)
 
 
-def _run() -> None:
+def main(argv: list[str]) -> None:
+  """Does what the parsed flags say; `argv` is what no flag took."""
+  if len(argv) > 1:
+    raise ValueError(f'unexpected arguments: {" ".join(argv[1:])}')
   config = _CONFIG.value
+  if config is None:
+    raise ValueError(
+      '--config says what to run: the path of a config, or one of the '
+      f'installed {", ".join(installed_configs())}'
+    )
+  if _MODE.value == 'sample' and not _PROMPT.value:
+    raise ValueError('--mode=sample needs --prompt="what to draw"')
   workdir = _WORKDIR.value or f'runs/{config.name.replace(":", "_")}'
-  _use_compilation_cache()
+  logging.set_verbosity(logging.WARNING)
+  use_compilation_cache(_CACHE.value)
   if _MODE.value == 'train':
     from gen_rl import train
 
@@ -90,56 +201,63 @@ def _run() -> None:
   if _MODE.value == 'eval':
     inference.evaluate(config, workdir)
   else:
-    if not _PROMPT.value:
-      raise ValueError('--mode=sample needs --prompt="what to draw"')
-    out = _OUT.value or f'{workdir}/sample.png'
-    inference.sample(config, workdir, _PROMPT.value, _NUM.value, out)
+    inference.sample(config, workdir, _PROMPT.value, _NUM.value, _OUT.value)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  from gen_rl.build import ConfigError
-  from gen_rl.checkpoint import CheckpointError
-  from gen_rl.models.weights import WeightsError
+def sentence(error: BaseException) -> str | None:
+  """What to tell a person, or None for a bug that needs its traceback.
 
-  logging.set_verbosity(logging.WARNING)
-  expected = ConfigError, CheckpointError, WeightsError, FloatingPointError
-  try:
-    _run()
-  except (*expected, ValueError, FileNotFoundError, OSError) as error:
-    if os.environ.get('GEN_RL_TRACEBACK') or not _is_sentence(error, expected):
-      raise
-    print(f'gen_rl: {error}', file=sys.stderr)
-    sys.exit(2)
+  A sentence is an error of a class of ours, of the flags, of the operating
+  system about a file, or one that a `raise` in our code or in a config says:
+  what numpy or Python complain about inside our code is a bug.
+  """
+  if isinstance(error, OSError) and error.strerror and error.filename:
+    return f'{error.filename}: {error.strerror}'
+  if isinstance(error, flags.Error) or type(error).__module__.startswith(
+    'gen_rl.'
+  ):
+    return str(error)
+  said = ValueError, OSError, ArithmeticError, NotImplementedError
+  if isinstance(error, said) and _raised_by_us(error.__traceback__):
+    return str(error)
+  return None
 
 
-def _is_sentence(error: Exception, expected: tuple) -> bool:
-  """Ours to say in one sentence, or somebody's bug that needs a traceback?"""
-  if isinstance(error, (*expected, OSError)):
-    return True
-  frame = error.__traceback__
-  while frame and frame.tb_next:
-    frame = frame.tb_next
-  module = frame.tb_frame.f_globals.get('__name__', '') if frame else ''
-  return module.startswith(('gen_rl', '__main__', 'configs'))
+def _raised_by_us(traceback: types.TracebackType | None) -> bool:
+  """Whether the innermost frame is ours, and stands at a `raise`."""
+  if traceback is None:
+    return False
+  while traceback.tb_next:
+    traceback = traceback.tb_next
+  frame = traceback.tb_frame
+  code = frame.f_code
+  ours = frame.f_globals.get('__name__', '').partition('.')[0] in (
+    'gen_rl',
+    'configs',
+    '__main__',
+    '<run_path>',
+  )
+  at = code.co_code[traceback.tb_lasti]
+  return ours and at == dis.opmap['RAISE_VARARGS']
 
 
 def cli() -> None:
-  """Entry point: resolves the config, then parses flags."""
-  started = time.time()
-  args = list(sys.argv)
+  """Entry point of the command."""
   try:
-    for i, arg in enumerate(args):
-      flag, equals, value = arg.partition('=')
-      if flag.lstrip('-') == 'config' and equals:
-        args[i] = f'--config={find_config(value)}'
-  except ValueError as error:
-    print(f'gen_rl: {error}', file=sys.stderr)
+    app.run(main, resolve(sys.argv), flags_parser=flags.FLAGS)
+  except KeyboardInterrupt:
+    if os.environ.get('GEN_RL_TRACEBACK'):
+      raise
+    print('\ngen_rl: interrupted', file=sys.stderr)
+    sys.exit(130)
+  except Exception as error:
+    text = sentence(error)
+    if text is None:
+      raise
+    if os.environ.get('GEN_RL_TRACEBACK'):
+      sys.excepthook(type(error), error, error.__traceback__)
+    print(f'gen_rl: {text}', file=sys.stderr)
     sys.exit(2)
-  flags.mark_flag_as_required('config')
-  del started
-  app.run(main, argv=args)
 
 
 if __name__ == '__main__':
