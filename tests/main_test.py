@@ -122,7 +122,7 @@ def test_sentences_and_bugs():
   assert "'nope'" in says(lambda: main.find_config('nope'))
   assert 'valid:' in says(lambda: build.find(train_step, 'nope'))
   # Complaints of the system about a file, of absl about flags.
-  assert says(lambda: open('/no/such/file')) == (
+  assert says(lambda: pathlib.Path('/no/such/file').read_text()) == (
     '/no/such/file: No such file or directory'
   )
   unknown = flags.UnrecognizedFlagError('x')

@@ -1,0 +1,245 @@
+"""Using what training left: evaluate it once more, or draw a prompt with it.
+
+Both take the newest whole checkpoint of a workdir, and only read it, so they
+work beside a run that is still writing. Where there is none they take the
+parameters a run of the config would start from, and say so.
+
+`evaluate` is the evaluation of training: same prompts, same noise, same
+numbers. `sample` draws from noise that follows from `config.seed` alone: the
+same seed gives the same pictures whatever the prompt.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gen_rl import build, checkpoint, train
+from gen_rl import evaluate as evaluate_lib
+from gen_rl import rollout as rollout_lib
+from gen_rl.build import ConfigError
+from gen_rl.rewards import shapes as shapes_reward
+from gen_rl.types import Array, Params, Policy, Rows
+from gen_rl.utils import image, tree
+from gen_rl.worlds import grammar, shapes
+
+# What decides which picture a prompt gives; an evaluation or a sample that
+# changes it from what was trained is allowed, and worth a warning.
+_MODEL_FIELDS = ('model', 'policy', 'tokenizer', 'data.length')
+
+
+class Loaded(NamedTuple):
+  """Parameters, and where they are from."""
+
+  params: Params  # of the whole policy, float32
+  step: int | None  # updates done; None: not from a checkpoint
+  source: str  # for a person, "EMA parameters of step 300 in runs/x"
+
+
+class Pictures(NamedTuple):
+  """Samples of one prompt."""
+
+  media: np.ndarray  # [n h w c] in [0, 1]
+  correct: np.ndarray | None  # [n] bool by the oracle, where it applies
+  path: pathlib.Path  # of the PNG
+
+
+def load_params(
+  config: ml_collections.ConfigDict, workdir: str, policy: Policy
+) -> Loaded:
+  """The newest whole checkpoint's parameters, averaged if `config.ema`.
+
+  Args:
+    config: of the run; `ema` = 0 asks for the parameters as they are.
+    workdir: of the run; need not exist.
+    policy: whose parameters they are.
+
+  Raises:
+    CheckpointError: no checkpoint can be read, or they do not fit the config.
+    WeightsError: there is no checkpoint, and `config.init` cannot be read.
+  """
+  folder = os.path.join(workdir, 'checkpoints')
+  if '://' not in folder:
+    folder = os.path.abspath(folder)
+  if not checkpoint.steps(folder):
+    params = train.initial_params(config, policy)
+    origin = config.init or f'drawn from seed {config.seed}'
+    return Loaded(
+      params,
+      None,
+      f'initial parameters ({origin}): there is no checkpoint in {folder}',
+    )
+  shapes_of = jax.eval_shape(policy.init, jax.random.key(0))
+  copy = 'refs/ema' if config.ema else 'params'
+  fields = dict(zip((copy, 'frozen/policy'),
+                    tree.split(shapes_of, config.trainable)))  # fmt: skip
+  fields = {name: part for name, part in fields.items() if part}
+  restored = checkpoint.restore_params(folder, fields, fields)
+  changes = [
+    line
+    for line in build.diff(restored.config, config.to_dict())
+    if line.startswith(
+      tuple(f'{f}{end}' for f in _MODEL_FIELDS for end in '.:')
+    )
+  ]
+  if changes:
+    logging.warning(
+      'This is not the model of checkpoint %d: %s.',
+      restored.step,
+      '; '.join(changes),
+    )
+  params: Params = {}
+  for part in restored.state.values():
+    params = tree.merge(params, part)
+  kind = 'EMA parameters' if config.ema else 'parameters'
+  return Loaded(
+    params, restored.step, f'{kind} of step {restored.step} in {folder}'
+  )
+
+
+def evaluate(
+  config: ml_collections.ConfigDict, workdir: str
+) -> evaluate_lib.Evaluation:
+  """Evaluates as training does; prints a table, writes `workdir`/eval.json.
+
+  eval.json holds
+
+    config_name, eval_seed, prompts, samples (per prompt), denoising_steps
+    step      updates done; null: initial parameters
+    source    which parameters, in words
+    strict, strict_per_task, proxy, diversity: see `report`; null where nobody
+              measured
+
+  Raises:
+    ConfigError, CheckpointError, WeightsError: one sentence each.
+    OSError: the workdir cannot be written.
+  """
+  os.makedirs(workdir, exist_ok=True)
+  built = train.setup(config)
+  run, _ = train.make_evaluator(config, built)
+  loaded = load_params(config, workdir, built.policy)
+  print(f'Evaluating {loaded.source}', flush=True)
+  result = run(loaded.params)
+  record = dict(
+    config_name=config.name,
+    eval_seed=config.eval.seed,
+    prompts=len(result.texts),
+    samples=config.eval.samples,
+    denoising_steps=config.eval.steps,
+    step=loaded.step,
+    source=loaded.source,
+    **result.summary(),
+  )
+  path = pathlib.Path(workdir) / 'eval.json'
+  part = path.with_name(path.name + '.part')
+  part.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + '\n')
+  os.replace(part, path)
+  print(table(result))
+  print(f'Written: {path}')
+  return result
+
+
+def table(result: evaluate_lib.Evaluation) -> str:
+  """The numbers of one policy as plain text, one a line."""
+  rows = list(result.strict_per_task.items())
+  rows.append(('all tasks (gold)', result.strict))
+  if result.proxy is not None:
+    rows.append(('proxy (trained on)', result.proxy))
+  rows.append(('diversity', result.diversity))
+  width = max(len(name) for name, _ in rows)
+  lines = [f'{name:<{width}}  {value:6.3f}' for name, value in rows]
+  rule = '-' * (width + 8)
+  tasks = len(result.strict_per_task)
+  return '\n'.join([rule, *lines[:tasks], *([rule] if tasks else []),
+                    *lines[tasks:], rule])  # fmt: skip
+
+
+def sample(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  prompt: str,
+  num: int = 8,
+  out: str | os.PathLike[str] | None = None,
+) -> Pictures:
+  """Draws `num` pictures of a prompt into one PNG.
+
+  Where the prompt is a sentence of ShapesWorld and the pictures are of its
+  size, the oracle judges them: green borders are correct, red ones are not.
+
+  Args:
+    config: of the run; `seed` chooses the noise.
+    workdir: of the run.
+    prompt: a sentence.
+    num: n, pictures.
+    out: the PNG; default `workdir`/sample.png.
+
+  Raises:
+    ConfigError: an empty prompt, no pictures asked for.
+    ValueError: the prompt has more tokens than the model takes.
+    CheckpointError, WeightsError: see `load_params`.
+    OSError: the PNG cannot be written.
+  """
+  prompt = ' '.join((prompt or '').split())
+  if not prompt:
+    raise ConfigError('sampling needs a prompt: --prompt="two red circles"')
+  if num < 1:
+    raise ConfigError(f'--num is how many pictures to draw, not {num}')
+  built = train.setup(config)
+  tokens = built.tokenizer.encode([prompt], config.data.length)
+  unknown = built.tokenizer.unknown([prompt])
+  if unknown:
+    words = ', '.join(map(repr, unknown))
+    print(
+      f'gen_rl: the model does not know the words {words} and reads each of '
+      'them as one and the same unknown word',
+      file=sys.stderr,
+    )
+  loaded = load_params(config, workdir, built.policy)
+  print(f'Sampling from {loaded.source}', flush=True)
+
+  spec = grammar.parse(prompt)
+  batch = dict(
+    tokens=tokens,
+    prompt_id=np.zeros(1, np.int32),
+    info={}
+    if spec is None
+    else {k: v[None] for k, v in grammar.spec_arrays(spec).items()},
+  )
+  rows = rollout_lib.make_rows(
+    batch, num, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
+  )
+
+  @jax.jit
+  def draw(params: Params, rows: Rows) -> tuple[Array, Array | None]:
+    media = built.policy.decode(params, built.sampler(params, rows))
+    if spec is None or media.shape[1:] != (shapes.SIZE, shapes.SIZE, 3):
+      return media, None
+    _, strict = shapes_reward.judge(media, rows.info)
+    return media, strict & jnp.isfinite(media).all((1, 2, 3))
+
+  media, correct = jax.device_get(draw(loaded.params, rows))
+  path = pathlib.Path(out or os.path.join(workdir, 'sample.png'))
+  image.save_png(
+    path, image.grid(media, captions=[prompt] * num, correct=correct)
+  )
+  if correct is not None:
+    print(f'{correct.sum()} of {num} are what the prompt asks for.')
+  print(f'Pictures: {path}')
+  return Pictures(media, correct, path)
+
+
+def _finite(value: Any) -> Any:
+  """NaN to None, all the way down."""
+  if isinstance(value, dict):
+    return {k: _finite(v) for k, v in value.items()}
+  return (
+    None if isinstance(value, float) and not math.isfinite(value) else value
+  )

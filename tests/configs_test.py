@@ -1,0 +1,108 @@
+"""Every config with every variant: builds, takes two steps, compiles once."""
+
+import importlib
+
+import jax
+import pytest
+
+from gen_rl import main, sharding, train
+from gen_rl.data import pipeline
+from gen_rl.rewards import combine
+from gen_rl.rewards import evaluate as host
+
+CONFIGS = {
+  name: importlib.import_module(f'configs.{name}')
+  for name in main.installed_configs()
+}
+VARIANTS = [
+  (name, variant)
+  for name, module in CONFIGS.items()
+  for variant in ('', *module.VARIANTS)
+  if variant != 'tiny'
+]
+
+
+def _two_steps(config):
+  """(metrics of the two steps, the Step they took)."""
+  built = train.setup(config)
+  step, tx, advantage = train.make_step(config, built, sharding.data_mesh())
+  params = train.initial_params(config, built.policy)
+  state = train.initial_state(config, built, params, tx, advantage)
+  batches = pipeline.prompt_batches(
+    built.source,
+    config.data.prompts_per_step,
+    config.seed,
+    built.tokenizer,
+    config.data.length,
+    balance=config.data.balance and bool(built.source.tasks),
+    group_size=config.data.group_size,
+  )
+  _, host_rewards = combine.split(built.rewards or {})
+  key, logs = jax.random.key(config.seed), []
+  for _ in range(2):
+    batch, _ = next(batches)
+    if host_rewards:
+      traj, inputs, outs = step.sample(state, batch, key)
+      host_outs, _ = host.evaluate_host(host_rewards, inputs, key)
+      state, logged = step.learn(state, traj, {**outs, **host_outs}, key)
+    else:
+      state, logged = step.train_step(state, batch, key)
+    logs.append(jax.device_get(logged))
+  assert int(state.step) == 2
+  return logs, step
+
+
+@pytest.mark.parametrize('name, variant', VARIANTS)
+def test_two_tiny_steps_and_one_compilation(name, variant):
+  arg = ','.join(filter(None, (variant, 'tiny')))
+  config = CONFIGS[name].get_config(arg)
+  assert config.steps == 2
+  logs, step = _two_steps(config)
+  used = [
+    f for f in (step.train_step, step.sample, step.learn) if f._cache_size()
+  ]
+  assert used and all(f._cache_size() == 1 for f in used)
+  for logged in logs:
+    assert logged['optim/skipped'] == 0
+    assert logged['optim/grad_norm'] > 0
+
+
+@pytest.mark.parametrize('name, variant', VARIANTS)
+def test_builds_at_full_size(name, variant):
+  """Shapes only: no parameter is drawn and nothing is compiled."""
+  config = CONFIGS[name].get_config(variant)
+  config.lock()  # as on the command line: fields exist and keep their types
+  built = train.setup(config)
+  train.make_step(config, built, sharding.data_mesh())
+  train.make_evaluator(config, built)
+  shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
+  assert jax.tree.leaves(shapes)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_names_say_how_to_get_the_config_again(name):
+  assert CONFIGS[name].get_config('').name == name
+  assert CONFIGS[name].get_config('tiny').name == f'{name}:tiny'
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_docstring_has_the_command_and_every_variant(name):
+  module = CONFIGS[name]
+  assert f'--config=configs/{name}.py' in module.__doc__
+  text = module.__doc__ + (module.get_config.__doc__ or '')
+  assert all(variant in text for variant in module.VARIANTS)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_unknown_variant_lists_those_there_are(name):
+  with pytest.raises(ValueError) as error:
+    CONFIGS[name].get_config('nope')
+  assert "'nope'" in str(error.value)
+  assert all(variant in str(error.value) for variant in CONFIGS[name].VARIANTS)
+
+
+def test_tiny_reproduces_bitwise():
+  config = CONFIGS['flow_grpo'].get_config('tiny')
+  first, _ = _two_steps(config)
+  again, _ = _two_steps(config)
+  assert first == again

@@ -1,0 +1,253 @@
+"""Evaluation and sampling with what a workdir holds."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import flow_grpo
+from gen_rl import build, checkpoint, inference, sharding, train
+from gen_rl import evaluate as evaluate_lib
+from gen_rl.utils import image, rng
+from gen_rl.worlds import grammar, shapes
+
+
+def _config(**changes):
+  config = flow_grpo.get_config('tiny')
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture
+def policy():
+  return train.setup(_config()).policy
+
+
+def _params(policy, value):
+  """Parameters that are `value` everywhere."""
+  like = jax.eval_shape(policy.init, jax.random.key(0))
+  return jax.tree.map(lambda s: np.full(s.shape, value, s.dtype), like)
+
+
+def _checkpoint(workdir, config, values):
+  """Saves {step: (trained, ema, frozen)}, each a number for its leaves."""
+  built = train.setup(config)
+  _, tx, advantage = train.make_step(config, built, sharding.data_mesh())
+  with_manager = checkpoint.open_manager(f'{workdir}/checkpoints', 5)
+  for step, (trained, ema, frozen) in values.items():
+    state = train.initial_state(
+      config, built, _params(built.policy, frozen), tx, advantage
+    )
+
+    def full(tree, value):
+      return jax.tree.map(lambda x: jnp.full_like(x, value), tree)
+
+    state = state.replace(
+      params=full(state.params, trained),
+      refs={k: full(v, ema) for k, v in state.refs.items()},
+    )
+    checkpoint.save(with_manager, step, state, config.to_dict(), {})
+  checkpoint.close(with_manager)
+
+
+def _same(params, like):
+  same = jax.tree.map(np.array_equal, params, like)  # and the same structure
+  return all(jax.tree.leaves(same))
+
+
+def test_newest_checkpoint_averaged_or_not(tmp_path, policy, monkeypatch):
+  config = _config()
+  _checkpoint(tmp_path, config, {3: (1, 2, 0), 7: (5, 6, 0)})
+  monkeypatch.chdir(tmp_path.parent)  # a relative workdir will do
+  loaded = inference.load_params(config, tmp_path.name, policy)
+  assert loaded.step == 7 and 'EMA parameters of step 7' in loaded.source
+  assert _same(loaded.params, _params(policy, 6))
+  plain = inference.load_params(_config(ema=0.0), str(tmp_path), policy)
+  assert 'EMA' not in plain.source
+  assert _same(plain.params, _params(policy, 5))
+
+
+def test_half_written_checkpoint_is_passed_over(tmp_path, policy):
+  config = _config()
+  _checkpoint(tmp_path, config, {3: (1, 2, 0), 7: (5, 6, 0)})
+  for path in (tmp_path / 'checkpoints' / '7' / 'meta').rglob('*'):
+    if path.is_file():
+      path.write_text('')
+  loaded = inference.load_params(config, str(tmp_path), policy)
+  assert loaded.step == 3 and _same(loaded.params, _params(policy, 2))
+
+
+def test_frozen_parameters_come_with_the_trained_ones(tmp_path, policy):
+  config = _config(trainable='stem')
+  _checkpoint(tmp_path, config, {1: (1, 2, 9)})
+  loaded = inference.load_params(config, str(tmp_path), policy)
+  values = {
+    'stem' in jax.tree_util.keystr(path): np.unique(x).tolist()
+    for path, x in jax.tree_util.tree_leaves_with_path(loaded.params)
+  }
+  assert values == {True: [2], False: [9]}
+  assert jax.tree.structure(loaded.params) == jax.tree.structure(
+    _params(policy, 0)
+  )
+
+
+def test_without_a_checkpoint_the_initial_parameters(
+  tmp_path, policy, monkeypatch
+):
+  wanted = _params(policy, 4)
+  monkeypatch.setattr(train, 'initial_params', lambda *_: wanted)
+  loaded = inference.load_params(_config(), str(tmp_path), policy)
+  assert loaded.step is None and loaded.params is wanted
+  assert 'drawn from seed 0' in loaded.source
+  assert str(tmp_path) in loaded.source
+  loaded = inference.load_params(_config(init='asset:x'), str(tmp_path), policy)
+  assert 'asset:x' in loaded.source
+
+
+def test_another_model_than_the_checkpoints(tmp_path, policy, caplog):
+  _checkpoint(tmp_path, _config(), {1: (1, 2, 0)})
+  inference.load_params(_config(seed=5), str(tmp_path), policy)
+  assert not caplog.records  # of no consequence for what the model is
+  inference.load_params(_config(**{'policy.shift': 1.5}), str(tmp_path), policy)
+  assert 'policy.shift: 3.0 -> 1.5' in caplog.text
+  wide = _config(**{'model.channels': (8, 24)})
+  with pytest.raises(checkpoint.CheckpointError, match='where .* is wanted'):
+    inference.load_params(wide, str(tmp_path), train.setup(wide).policy)
+
+
+def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
+  """The evaluator is train's; here it is replaced by one that is known."""
+  config = _config()
+  _checkpoint(tmp_path, config, {2: (1, 0.5, 0)})
+
+  def make_evaluator(*_):
+    def run(params):
+      value = float(np.mean([x.mean() for x in jax.tree.leaves(params)]))
+      media = np.zeros((3, 2, 24, 24, 3))
+      return evaluate_lib.Evaluation(
+        value,
+        {'counting': 0.25, 'position': 0.75},
+        float('nan'),
+        0.125,
+        media,
+        np.zeros((3, 2)),
+        ['a', 'b', 'c'],
+      )
+
+    return run, {}
+
+  monkeypatch.setattr(train, 'make_evaluator', make_evaluator)
+  inference.evaluate(config, str(tmp_path))
+  out = capsys.readouterr().out
+  lines = [line.split() for line in out.splitlines()]
+  assert ['counting', '0.250'] in lines and ['position', '0.750'] in lines
+  assert ['all', 'tasks', '(gold)', '0.500'] in lines
+  assert 'EMA parameters of step 2' in out
+  record = json.loads((tmp_path / 'eval.json').read_text())
+  assert record.pop('source') in out
+  assert record == dict(
+    config_name='flow_grpo:tiny',
+    eval_seed=1234,
+    prompts=3,
+    samples=2,
+    denoising_steps=2,
+    step=2,
+    strict=0.5,
+    strict_per_task={'counting': 0.25, 'position': 0.75},
+    proxy=None,
+    diversity=0.125,
+  )
+
+
+def test_evaluate_for_real(tmp_path, monkeypatch):
+  """A model that is 0 everywhere leaves its noise: nothing is correct."""
+  config = _config()
+  config.eval.update(num_prompts=2, samples=2)
+  monkeypatch.setattr(
+    train, 'initial_params', lambda _, policy: _params(policy, 0)
+  )
+  result = inference.evaluate(config, str(tmp_path / 'new'))
+  assert result.strict == 0 and result.media.shape == (2, 2, 24, 24, 3)
+  # Two pictures of clipped noise, U = clip((x + 1) / 2, 0, 1), differ by
+  # sqrt(2 Var U): E U = 1/2 and E (U - 1/2)^2 = 1/4 E min(x^2, 1) = 0.1290.
+  np.testing.assert_allclose(result.diversity, np.sqrt(2 * 0.1290), rtol=0.03)
+  record = json.loads((tmp_path / 'new' / 'eval.json').read_text())
+  assert record['step'] is None and record['strict'] == 0
+
+
+@pytest.fixture
+def painter(monkeypatch):
+  """A model that draws what was asked for, but in every third picture noise."""
+  spec = grammar.spec_arrays(grammar.parse('two red circles'))
+  spec = jax.tree.map(jnp.asarray, spec)
+
+  def sampler(params, rows):
+    del params
+    right = jax.vmap(lambda key: shapes.render(key, spec))(rows.keys)
+    noise = rng.uniform(rng.stream_keys(rows.keys, 'init'), right.shape[1:])
+    third = jnp.arange(len(right)) % 3 == 2
+    return 2 * jnp.where(third[:, None, None, None], noise, right) - 1
+
+  setup = train.setup
+  monkeypatch.setattr(
+    train, 'setup', lambda config: setup(config)._replace(sampler=sampler)
+  )
+  monkeypatch.setattr(
+    train, 'initial_params', lambda _, policy: _params(policy, 0)
+  )
+
+
+def test_sample_is_judged_by_the_oracle(tmp_path, painter, capsys):
+  config = _config()
+  drawn = inference.sample(config, str(tmp_path), 'Two red  circles.', 7)
+  assert drawn.correct.tolist() == [True, True, False] * 2 + [True]
+  out, error = capsys.readouterr()
+  assert '5 of 7' in out and str(tmp_path / 'sample.png') in out
+  assert 'initial parameters' in out
+  assert error == ''
+  pixels = np.asarray(Image.open(drawn.path)).reshape(-1, 3).tolist()
+  green, red = pixels.count([*image.GREEN]), pixels.count([*image.RED])
+  assert green / red == pytest.approx(5 / 2, rel=0.01)  # areas of the borders
+
+
+def test_other_seeds_other_pictures(tmp_path, painter):
+  def draw(seed, name):
+    return inference.sample(
+      _config(seed=seed), str(tmp_path), 'a red dog', 2, tmp_path / name
+    )
+
+  first, again, other = draw(0, 'a.png'), draw(0, 'b.png'), draw(1, 'c/d.png')
+  np.testing.assert_array_equal(first.media, again.media)
+  assert first.path.read_bytes() == again.path.read_bytes()
+  assert not np.array_equal(first.media, other.media)
+  assert not np.array_equal(first.media[0], first.media[1])
+
+
+def test_prompts_nobody_can_judge(tmp_path, painter, capsys):
+  drawn = inference.sample(_config(), str(tmp_path), 'a red dog and a zebra', 1)
+  assert drawn.correct is None and drawn.path.exists()
+  out, error = capsys.readouterr()
+  assert 'what the prompt asks for' not in out
+  assert error.count('\n') == 1
+  # "dog" is a word the world can write.
+  assert "'zebra'" in error and 'dog' not in error
+
+
+def test_prompts_that_cannot_be(tmp_path):
+  config = _config()
+  with pytest.raises(ValueError, match='has 17 tokens but the limit is 16'):
+    inference.sample(config, str(tmp_path), 'a red ' * 8 + 'circle')
+  with pytest.raises(build.ConfigError, match='needs a prompt'):
+    inference.sample(config, str(tmp_path), ' ')
+  with pytest.raises(build.ConfigError, match='--num'):
+    inference.sample(config, str(tmp_path), 'a circle', 0)
+  assert not list(tmp_path.iterdir())
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match='file/run'):
+    inference.evaluate(_config(), str(tmp_path / 'file' / 'run'))
