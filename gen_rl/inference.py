@@ -193,6 +193,8 @@ def sample(
   if num < 1:
     raise ConfigError(f'--num is how many pictures to draw, not {num}')
   built = train.setup(config)
+  if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
+    prompt = prompt.rstrip(' .')
   tokens = built.tokenizer.encode([prompt], config.data.length)
   unknown = built.tokenizer.unknown([prompt])
   if unknown:
