@@ -1,13 +1,13 @@
 """Rewards of the mixture world; media [b 2] in [0, 1] are points.
 
-  mixture_distance  r = -|x - y|^2, y the named centre; x = 2 media - 1    (1)
-  mixture_near      1 if |x - y| < radius, else 0. Its parts say how far the
-                    samples of a prompt are from the optimum p* of (1) under
-                    a KL penalty beta (`worlds.mixture`, equation (4)):
-                      optimum_mean_gap    |mean x - E* x|
-                      optimum_second_gap  Frobenius norm of
-                                          mean x x^T - E* x x^T
-                    0 up to the sampling error when training reached p*.
+mixture_distance  r = -|x - y|^2, y the named centre; x = 2 media - 1    (1)
+mixture_near      1 if |x - y| < radius, else 0. Its parts say how far the
+                  samples of a prompt are from the optimum p* of (1) under
+                  a KL penalty beta (`worlds.mixture`, equation (4)):
+                    optimum_mean_gap    |mean x - E* x|
+                    optimum_second_gap  Frobenius norm of
+                                        mean x x^T - E* x x^T
+                  0 up to the sampling error when training reached p*.
 """
 
 import jax.numpy as jnp

@@ -11,7 +11,8 @@ from gen_rl.worlds import mixture
 # Media (1, .5) is the point (1, 0); (.5, .5) the origin; east is (.5, 0).
 MEDIA = jnp.array([[1.0, 0.5], [0.75, 0.5], [0.5, 0.5], [0.75, jnp.nan]])
 INFO = dict(
-  named=jnp.full(4, 1, jnp.int32), target=jnp.tile(jnp.array([0.5, 0.0]), (4, 1))
+  named=jnp.full(4, 1, jnp.int32),
+  target=jnp.tile(jnp.array([0.5, 0.0]), (4, 1)),
 )
 
 
