@@ -8,6 +8,7 @@ mixture.py), and the run reports how far from it the trained samples are.
 beta has the unit of the reward here: advantages are not divided by their
 deviation, log-probs are summed over the event, and ancestral sampling forgets
 the initial noise, so that the ODE of the trained flow samples the optimum.
+`path=True` charges an action for the divergence that follows from it.
 
   python -m gen_rl.main --config=configs/toy.py
 """
@@ -24,25 +25,25 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Variants: "", "nokl" (the blobs collapse to points), "tiny"."""
   c = base.get_config()
   c.name = 'toy' + (f':{arg}' if arg else '')
-  c.steps = 200
+  c.steps = 300
   c.tokenizer = config_dict.create(name='mixture_words')
-  c.data.update(prompts_per_step=4, group_size=64, length=1)
+  c.data.update(prompts_per_step=4, group_size=128, length=1)
   c.data.prompts = config_dict.create(name='mixture')
   c.model = config_dict.create(name='mixture_net', width=64, layers=2)
-  c.policy.update(steps=16, shift=0.7, noise=1.0, event='sum')
+  c.policy.update(steps=16, shift=1.0, noise=1.0, event='sum')
   c.policy.transition.name = 'ddim'
   c.rewards.distance = config_dict.create(name='mixture_distance', weight=1.0)
   c.advantage = config_dict.create(name='dr_grpo')
   beta = config_dict.FieldReference(0.0 if arg == 'nokl' else 0.2)
   c.objective.pg = config_dict.create(name='clipped_pg', clip=0.2, weight=1.0)
-  c.objective.kl = config_dict.create(name="kl", weight=beta, path=True)
-  c.optimizer.update(lr=2e-3, b2=0.99, warmup=5, decay='linear')
-  c.ema = 0.9
+  c.objective.kl = config_dict.create(name='kl', weight=beta, path=True)
+  c.optimizer.update(lr=3e-3, b2=0.99, warmup=5, decay='linear')
+  c.ema = 0.95
   c.eval.prompts = config_dict.ConfigDict()
   c.eval.gold = config_dict.create(
     oracle=dict(name='mixture_near', radius=0.3, beta=beta)
   )
-  c.eval.update(every=50, num_prompts=4, samples=512, steps=32, shown=4)
+  c.eval.update(every=100, num_prompts=4, samples=512, steps=64, shown=4)
   c.checkpoint.every = 100
   if arg == 'tiny':
     c.steps = 2
