@@ -22,7 +22,8 @@ VARIANTS = ('tiny', 'nokl')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variants: "", "nokl" (the blobs collapse to points), "tiny"."""
+  """Variants: nokl (the blobs collapse to points), tiny."""
+  variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
   c.name = 'toy' + (f':{arg}' if arg else '')
   c.steps = 300
@@ -34,7 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.policy.transition.name = 'ddim'
   c.rewards.distance = config_dict.create(name='mixture_distance', weight=1.0)
   c.advantage = config_dict.create(name='dr_grpo')
-  beta = config_dict.FieldReference(0.0 if arg == 'nokl' else 0.2)
+  beta = config_dict.FieldReference(0.0 if 'nokl' in variants else 0.2)
   c.objective.pg = config_dict.create(name='clipped_pg', clip=0.2, weight=1.0)
   c.objective.kl = config_dict.create(name='kl', weight=beta, path=True)
   c.optimizer.update(lr=3e-3, b2=0.99, warmup=5, decay='linear')
@@ -45,7 +46,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.eval.update(every=100, num_prompts=4, samples=512, steps=64, shown=4)
   c.checkpoint.every = 100
-  if arg == 'tiny':
+  if 'tiny' in variants:
     c.steps = 2
     c.data.group_size = 4
     c.model.width = 8
@@ -53,6 +54,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.eval.update(every=1, samples=8, steps=4)
     c.log.tensorboard = False
     c.checkpoint.every = 1
-  elif arg not in ('', *VARIANTS):
-    base.unknown_variant(arg, VARIANTS)
   return c
