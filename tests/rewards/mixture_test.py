@@ -30,10 +30,10 @@ def test_by_hand():
 
 def test_gradient_points_to_the_target():
   def total(media):
-    return score(rewards.mixture_distance(), media).score.sum()
+    return score(rewards.mixture_distance(), media).score[:3].sum()
 
   # d/dm of -(2 m - 1 - y)^2 is -4 (x - y).
-  gradient = jax.grad(total)(MEDIA[:3].at[0, 1].set(0.75))
+  gradient = jax.grad(total)(MEDIA.at[0, 1].set(0.75))
   np.testing.assert_allclose(gradient[0], [-2.0, -2.0], atol=1e-5)
 
 
