@@ -57,6 +57,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.data.group_size = 4
     c.model.width = 8
     c.policy.steps = 4
+    c.optimizer.warmup = 1
     c.eval.update(every=1, samples=8, steps=4)
     c.log.tensorboard = False
     c.checkpoint.every = 1

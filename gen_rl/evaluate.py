@@ -42,7 +42,8 @@ class Evaluation(NamedTuple):
       out['eval/proxy'] = self.proxy
     per_task = self.strict_per_task.items()
     out |= {f'eval/strict/{task}': value for task, value in per_task}
-    return out | {f'eval/gold/{part}': value for part, value in self.parts.items()}
+    parts = self.parts.items()
+    return out | {f'eval/gold/{part}': value for part, value in parts}
 
   def shown(self, prompts: int) -> tuple[np.ndarray, np.ndarray]:
     """Pictures [p m h w c] of the first prompts, and their gold scores [p m].
