@@ -31,7 +31,7 @@ defined for noise-free steps too.
 
 What is left out matters when beta is read as the price of a nat: an action
 that leads where the policy is far from the reference pays nothing for it, and
-the policy ends up sharper than the optimum of E[r] - beta KL(paths). With
+training does not end at the optimum of E[r] - beta KL(paths). With
 `kl(path=True)` the gradient is that of the KL divergence between whole paths,
 
   (5) d sum_k KL_k = sum_k (d KL_k + (sum_{j > k} KL_j) d log p(a_k)),
