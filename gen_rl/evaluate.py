@@ -20,7 +20,7 @@ import numpy as np
 from gen_rl import rollout as rollout_lib
 from gen_rl.rewards import combine
 from gen_rl.types import Array, Params, Policy, RewardInputs, Rows
-from gen_rl.utils import rng
+from gen_rl.utils import image, rng
 
 
 class Evaluation(NamedTuple):
@@ -28,9 +28,10 @@ class Evaluation(NamedTuple):
 
   strict: float
   strict_per_task: dict[str, float]
+  parts: dict[str, float]  # means of what else the gold reward says
   proxy: float | None
   diversity: float
-  media: np.ndarray  # [P n h w c]
+  media: np.ndarray  # [P n h w c], or points [P n 2]
   gold: np.ndarray  # [P n]
   texts: list[str]  # [P]
 
@@ -40,13 +41,27 @@ class Evaluation(NamedTuple):
     if self.proxy is not None:
       out['eval/proxy'] = self.proxy
     per_task = self.strict_per_task.items()
-    return out | {f'eval/strict/{task}': value for task, value in per_task}
+    out |= {f'eval/strict/{task}': value for task, value in per_task}
+    parts = self.parts.items()
+    return out | {f'eval/gold/{part}': value for part, value in parts}
+
+  def shown(self, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [p m h w c] of the first prompts, and their gold scores [p m].
+
+    Points are drawn into one picture a prompt, which scores their mean.
+    """
+    media, gold = self.media[:prompts], self.gold[:prompts]
+    if media.ndim > 3:
+      return media, gold
+    pictures = np.stack([image.scatter(points) for points in media])
+    return pictures[:, None], gold.mean(-1, keepdims=True)
 
   def summary(self) -> dict[str, Any]:
     """The part of result.json about one policy."""
     return dict(
       strict=self.strict,
       strict_per_task=self.strict_per_task,
+      parts=self.parts,
       proxy=self.proxy,
       diversity=self.diversity,
     )
@@ -127,6 +142,11 @@ def make(
     return Evaluation(
       strict=float(np.nanmean(score)),
       strict_per_task=per_task,
+      parts={
+        name.rpartition('/')[2]: float(part[verdict.valid].mean())
+        for name, part in verdict.parts.items()
+        if name not in gold
+      },
       proxy=mean_proxy,
       diversity=float(spread.mean()),
       media=media.reshape(-1, samples, *media.shape[1:]),

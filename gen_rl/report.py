@@ -11,6 +11,7 @@ result.json, schema_version 1. A number nobody measured is null.
     strict              fraction of samples the gold oracle calls correct
     strict_per_task     {task: that fraction among the prompts of the task}
     proxy               mean reward as trained on
+    parts               {name: mean} of what else the gold reward says; optional
     diversity           mean distance between samples of one prompt
   kl                  from the base to the trained policy, nats per sample
   wall_seconds        from start of the process to this file
@@ -251,6 +252,9 @@ def _rows(result):
     rows.append((label, _fixed(a), _fixed(b), _signed(b - a)))
   a, b = _float(base['proxy']), _float(trained['proxy'])
   rows.append(('proxy (trained on)', _fixed(a), _fixed(b), _signed(b - a)))
+  for name, a in (base.get('parts') or {}).items():
+    a, b = _float(a), _float((trained.get('parts') or {}).get(name))
+    rows.append((name.replace('_', ' '), _fixed(a), _fixed(b), _signed(b - a)))
   a, b = _float(base['diversity']), _float(trained['diversity'])
   kept = _ratio(b, a)
   kept = f'{100 * kept:.0f}%' if math.isfinite(kept) else '–'

@@ -302,15 +302,15 @@ def train_and_evaluate(
       return evaluate_params(params)
 
   def write_grid(name: str, result: evaluate_lib.Evaluation) -> None:
-    shown = slice(0, config.eval.shown)
+    pictures, gold = result.shown(config.eval.shown)
     writer.write_images(
       int(state.step),
       {
         name: image.grid(
-          result.media[shown, 0],
-          captions=result.texts[shown],
-          rewards=result.gold[shown, 0],
-          correct=result.gold[shown, 0] > 0.5,
+          pictures[:, 0],
+          captions=result.texts[: config.eval.shown],
+          rewards=gold[:, 0],
+          correct=gold[:, 0] > 0.5,
         )
       },
     )
@@ -390,7 +390,7 @@ def train_and_evaluate(
     kl = None
     if config.rollout.name == 'policy':
       kl = evaluate_lib.kl_from_base(
-        built.policy, eval_batch, 1, config.eval.seed
+        built.policy, eval_batch, config.eval.samples, config.eval.seed
       )(trained, base)
       writer.write_scalars(config.steps, {'kl/base': kl})
     if config.export:
@@ -416,12 +416,14 @@ def train_and_evaluate(
   )
   if jax.process_index() == 0:
     report.write_result_json(workdir, result)
+    before, gold_before = base_result.shown(config.eval.shown)
+    after, gold_after = trained_result.shown(config.eval.shown)
     comparison = report.Comparison(
       prompts=trained_result.texts[: config.eval.shown],
-      before=base_result.media[: config.eval.shown],
-      after=trained_result.media[: config.eval.shown],
-      correct_before=base_result.gold[: config.eval.shown] > 0.5,
-      correct_after=trained_result.gold[: config.eval.shown] > 0.5,
+      before=before,
+      after=after,
+      correct_before=gold_before > 0.5,
+      correct_after=gold_after > 0.5,
     )
     path = report.write_report(
       workdir,

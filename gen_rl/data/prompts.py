@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gen_rl.worlds import grammar
+from gen_rl.worlds import mixture as mixture_world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,4 +299,17 @@ def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
     np.array([prompt.prompt_id for prompt in chosen], np.int32),
     info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
     tasks=tuple(grammar.TASKS[prompt.spec.task] for prompt in chosen),
+  )
+
+
+def mixture() -> Prompts:
+  """The four prompts of the mixture world.
+
+  `info` has `named`, the index of the word, and `target` [2], its centre.
+  """
+  words = mixture_world.WORDS
+  named = np.arange(len(words), dtype=np.int32)
+  target = np.array(mixture_world.CENTERS, np.float32)
+  return Prompts(
+    'mixture', words, named, info=dict(named=named, target=target), tasks=words
   )

@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from gen_rl.worlds import grammar
+from gen_rl.worlds import grammar, mixture
 
 PAD, UNK = '<pad>', '<unk>'
 
@@ -129,6 +129,11 @@ def word_level(words: Sequence[str]) -> Tokenizer:
 def shapes_words() -> Tokenizer:
   """The words of the ShapesWorld grammar."""
   return word_level(grammar.WORDS)
+
+
+def mixture_words() -> Tokenizer:
+  """The words of the mixture world."""
+  return word_level(mixture.WORDS)
 
 
 def to_transformers(tokenizer: Tokenizer):

@@ -26,9 +26,9 @@ class Net(NamedTuple):
   """A velocity network as pure functions."""
 
   init: Callable[[Array], Params]  # key -> params
-  # (params, x [b h w c], t [b], cond) -> velocity [b h w c], float32
+  # (params, x [b ...], t [b], cond) -> velocity [b ...], float32
   apply: Callable[[Params, Array, Array, PyTree], Array]
-  shape: tuple[int, int, int]  # h w c of a latent
+  shape: tuple[int, ...]  # of a latent: h w c of pictures
   null: Callable[[PyTree], PyTree]  # cond -> the unconditional cond
 
 

@@ -28,6 +28,15 @@ coefficient s) and is 0 / 0 where steps are noise-free, so the velocity
 difference is not recovered from means; it is asked for as
 `replay.velocity(which)`, [b k ...]. It weighs all noise levels alike and is
 defined for noise-free steps too.
+
+What is left out matters when beta is read as the price of a nat: an action
+that leads where the policy is far from the reference pays nothing for it, and
+training does not end at the optimum of E[r] - beta KL(paths). With
+`kl(path=True)` the gradient is that of the KL divergence between whole paths,
+
+  (5) d sum_k KL_k = sum_k (d KL_k + (sum_{j > k} KL_j) d log p(a_k)),
+
+right on policy and for log-probabilities and KL that are sums over the event.
 """
 
 from typing import Literal
@@ -48,6 +57,7 @@ def kl(
   ref: str = 'ref',
   direction: Literal['forward', 'reverse'] = 'forward',
   scale: Literal['exact', 'dt'] = 'exact',
+  path: bool = False,
 ) -> Objective:
   """Closed-form KL divergence to a frozen copy, equation (1).
 
@@ -56,6 +66,8 @@ def kl(
     direction: 'forward' is KL(params || ref), 'reverse' KL(ref || params).
       Equal for Gaussians of one deviation, not for categoricals.
     scale: 'exact', or 'dt' for Flow-GRPO's published form, equation (4).
+    path: charge an action for the divergences that follow, equation (5). The
+      value stays that of equation (1).
 
   Returns:
     Objective with value and mask [b k], in nats ('exact'), and metric `kl`.
@@ -79,7 +91,15 @@ def kl(
     value = new.kl(frozen) if direction == 'forward' else frozen.kl(new)
     if scale == 'dt':
       value = value * (exp.traj.times[..., 0] - exp.traj.times[..., 1])
-    return _term(value, exp.traj.mask, 'kl')
+    mask = exp.traj.mask
+    term, metrics = _term(value, mask, 'kl')
+    if path:
+      kept = metrics['kl']
+      later = jnp.cumsum(kept[:, ::-1], 1)[:, ::-1] - kept
+      log_prob = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
+      surrogate = log_prob - jax.lax.stop_gradient(log_prob)
+      term = term.replace(value=term.value + later * surrogate)
+    return term, metrics
 
   return objective
 

@@ -133,6 +133,29 @@ def grid(
   return _sheet(cells, texts, min(columns or 8, n), captions is not None)
 
 
+def scatter(points, size: int = 112) -> np.ndarray:
+  """Points of the unit square as a picture, x to the right, y upwards.
+
+  Args:
+    points: [n 2]; those that are not finite are left out.
+    size: of the picture, pixels.
+
+  Returns:
+    uint8 [size size 3]; darker where more points lie, centre lines in grey.
+  """
+  points = np.asarray(points)
+  points = np.clip(points[np.isfinite(points).all(-1)], 0.0, 1.0)
+  column, row = np.round((size - 1) * points).astype(int).T
+  # A dot is 2 x 2 pixels.
+  ink = np.zeros((size + 1, size + 1))
+  for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    np.add.at(ink, (size - 1 - row + dy, column + dx), 1.0)
+  out = np.full((size, size, 3), PAPER, np.float64)
+  out[size // 2] = out[:, size // 2] = GREY
+  shade = (1.0 - 0.5 ** ink[:size, :size])[..., None]
+  return np.round(out + shade * (np.array(INK) - out)).astype(np.uint8)
+
+
 def before_after(
   before,
   after,

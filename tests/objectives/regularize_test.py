@@ -40,6 +40,7 @@ class Unit(struct.PyTreeNode):
 class Answers(NamedTuple):
   dist: object = None
   velocity: object = None
+  log_prob: object = None
 
 
 def answers(**dists):
@@ -98,6 +99,39 @@ def test_kl_scale_dt_is_flow_grpos():
   np.testing.assert_allclose(term.value, published, rtol=1e-5)
   exact, _ = objectives.kl()(replay, exp, None)
   np.testing.assert_allclose(term.value, exact.value * (t - t_next), rtol=1e-5)
+
+
+def test_kl_of_paths_has_the_gradient_of_the_whole():
+  """Two steps x1 ~ N(a, 1), x2 ~ N(b x1, 1) against a = b = 0.
+
+  KL of the paths is a^2 / 2 + b^2 E[x1^2] / 2 = (a^2 + b^2 (1 + a^2)) / 2, so
+  d/da = a (1 + b^2) and d/db = b (1 + a^2). Step by step d/da would be a.
+  """
+  a, b, n = 0.7, 1.5, 200_000
+  noise = np.random.default_rng(0).normal(size=(n, 2))
+  x1 = a + noise[:, 0]
+  actions = jnp.asarray(np.stack([x1, b * x1 + noise[:, 1]], 1)[..., None])
+  exp = experience(np.ones((n, 2)))
+
+  def loss(ab, path):
+    mean = jnp.stack([jnp.full(n, ab[0]), ab[1] * actions[:, 0, 0]], 1)
+    one = jnp.ones((n, 2))
+    dist = Unit(mean[..., None], one)
+    log_prob = -0.5 * ((actions - dist.mean) ** 2).sum(-1)
+    replay = Answers(
+      dist=dict(params=dist, ref=Unit(jnp.zeros((n, 2, 1)), one)).__getitem__,
+      log_prob=lambda which: log_prob,
+    )
+    term, _ = objectives.regularize.kl(path=path)(replay, exp, None)
+    return term.value.sum() / n
+
+  ab = jnp.array([a, b])
+  value, gradient = jax.value_and_grad(loss)(ab, True)
+  np.testing.assert_allclose(value, (a**2 + b**2 * (1 + a**2)) / 2, rtol=0.02)
+  np.testing.assert_allclose(
+    gradient, [a * (1 + b**2), b * (1 + a**2)], rtol=0.03
+  )
+  np.testing.assert_allclose(jax.grad(loss)(ab, False)[0], a, rtol=1e-4)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'reverse'])

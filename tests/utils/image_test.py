@@ -139,3 +139,15 @@ def test_lengths_must_agree():
     image.grid(x, captions=['a', 'b'])
   with pytest.raises(ValueError, match='equal'):
     image.before_after(x, x[:2])
+
+
+def test_scatter_puts_points_where_they_belong():
+  """(0, 0) is the lower left corner, (1, 1) the upper right one."""
+  empty = image.scatter(np.zeros((0, 2)), 21)
+  corners = image.scatter([[0.0, 0.0], [1.0, 1.0], [np.nan, 0.5]], 21)
+  assert (corners[20, 0] < empty[20, 0]).all()
+  assert (corners[0, 20] < empty[0, 20]).all()
+  np.testing.assert_array_equal(corners[10], empty[10])
+  crowd = image.scatter([[0.25, 0.5]] * 5, 21)
+  one = image.scatter([[0.25, 0.5]], 21)
+  assert crowd[10, 5].sum() < one[10, 5].sum() < empty[10, 5].sum()
