@@ -73,8 +73,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.stop_after_skipped = 10  # non-finite updates in a row that end the run
 
   c.eval = config_dict.create(
+    name='sampled',  # or labelled, for policies that predict labels
     every=25,  # steps
     prompts=dict(split='heldout'),  # changes to data.prompts
+    rollout={},  # changes to rollout, where it is data
     num_prompts=70,
     samples=4,  # per prompt
     steps=8,  # denoising steps, deterministic

@@ -1,9 +1,11 @@
 """Evaluation on fixed prompts with fixed keys: the same noise every time.
 
-Samples are deterministic (ODE) given their initial noise, so two sets of
-parameters are compared on the same seeds, picture by picture.
+A config names how: `sampled` for policies that sample, `labelled` for those
+that label data. Samples are deterministic (ODE) given their initial noise, so
+two sets of parameters are compared on the same seeds, picture by picture.
 
-  strict     mean of the gold reward, which training need not have seen
+  strict     mean of the gold reward, which training need not have seen; of
+             labels, the share of rows whose labels are all right
   proxy      mean of the trained reward on the same samples
   diversity  mean root-mean-square pixel distance of two samples of a prompt
   kl         nats per sample between a policy and its base, summed over the
@@ -18,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import rollout as rollout_lib
+from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
-from gen_rl.types import Array, Params, Policy, RewardInputs, Rows
+from gen_rl.types import Array, Params, Policy, PyTree, RewardInputs, Rows
 from gen_rl.utils import image, rng
 
 
@@ -79,7 +82,7 @@ def diversity(media: Array, samples: int) -> Array:
   return jnp.sqrt(square).sum((1, 2)) / max(pairs, 1)
 
 
-def make(
+def sampled(
   policy: Policy,
   sampler: Callable[[Params, Rows], Array],
   batch: Mapping[str, Any],
@@ -130,31 +133,86 @@ def make(
       )
     )
     score = np.where(verdict.valid, verdict.score, np.nan)
-    score = score.reshape(-1, samples)
-    per_task = {
-      task: float(np.nanmean(score[[t == task for t in tasks]]))
-      for task in dict.fromkeys(tasks)
-    }
     mean_proxy = None
     if trained is not None:
       mean_proxy = float(np.nanmean(np.where(trained.valid, trained.score,
                                              np.nan)))  # fmt: skip
-    return Evaluation(
-      strict=float(np.nanmean(score)),
-      strict_per_task=per_task,
-      parts={
-        name.rpartition('/')[2]: float(part[verdict.valid].mean())
-        for name, part in verdict.parts.items()
-        if name not in gold
-      },
-      proxy=mean_proxy,
-      diversity=float(spread.mean()),
-      media=media.reshape(-1, samples, *media.shape[1:]),
-      gold=score,
-      texts=list(texts),
-    )
+    parts = {
+      name.rpartition('/')[2]: float(part[verdict.valid].mean())
+      for name, part in verdict.parts.items()
+      if name not in gold
+    }
+    return _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
 
   return evaluate_params
+
+
+def labelled(
+  policy: Policy,
+  encode: Callable[[Rows], tuple[PyTree, PyTree]] | None,
+  batch: Mapping[str, Any],
+  texts: Sequence[str],
+  tasks: Sequence[str],
+  samples: int,
+  seed: int,
+) -> Callable[[Params], Evaluation]:
+  """How often a policy's labels of fixed data are right.
+
+  Args:
+    policy: for `correct` and decoding.
+    encode: a function of `data.pictures`: rows -> (data, cond with labels).
+    batch: the P prompts, as the pipeline yields them.
+    texts: their sentences.
+    tasks: their task labels, or empty.
+    samples: n pictures per prompt.
+    seed: of the pictures.
+
+  Raises:
+    ConfigError: the policy predicts no labels, or there is no data.
+  """
+  if policy.correct is None or encode is None:
+    raise ConfigError(
+      'eval.name="labelled" goes with a policy that predicts labels and a '
+      'rollout of data that has them, such as shapes_scenes; use '
+      'eval.name="sampled"'
+    )
+
+  @jax.jit
+  def run(params: Params, prompts):
+    rows = rollout_lib.make_rows(
+      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+    )
+    data, cond = encode(rows)
+    media = policy.decode(params, data)
+    correct = policy.correct(params, data, cond).astype(jnp.float32)
+    return media, correct, diversity(media, samples)
+
+  def evaluate_params(params: Params) -> Evaluation:
+    media, correct, spread = jax.device_get(run(params, dict(batch)))
+    return _evaluation(media, correct, None, spread, texts, tasks, {})
+
+  return evaluate_params
+
+
+def _evaluation(
+  media, score, proxy, spread, texts, tasks, parts
+) -> Evaluation:
+  """Sums up numpy arrays: media [P*n ...], score [P*n] (NaN: not valid)."""
+  score = score.reshape(len(texts), -1)
+  per_task = {
+    task: float(np.nanmean(score[[t == task for t in tasks]]))
+    for task in dict.fromkeys(tasks)
+  }
+  return Evaluation(
+    strict=float(np.nanmean(score)),
+    strict_per_task=per_task,
+    parts=parts,
+    proxy=proxy,
+    diversity=float(spread.mean()),
+    media=media.reshape(*score.shape, *media.shape[1:]),
+    gold=score,
+    texts=list(texts),
+  )
 
 
 def kl_from_base(

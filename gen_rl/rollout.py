@@ -52,21 +52,22 @@ def policy_rollout(policy: Policy) -> Callable[..., Trajectory]:
 
 
 def data_rollout(
-  encode: Callable[[Rows], PyTree],
+  encode: Callable[[Rows], tuple[PyTree, PyTree]],
 ) -> Callable[..., Trajectory]:
   """The identity rollout: data in place of samples, no decisions (k = 0).
 
   Args:
-    encode: rows -> latents [b ...]; renders or normalises the data.
+    encode: rows -> (latents [b ...], cond); renders or normalises the data.
+      `cond` is that of the rows, or holds what is to be learned (labels).
   """
 
   def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
     del params, step
-    sample = encode(rows)
+    sample, cond = encode(rows)
     b = rows.group.shape[0]
     none = jnp.zeros((b, 0), jnp.float32)
     return Trajectory(
-      cond=rows.cond,
+      cond=cond,
       states=(),
       actions=none,
       times=jnp.zeros((b, 0, 2), jnp.float32),

@@ -1,8 +1,8 @@
 """Training, top to bottom: config in, checkpoints, metrics and a report out."""
 
+from collections.abc import Mapping
 import contextlib
 import json
-import pathlib
 import shlex
 import signal
 import time
@@ -48,7 +48,7 @@ class Setup(NamedTuple):
   source: prompts.Prompts
   tokenizer: tokenizers.Tokenizer
   policy: Policy
-  sampler: Any  # (params, rows) -> latents, deterministic
+  sampler: Any  # (params, rows) -> latents, deterministic; None: predicts none
   rewards: combine.Weighted | None
 
 
@@ -70,7 +70,7 @@ def setup(
     models, config.model, vocab=tokenizer.size, length=config.data.length
   )
   policy = build.build(policies, config.policy, net=net)
-  sampler = denoising.ode_sampler(
+  sampler = policy.velocity and denoising.ode_sampler(
     net,
     config.eval.steps,
     config.policy.get('shift', 1.0),
@@ -89,13 +89,16 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   """Parameters a run starts from: `config.init`, or drawn from the seed."""
   shapes = jax.eval_shape(policy.init, jax.random.key(0))
   if config.init:
-    path = config.init
-    if path.startswith('asset:'):
-      folder = pathlib.Path(__file__).parent / 'assets'
-      path = str(folder / f'{path.removeprefix("asset:")}.safetensors')
-    params, _ = weights.load(path, shapes)
+    params, _ = weights.load(weights.find(config.init), shapes)
     return jax.tree.map(jnp.asarray, params)
   return jax.jit(policy.init)(jax.random.key(config.seed))
+
+
+def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
+  """What turns rows into (data, cond); None where the policy samples."""
+  if config.rollout.name == 'policy':
+    return None
+  return build.build(pictures, {**config.rollout, **(changes or {})})
 
 
 def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
@@ -118,15 +121,18 @@ def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
   # A source with few prompts repeats some: each place is its own prompt here.
   batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
   gold = build.build_all(rewards, config.eval.gold)
-  run = evaluate_lib.make(
-    built.policy,
-    built.sampler,
-    batch,
-    texts,
-    tasks,
-    {label: (reward, 1.0) for label, reward in gold.items()},
-    combine.split(built.rewards)[0] if built.rewards else None,
-    config.eval.samples,
+  run = build.build(
+    evaluate_lib,
+    config.eval.name,
+    policy=built.policy,
+    sampler=built.sampler,
+    encode=encoder(config, config.eval.rollout),
+    batch=batch,
+    texts=texts,
+    tasks=tasks,
+    gold={label: (reward, 1.0) for label, reward in gold.items()},
+    proxy=combine.split(built.rewards)[0] if built.rewards else None,
+    samples=config.eval.samples,
     seed=config.eval.seed,
   )
   return run, batch
@@ -149,9 +155,8 @@ def make_step(
   built_objectives = build.build_all(
     objectives, config.objective, on_policy=one_update
   )
-  rollout = None
-  if config.rollout.name != 'policy':
-    rollout = rollout_lib.data_rollout(build.build(pictures, config.rollout))
+  encode = encoder(config)
+  rollout = rollout_lib.data_rollout(encode) if encode else None
   rows = config.data.prompts_per_step * group_size
   if error := train_step.geometry_error(
     rows, config.updates, config.microbatches

@@ -81,6 +81,9 @@ class Policy(NamedTuple):
   # (params, Trajectory) -> velocities [b k ...] at the stored states, for
   # policies that predict them
   velocity: Callable[..., Array] | None = None
+  # (params, x, cond) -> bool [b], for policies that predict labels: are all of
+  # a row's right?
+  correct: Callable[..., Array] | None = None
 
 
 class RewardInputs(NamedTuple):

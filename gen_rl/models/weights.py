@@ -6,6 +6,7 @@ it; nothing is skipped, cast or padded silently.
 
 from collections.abc import Mapping
 import os
+import pathlib
 import tempfile
 
 import jax
@@ -44,6 +45,14 @@ def save(
   except BaseException:
     os.unlink(partial)
     raise
+
+
+def find(path: str) -> str:
+  """The file a path means: "asset:NAME" is one that ships with the package."""
+  if not path.startswith('asset:'):
+    return path
+  folder = pathlib.Path(__file__).parents[1] / 'assets'
+  return str(folder / f'{path.removeprefix("asset:")}.safetensors')
 
 
 def load(

@@ -100,4 +100,10 @@ def shapes_geneval(strict_weight: float = 0.5) -> Reward:
 
 def shapes_strict() -> Reward:
   """Score 1 or 0: the gold oracle."""
-  return shapes_geneval(strict_weight=1.0)._replace(name='shapes_strict')
+  both = shapes_geneval(strict_weight=1.0)
+
+  def score(params, inputs: RewardInputs, key) -> RewardOut:
+    out = both.score(params, inputs, key)
+    return out.replace(parts=dict(partial=out.parts['partial']))
+
+  return Reward('shapes_strict', (), score)

@@ -88,3 +88,9 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     weights.save(path, {'w': jnp.zeros(2)})
   assert [p.name for p in tmp_path.iterdir()] == ['w.safetensors']
   np.testing.assert_array_equal(weights.load(path)[0]['w'], [1, 1])
+
+
+def test_find():
+  assert weights.find('a/b.safetensors') == 'a/b.safetensors'
+  found = weights.find('asset:base').replace('\\', '/')
+  assert found.endswith('gen_rl/assets/base.safetensors')

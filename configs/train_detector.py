@@ -1,0 +1,60 @@
+"""Train the ShapesWorld detector: the learned proxy reward.
+
+A small anchor-free detector (arXiv 1904.07850) learns from rendered pictures
+what was drawn where. Words are left out: it has never seen one. It knows clean
+pictures with a little pixel noise and nothing else, on purpose: the reward it
+gives (`rewards.detector`) is to be one that training can fool.
+
+  python -m gen_rl.main --config=configs/train_detector.py
+
+Variant: tiny (two quick steps, for tests).
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base
+
+VARIANTS = ('tiny',)
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  c = base.get_config()
+  c.name = 'train_detector'
+  c.steps = 2000
+  c.data.prompts.split = 'train+rl'
+  c.data.prompts.tasks = (
+    'single_object', 'two_object', 'counting', 'colors', 'position',
+    'color_attr',
+  )  # fmt: skip
+  c.data.prompts_per_step = 24
+  c.data.group_size = 4  # pictures of each prompt
+  c.model = config_dict.create(name='shapes_detector', channels=(24, 32, 64))
+  c.policy = config_dict.create(name='detector')
+  c.rollout = config_dict.create(name='shapes_scenes', noise=0.05)
+  c.objective.nll = config_dict.create(name='flow_matching', weight=1.0)
+  c.optimizer = config_dict.create(
+    name='adamw', lr=3e-3, b1=0.9, b2=0.99, weight_decay=1e-4,
+    grad_clip=10.0, warmup=50, decay='cosine',
+  )  # fmt: skip
+  c.ema = 0.99
+  c.eval.name = 'labelled'
+  c.eval.rollout = config_dict.create(noise=0.0)
+  c.eval.every = 500
+  c.eval.num_prompts = 120
+  c.eval.samples = 16
+  c.log.every = 50
+  c.checkpoint.every = 1000
+  c.export = 'shapes_detector'
+  if 'tiny' in base.split_variants(arg, VARIANTS):
+    c.name += ':tiny'
+    c.steps = 2
+    c.model.channels = (4, 4, 8)
+    c.data.prompts_per_step = 6
+    c.data.group_size = 2
+    c.optimizer.warmup = 1
+    c.eval.update(every=1, num_prompts=6, samples=2, shown=4)
+    c.log.update(every=1, tensorboard=False)
+    c.checkpoint.every = 1
+  return c

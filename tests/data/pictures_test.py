@@ -1,0 +1,61 @@
+"""Pictures of data batches: what was drawn is what the labels say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import build, rollout
+from gen_rl.data import pictures
+from gen_rl.worlds import grammar, shapes
+
+
+def rows_of(texts, media=None, group_size=2):
+  specs = [grammar.spec_arrays(grammar.parse(text)) for text in texts]
+  batch = dict(
+    tokens=np.arange(len(texts) * 3).reshape(-1, 3),
+    prompt_id=np.arange(len(texts), dtype=np.int32),
+    info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
+  )
+  if media is not None:
+    batch['media'] = media
+  return rollout.make_rows(batch, group_size, jax.random.key(0), jnp.int32(0))
+
+
+def test_scenes_are_what_was_drawn():
+  rows = rows_of(['a red circle', 'two squares', 'the word "cat"'])
+  x, cond = pictures.shapes_scenes()(rows)
+  scene = cond['scene']
+  np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
+  present = (scene.shape >= 0).sum(-1)
+  np.testing.assert_array_equal(present, [1, 1, 2, 2, 0, 0])
+  np.testing.assert_array_equal(scene.color[:2, 0], grammar.COLORS.index('red'))
+  # The same pictures as those of plain data batches, which carry no labels.
+  plain, plain_cond = pictures.shapes_pictures()(rows)
+  np.testing.assert_array_equal(x, plain)
+  assert set(plain_cond) == {'tokens'}
+  # The pixel at the centre of a circle has its colour.
+  y, column = scene.center[0, 0]
+  np.testing.assert_allclose(
+    (x[0, y, column] + 1) / 2, shapes.PALETTE[0], atol=1e-6
+  )
+
+
+def test_noise_is_bounded_and_uniform_over_pictures():
+  rows = rows_of(['a circle'], group_size=256)
+  clean, _ = pictures.shapes_scenes()(rows)
+  noisy, cond = pictures.shapes_scenes(noise=0.02)(rows)
+  spread = np.std((noisy - clean) / 2, axis=(1, 2, 3))  # of [0, 1]
+  assert 0 <= spread.min() < 0.002 and 0.018 < spread.max() < 0.021
+  np.testing.assert_allclose(spread.mean(), 0.01, rtol=0.1)
+  assert np.abs(noisy).max() <= 1.0
+
+
+def test_given_pictures():
+  media = np.full((1, 2, 2, 3), 0.75, np.float32)
+  rows = rows_of(['a circle'], media)
+  x, cond = pictures.given()(rows)
+  np.testing.assert_array_equal(x, np.full((2, 2, 2, 3), 0.5))
+  assert cond is rows.cond
+  with pytest.raises(build.ConfigError, match='has none'):
+    pictures.given()(rows_of(['a circle']))
