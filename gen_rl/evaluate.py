@@ -194,9 +194,7 @@ def labelled(
   return evaluate_params
 
 
-def _evaluation(
-  media, score, proxy, spread, texts, tasks, parts
-) -> Evaluation:
+def _evaluation(media, score, proxy, spread, texts, tasks, parts) -> Evaluation:
   """Sums up numpy arrays: media [P*n ...], score [P*n] (NaN: not valid)."""
   score = score.reshape(len(texts), -1)
   per_task = {
