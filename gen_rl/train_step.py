@@ -156,8 +156,10 @@ def make(
       return x
     spec = jax.sharding.PartitionSpec(mesh.axis_names)
     sharding = jax.sharding.NamedSharding(mesh, spec)
+    # What all rows share (Rows.key) has no axis to split.
     return jax.tree.map(
-      lambda a: jax.lax.with_sharding_constraint(a, sharding), x
+      lambda a: jax.lax.with_sharding_constraint(a, sharding) if a.ndim else a,
+      x,
     )
 
   def full(params: Params, state: TrainState) -> Params:
