@@ -296,8 +296,9 @@ def make(
     (grads, sums, peaks), _ = _fold(accumulate, start, pieces)
 
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm)
     deltas, opt_state = tx.update(grads, state.opt_state, state.params)
+    update_norm = optax.global_norm(deltas)
+    finite = jnp.isfinite(norm) & jnp.isfinite(update_norm)
     params = optax.apply_updates(state.params, deltas)
     refs = dict(state.refs)
     if ema_decay:
@@ -314,7 +315,7 @@ def make(
     metrics = {
       **sums,
       'optim/grad_norm': norm,
-      'optim/update_norm': optax.global_norm(deltas),
+      'optim/update_norm': update_norm,
     }
     return (new, old), (metrics, peaks)
 
