@@ -326,7 +326,7 @@ def make(
     key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
     row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b))
     old = state.params
-    if updates * epochs > 1:
+    if updates * epochs > 1 and exp.traj.log_prob.size:
       exp = exp.replace(traj=rescore(state, exp))
     logs = []
     carry = (state, old)
