@@ -324,6 +324,7 @@ def make(
     if error := geometry_error(b, updates, microbatches):
       raise ConfigError(error)
     key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
+    order_key = rng.stream_keys(key, 'order')
     row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b))
     old = state.params
     if updates * epochs > 1 and exp.traj.log_prob.size:
@@ -333,7 +334,9 @@ def make(
     for epoch in range(epochs):
       order = jnp.arange(b)
       if updates > 1:
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), b)
+        order = jax.random.permutation(
+          jax.random.fold_in(order_key, epoch), b
+        )
       keys = rng.step_keys(row_keys, epoch)
       xs = jax.tree.map(lambda a, o=order: a[o], (exp, keys))
       xs = _cut(xs, updates)
