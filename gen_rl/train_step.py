@@ -17,7 +17,9 @@ the whole minibatch, over all devices and microbatches, so gradients add up
 whatever the cut. One rollout feeds `epochs` x `updates` optimizer steps. With
 one, the behaviour policy is the current one and every ratio is exactly 1;
 with more, the old log-probs are recomputed first by this program, at the
-geometry of the updates.
+geometry of the updates; for the first minibatch, whose parameters are the old
+ones, they are its own, so that its ratios are exactly 1 too (a forward pass
+that keeps values for the gradient may round otherwise than one that does not).
 """
 
 from collections.abc import Callable, Mapping
@@ -203,8 +205,13 @@ def make(
     traj, _, outs = sample(state, batch, key)
     return judge(state, traj, outs)
 
-  def make_replay(copies: dict[str, Params], exp: Experience) -> Replay:
-    """Answers for one microbatch; each copy is evaluated at most once."""
+  def make_replay(
+    copies: dict[str, Params], exp: Experience, first: Array | bool = False
+  ) -> Replay:
+    """Answers for one microbatch; each copy is evaluated at most once.
+
+    `first`: the old parameters are the current ones, and so are the answers.
+    """
 
     def of(which: str) -> Params:
       if which not in copies:
@@ -219,7 +226,10 @@ def make(
 
     @functools.cache
     def dist(which: str):
-      return fixed(which, policy.dist(of(which), exp.traj))
+      found = fixed(which, policy.dist(of(which), exp.traj))
+      if which != 'old':
+        return found
+      return tree.where(first, fixed(which, dist('params')), found)
 
     @functools.cache
     def log_prob(which: str) -> Array:
@@ -238,8 +248,12 @@ def make(
 
     return Replay(dist, log_prob, nll, velocity)
 
-  def terms(copies, exp, keys):
-    replay = make_replay(copies, exp)
+  def terms(copies, exp, keys, first):
+    replay = make_replay(copies, exp, first)
+    if updates * epochs > 1 and exp.traj.log_prob.size:
+      own = jax.lax.stop_gradient(replay.log_prob('params'))
+      own = jnp.where(first, own, exp.traj.log_prob)
+      exp = exp.replace(traj=exp.traj.replace(log_prob=own))
     out = {}
     for label, (objective, weight) in objectives.items():
       term, metrics = objective(replay, exp, keys)
@@ -247,13 +261,13 @@ def make(
       out[label] = term.value, mask, weight, metrics
     return out
 
-  def microbatch_loss(params, state, old, exp, keys, totals):
+  def microbatch_loss(params, state, old, first, exp, keys, totals):
     """Equation (1) restricted to a microbatch, and its metric sums."""
     copies = {name: full(p, state) for name, p in state.refs.items()}
     copies |= dict(old=full(old, state), params=full(params, state))
     loss, sums, peaks = jnp.zeros(()), {}, {}
     for label, (value, mask, weight, metrics) in terms(
-      copies, exp, keys
+      copies, exp, keys, first
     ).items():
       part = jnp.where(mask > 0, value * mask, 0.0).sum() / totals[label]
       loss += weight * part
@@ -269,25 +283,25 @@ def make(
   def minibatch_step(carry, xs):
     """One optimizer step. xs: Experience and keys of its rows."""
     state, old = carry
-    exp, keys = xs
+    exp, keys, first = xs
     copies = {name: full(p, state) for name, p in state.refs.items()}
     copies |= dict(old=full(old, state), params=full(state.params, state))
     # Masks do not depend on parameters: the compiler drops the networks here.
     totals = {
       label: jnp.maximum(mask.sum(), 1.0)
-      for label, (_, mask, _, _) in terms(copies, exp, keys).items()
+      for label, (_, mask, _, _) in terms(copies, exp, keys, first).items()
     }
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
 
     def accumulate(carry, xs):
       grads, sums, peaks = carry
-      g, (s, p) = grad_fn(state.params, state, old, *xs, totals)
+      g, (s, p) = grad_fn(state.params, state, old, first, *xs, totals)
       grads, sums = jax.tree.map(jnp.add, (grads, sums), (g, s))
       return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
 
     pieces = (_cut(exp, microbatches), _cut(keys, microbatches))
     shapes = jax.eval_shape(
-      lambda s, x: grad_fn(s.params, s, old, *x, totals),
+      lambda s, x: grad_fn(s.params, s, old, first, *x, totals),
       state,
       jax.tree.map(lambda a: a[0], pieces),
     )
@@ -334,13 +348,11 @@ def make(
     for epoch in range(epochs):
       order = jnp.arange(b)
       if updates > 1:
-        order = jax.random.permutation(
-          jax.random.fold_in(order_key, epoch), b
-        )
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), b)
       keys = rng.step_keys(row_keys, epoch)
       xs = jax.tree.map(lambda a, o=order: a[o], (exp, keys))
-      xs = _cut(xs, updates)
-      carry, log = _fold(minibatch_step, carry, xs)
+      first = (jnp.arange(updates) == 0) & (epoch == 0)
+      carry, log = _fold(minibatch_step, carry, (*_cut(xs, updates), first))
       logs.append(log)
     sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
     state = carry[0].replace(step=state.step + 1)
