@@ -46,15 +46,16 @@ def create(
     refs: names of the parameter copies to keep.
     reward_params: {label: params} of the device rewards.
   """
+  # Copies throughout: the state is donated to the step, which deletes its
+  # buffers, while the caller may still evaluate with what he gave, and one
+  # buffer cannot be donated twice.
+  params, reward_params = jax.tree.map(jnp.array, (params, reward_params))
   train, rest = tree.split(params, trainable)
-  train = jax.tree.map(jnp.asarray, train)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=train,
     frozen=dict(policy=rest, rewards=reward_params),
     opt_state=tx.init(train),
-    # Copies: the state is donated to the step, and one buffer cannot be
-    # donated twice.
     refs={name: jax.tree.map(jnp.copy, train) for name in refs},
     adv_state=() if advantage is None else advantage.init(),
     skipped=jnp.zeros((), jnp.int32),
