@@ -88,8 +88,9 @@ def evaluate_host(
   _check_place(rewards, 'host')
   used = {label: r for label, (r, weight) in rewards.items() if weight != 0}
   media, info = jax.tree.map(np.asarray, (inputs.media, dict(inputs.info)))
+  group_size = int(inputs.group_size)  # an array if it went through jit
   b = len(jax.tree.leaves(media)[0])
-  step = groups_per_call * inputs.group_size or b
+  step = groups_per_call * group_size or b
   chunks = [slice(i, min(i + step, b)) for i in range(0, b, step)]
 
   calls, names = [], []
@@ -99,7 +100,7 @@ def evaluate_host(
       part_media, part_info = jax.tree.map(
         lambda x, rows=rows: x[rows], (media, info)
       )
-      part = inputs._replace(media=part_media, info=part_info)
+      part = RewardInputs(part_media, part_info, group_size)
       if folded.ndim:
         part_key = folded[rows]
       else:
