@@ -1,10 +1,11 @@
 """Training, top to bottom: config in, checkpoints, metrics and a report out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import shlex
 import signal
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -217,12 +218,22 @@ def initial_state(
   )
 
 
-def resume_command(name: str, workdir: str) -> str:
-  """The shell command that goes on with a run."""
-  return (
-    f'python -m gen_rl.main --config=configs/{name.replace(":", ".py:", 1)}'
-    f'{"" if ":" in name else ".py"} --workdir={shlex.quote(str(workdir))}'
-  )
+def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
+  """The command line that continues a run.
+
+  Args:
+    name: of the config.
+    workdir: of the run.
+    flags: those the run was started with; without a --config among them (a
+      notebook) the config of that name is assumed.
+  """
+  names = [flag.lstrip('-').partition('=')[0] for flag in flags]
+  if 'config' not in names:
+    file, colon, variant = name.partition(':')
+    flags, names = [f'--config=configs/{file}.py{colon}{variant}'], []
+  if 'workdir' not in names:
+    flags = [*flags, f'--workdir={workdir}']
+  return f'python -m gen_rl.main {shlex.join(flags)}'
 
 
 def train_and_evaluate(
@@ -327,7 +338,8 @@ def train_and_evaluate(
         host_rewards, inputs, jax.random.fold_in(key, state.step)
       )
     state, logged = step.learn(state, traj, {**outs, **host_outs}, key)
-    return state, {**logged, **host_metrics}
+    # reward/invalid of `logged` counts rows that any reward could not score.
+    return state, {**host_metrics, **logged}
 
   with contextlib.ExitStack() as stack:
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
@@ -380,7 +392,7 @@ def train_and_evaluate(
         checkpoint.check(manager, wait=True)
         print(
           f'\nStopped at step {done} after SIGTERM; the state is saved. '
-          f'Resume with: {resume_command(config.name, workdir)}',
+          'Resume with: ' + resume_command(config.name, workdir, sys.argv[1:]),
           flush=True,
         )
         raise SystemExit(0)
