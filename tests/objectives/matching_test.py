@@ -19,7 +19,7 @@ def experience(adv):
 
 
 def replaying(nll):
-  return Replay(dist=None, log_prob=None, nll=nll)
+  return Replay(dist=None, log_prob=None, nll=nll, velocity=None)
 
 
 def test_flow_matching_asks_for_the_rows_keys():

@@ -1,23 +1,13 @@
 """Policy gradients against hand-worked tables and closed-form gradients."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen_rl import objectives
+from gen_rl.distributions import Categorical, Gaussian
 from gen_rl.types import Experience, Replay, RewardOut, Trajectory
-
-
-class Choice(NamedTuple):
-  logits: jax.Array  # [b k v]
-
-
-class Normal(NamedTuple):
-  mean: jax.Array  # [b k ...]
-  std: jax.Array  # [b k]
 
 
 def experience(adv, mask, log_prob=None, actions=None, times=None):
@@ -47,6 +37,7 @@ def replaying(log_prob=None, **dists):
     dist=lambda which: dists[which],
     log_prob=lambda which: {'params': log_prob}[which],
     nll=None,
+    velocity=None,
   )
 
 
@@ -200,7 +191,7 @@ def test_guard_equals_the_published_formula():
   adv = jnp.array([[1.0], [-1.0], [0.5]])
   exp = experience(adv, jnp.ones(std.shape), actions=actions, times=times)
   objective = objectives.clipped_pg(10.0, ratio='guard', on_policy=False)
-  replay = replaying(params=Normal(new, std), old=Normal(old, std))
+  replay = replaying(params=Gaussian(new, std), old=Gaussian(old, std))
   term, metrics = objective(replay, exp, None)
   bias = np.asarray((new - old) ** 2).mean((2, 3, 4)) / (2 * std**2)
   diff = mean_log_prob(actions, new, std) - mean_log_prob(actions, old, std)
@@ -219,8 +210,8 @@ def test_guard_removes_the_bias_and_the_noise_level():
   shift = 0.3
   for std in (0.05, 0.8):
     noise = jax.random.normal(jax.random.key(3), (n, 1, d))
-    old = Normal(jnp.zeros((n, 1, d)), jnp.full((n, 1), std))
-    new = old._replace(mean=jnp.full((n, 1, d), shift))
+    old = Gaussian(jnp.zeros((n, 1, d)), jnp.full((n, 1), std))
+    new = old.replace(mean=jnp.full((n, 1, d), shift))
     times = jnp.broadcast_to(jnp.array([0.5, 0.25]), (n, 1, 2))
     exp = experience(
       jnp.ones((n, 1)), jnp.ones((n, 1)), actions=std * noise, times=times
@@ -238,7 +229,7 @@ def test_guard_is_exactly_one_before_the_first_update():
   exp = experience(
     jnp.ones((3, 1)), jnp.ones(std.shape), actions=actions, times=times
   )
-  dist = Normal(old, std)
+  dist = Gaussian(old, std)
   for on_policy, replay in (
     (True, replaying(params=dist)),
     (False, replaying(params=dist, old=dist)),
@@ -256,7 +247,7 @@ def test_guard_gradient_on_policy():
   exp = experience(adv, jnp.ones(std.shape), actions=actions, times=times)
   objective = objectives.clipped_pg(ratio='guard', on_policy=True)
   grad = jax.grad(
-    lambda m: total(objective, replaying(params=Normal(m, std)), exp)
+    lambda m: total(objective, replaying(params=Gaussian(m, std)), exp)
   )(old)
   length = (times[..., 0] - times[..., 1])[:, :, None, None, None]
   expected = -adv[:, :, None, None, None] * noise / (20 * length)
@@ -272,7 +263,7 @@ def test_guard_noise_free_and_masked_steps():
   objective = objectives.clipped_pg(1.0, ratio='guard', on_policy=False)
 
   def loss(mean):
-    replay = replaying(params=Normal(mean, std), old=Normal(old, std))
+    replay = replaying(params=Gaussian(mean, std), old=Gaussian(old, std))
     return total(objective, replay, exp)
 
   value, grad = jax.value_and_grad(loss)(new)
@@ -285,7 +276,7 @@ def test_guard_needs_gaussians():
   exp = experience(jnp.ones((1, 1)), jnp.ones((1, 1)))
   objective = objectives.clipped_pg(ratio='guard')
   with pytest.raises(ValueError, match="Use ratio='plain'"):
-    objective(replaying(params=Choice(jnp.zeros((1, 1, 4)))), exp, None)
+    objective(replaying(params=Categorical(jnp.zeros((1, 1, 4)))), exp, None)
 
 
 def test_errors_name_the_choices():
