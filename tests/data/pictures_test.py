@@ -7,7 +7,11 @@ import pytest
 
 from gen_rl import build, rollout
 from gen_rl.data import pictures
+from gen_rl.rewards import shapes as rewards
 from gen_rl.worlds import grammar, shapes
+
+KEY = jax.random.key(0)
+P, G = 32, 4
 
 
 def rows_of(texts, media=None, group_size=2):
@@ -49,6 +53,41 @@ def test_noise_is_bounded_and_uniform_over_pictures():
   assert 0 <= spread.min() < 0.002 and 0.018 < spread.max() < 0.021
   np.testing.assert_allclose(spread.mean(), 0.01, rtol=0.1)
   assert np.abs(noisy).max() <= 1.0
+
+
+def grid_of(step=0):
+  prompts = grammar.enumerate_prompts('train')[:: 2000 // P][:P]
+  specs = [grammar.spec_arrays(p.spec) for p in prompts]
+  batch = dict(
+    tokens=np.zeros((len(prompts), 2), np.int32),
+    prompt_id=np.array([p.prompt_id for p in prompts], np.int32),
+    info=jax.tree.map(lambda *x: np.stack(x), *specs),
+  )
+  return rollout.make_rows(batch, G, KEY, jnp.int32(step))
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.5, 1.0])
+def test_caption_noise_is_the_share_of_wrong_pictures(noise):
+  rows = grid_of()
+  encode = jax.jit(pictures.shapes_pictures(noise))
+  latents, _ = encode(rows)
+  assert latents.shape == (len(rows.group), 24, 24, 3)
+  assert latents.min() >= -1 and latents.max() <= 1
+  assert latents.min() < -0.5 and latents.max() > 0.5
+  _, strict = jax.jit(rewards.judge)((latents + 1) / 2, rows.info)
+  n = len(rows.group)
+  sd = (noise * (1 - noise) / n) ** 0.5
+  assert abs((1 - strict.mean()) - noise) <= 4 * sd + 1 / n
+
+
+def test_every_step_draws_afresh():
+  encode = jax.jit(pictures.shapes_pictures())
+  a, b, c = (encode(grid_of(step))[0] for step in (0, 0, 1))
+  np.testing.assert_array_equal(a, b)
+  assert (np.abs(a - c).max((1, 2, 3)) > 0.05).mean() > 0.9
+  # and so does every member of a group
+  a = np.asarray(a).reshape(-1, G, a[0].size)
+  assert (np.abs(a[:, 0] - a[:, 1]).max(-1) > 0.05).all()
 
 
 def test_given_pictures():
