@@ -1,11 +1,14 @@
-"""Evaluation of labels: shares by hand."""
+"""Evaluation: the same seeds every time, and what its numbers mean."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import build, evaluate
-from gen_rl.types import Policy
+from gen_rl import build, evaluate, rollout, testing
+from gen_rl.policies import denoising
+from gen_rl.types import Policy, Reward, RewardOut
+from gen_rl.utils import rng
 
 TEXTS, TASKS = ['one', 'two', 'three'], ['x', 'y', 'x']
 BATCH = dict(
@@ -60,3 +63,118 @@ def test_labelled_needs_labels():
     labelled(None, lambda rows: rows)
   with pytest.raises(build.ConfigError, match='sampled'):
     labelled(lambda *_: 0, None)
+
+
+# --- policies that sample
+
+KEY = jax.random.key(0)
+PROMPTS = testing.batch((0, 1, 2, 3))
+PROMPT_TASKS = ['x', 'y', 'x', 'y']
+NET = testing.perceptron()
+POLICY = denoising.denoising(NET, steps=4, noise=0.5)
+
+
+def gold(spoil=False):
+  """1 for prompts 0 and 2; with `spoil`, prompt 3 cannot be scored."""
+
+  def score(params, inputs, key):
+    even = (inputs.info['channel'] != 1).astype(jnp.float32)  # 0, 2 and 3
+    valid = jnp.ones(len(even), bool)
+    if spoil:
+      valid &= inputs.info['channel'] != 1
+    return RewardOut(even + params, {}, valid)
+
+  return Reward('even', jnp.float32(0), score)
+
+
+def evaluator(seed=1, proxy=True, **kwargs):
+  return evaluate.sampled(
+    POLICY,
+    denoising.ode_sampler(NET, 3),
+    PROMPTS,
+    list('abcd'),
+    PROMPT_TASKS,
+    dict(gold=(gold(**kwargs), 1.0)),
+    dict(color=(testing.color_reward(), 2.0)) if proxy else None,
+    samples=3,
+    seed=seed,
+  )
+
+
+def test_diversity_by_hand():
+  # prompt 0: samples 0, 0 and 3 -> distances 0, 3, 3; prompt 1: all equal
+  media = jnp.array([0, 0, 3, 5, 5, 5.0])[:, None, None, None] * jnp.ones(
+    (6, 2, 2, 3)
+  )
+  np.testing.assert_allclose(evaluate.diversity(media, 3), [2, 0])
+  np.testing.assert_allclose(evaluate.diversity(media, 1), np.zeros(6))
+
+
+def test_evaluation_is_repeatable_and_its_numbers_are_means():
+  params = POLICY.init(KEY)
+  run = evaluator()
+  a, b = run(params), run(params)
+  np.testing.assert_array_equal(a.media, b.media)
+  assert a.media.shape == (4, 3, 4, 4, 3) and a.gold.shape == (4, 3)
+  # tasks: x is prompts 0 and 2 (1, 1), y is 1 and 3 (0, 1 as 3 % 3 is 0)
+  assert a.strict == 0.75
+  assert a.strict_per_task == dict(x=1.0, y=0.5)
+  mean = a.media.mean((2, 3))
+  channel = PROMPTS['info']['channel'][:, None, None]
+  color = np.take_along_axis(mean, channel, 2)[..., 0] - mean.mean(-1)
+  assert a.proxy == pytest.approx(2 * color.mean(), rel=1e-4)
+  spread = [
+    np.sqrt(np.square(p[i] - p[j]).mean())
+    for p in a.media for i in range(3) for j in range(i)
+  ]  # fmt: skip
+  assert a.diversity == pytest.approx(np.mean(spread), rel=1e-4)
+  assert a.texts == list('abcd')
+  assert set(a.metrics()) == {
+    'eval/strict', 'eval/diversity', 'eval/proxy',
+    'eval/strict/x', 'eval/strict/y',
+  }  # fmt: skip
+  assert a.summary()['strict_per_task'] == a.strict_per_task
+  other = evaluator(seed=2)(params)
+  assert np.abs(other.media - a.media).max() > 0.01
+
+
+def test_two_parameters_share_their_noise():
+  """Sampling starts from the noise of the rows' keys, whatever the net."""
+  run = evaluator(proxy=False)
+  still = jax.tree.map(jnp.zeros_like, POLICY.init(KEY))  # velocity 0
+  a = run(still)
+  rows = rollout.make_rows(PROMPTS, 3, jax.random.key(1), jnp.int32(0))
+  noise = rng.normal(rng.stream_keys(rows.keys, 'init'), testing.SHAPE)
+  np.testing.assert_allclose(
+    a.media.reshape(noise.shape), np.clip((noise + 1) / 2, 0, 1), atol=1e-6
+  )
+  assert a.proxy is None and 'eval/proxy' not in a.metrics()
+
+
+def test_rows_without_a_verdict_are_left_out():
+  result = evaluator(spoil=True)(POLICY.init(KEY))
+  assert np.isnan(result.gold[1]).all()
+  assert result.strict == 1.0
+  assert result.strict_per_task == dict(x=1.0, y=1.0)
+
+
+def test_kl_from_base():
+  """0 from itself; for a shift of the velocity, the Gaussian closed form."""
+
+  def apply(params, x, t, cond):
+    return jnp.full(x.shape, params)
+
+  net = NET._replace(init=lambda key: jnp.float32(0), apply=apply)
+  level = 0.5
+  for event in ('mean', 'sum'):  # nats per sample whatever the log-prob does
+    policy = denoising.denoising(net, steps=4, noise=level, event=event)
+    kl = evaluate.kl_from_base(policy, PROMPTS, 2, seed=0)
+    assert kl(jnp.float32(0.3), jnp.float32(0.3)) == 0
+    # cps: d mean / d v = t' cos(a pi/2) (1 - t) - (1 - t') t
+    t = np.array([1.0, 0.75, 0.5])
+    t_next = t - 0.25
+    slope = t_next * np.cos(level * np.pi / 2) * (1 - t) - (1 - t_next) * t
+    std = t_next * np.sin(level * np.pi / 2)
+    expected = 48 * np.sum(np.square(0.2 * slope) / (2 * std**2))
+    got = kl(jnp.float32(0.3), jnp.float32(0.1))
+    assert got == pytest.approx(expected, rel=1e-4)

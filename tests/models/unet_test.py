@@ -1,0 +1,143 @@
+"""The U-Net: shapes, rows, prompts, and the velocity formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl.models import unet as unet_lib
+
+KEY = jax.random.key(0)
+B = 4
+
+
+@pytest.fixture(scope='module')
+def small():
+  net = unet_lib.unet(
+    image=(8, 8, 3), channels=(8, 16), blocks=(1, 1), attention=(False, True),
+    vocab=16, length=5, text_width=8, text_layers=1, emb_width=16,
+  )  # fmt: skip
+  params = net.init(KEY)
+  # Its last layers start at zero: away from there, so that all of it matters.
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(KEY, len(leaves))
+  leaves = [
+    x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)
+  ]
+  return net, jax.tree.unflatten(treedef, leaves), jax.jit(net.apply)
+
+
+def inputs(seed=0):
+  keys = jax.random.split(jax.random.key(seed), 3)
+  x = jax.random.normal(keys[0], (B, 8, 8, 3))
+  t = jax.random.uniform(keys[1], (B,), minval=0.2)
+  tokens = jax.random.randint(keys[2], (B, 5), 1, 16)
+  return x, t, dict(tokens=tokens.at[:, 4].set(0))
+
+
+def test_shape_and_dtype(small):
+  net, params, apply = small
+  x, t, cond = inputs()
+  v = apply(params, x.astype(jnp.bfloat16), t, cond)
+  assert net.shape == (8, 8, 3)
+  assert v.shape == x.shape and v.dtype == jnp.float32
+  assert {str(p.dtype) for p in jax.tree.leaves(params)} == {'float32'}
+
+
+def test_rows_are_independent(small):
+  """A row's velocity ignores the others, and follows a permutation."""
+  _, params, apply = small
+  x, t, cond = inputs()
+  v = apply(params, x, t, cond)
+  order = np.array([2, 0, 3, 1])
+  permuted = apply(
+    params, x[order], t[order], dict(tokens=cond['tokens'][order])
+  )
+  np.testing.assert_allclose(permuted, v[order], atol=2e-5)
+  x2, t2, cond2 = inputs(1)
+  mixed = apply(
+    params,
+    x2.at[1].set(x[1]),
+    t2.at[1].set(t[1]),
+    dict(tokens=cond2['tokens'].at[1].set(cond['tokens'][1])),
+  )
+  np.testing.assert_allclose(mixed[1], v[1], atol=2e-5)
+  assert np.abs(mixed[0] - v[0]).max() > 0.1
+
+
+def test_one_row_has_no_gradient_from_another(small):
+  _, params, apply = small
+  x, t, cond = inputs()
+  grad = jax.jit(
+    jax.grad(lambda x: jnp.square(apply(params, x, t, cond)[1]).sum())
+  )(x)
+  live = np.abs(grad).max((1, 2, 3)) > 0
+  np.testing.assert_array_equal(live, [False, True, False, False])
+
+
+def test_velocity_is_that_of_a_clean_image(small):
+  """v = (x - D) / max(t, t_min): x - t v is D, which knows no division."""
+  net, _, _ = small
+  params = net.init(KEY)
+  # All zero: D = 0, so v = x / max(t, 0.05)
+  params = jax.tree.map(jnp.zeros_like, params)
+  x, _, cond = inputs()
+  t = jnp.array([1.0, 0.5, 0.05, 0.0])
+  v = net.apply(params, x, t, cond)
+  by_hand = np.asarray(x) * np.array([1, 2, 20, 20])[:, None, None, None]
+  np.testing.assert_allclose(v, by_hand, rtol=1e-5)
+
+
+def test_prompt_time_and_word_order_matter(small):
+  _, params, apply = small
+  x, t, cond = inputs()
+  v = apply(params, x, t, cond)
+  swapped = cond['tokens'].at[:, :2].set(cond['tokens'][:, 1::-1])
+  for other in (
+    apply(params, x, t, dict(tokens=swapped)),
+    apply(params, x, t, dict(tokens=cond['tokens'] % 15 + 1)),
+  ):
+    assert (np.abs(other - v).max((1, 2, 3)) > 1e-4).all()
+  # D itself depends on t
+  clean = x - v * t[:, None, None, None]
+  t2 = 0.5 * t
+  clean2 = x - apply(params, x, t2, cond) * t2[:, None, None, None]
+  assert (np.abs(clean - clean2).max((1, 2, 3)) > 1e-4).all()
+
+
+def test_null_prompt(small):
+  net, params, apply = small
+  x, t, cond = inputs()
+  null = net.null(dict(cond, source=x))
+  assert not null['tokens'].any() and null['tokens'].dtype == jnp.int32
+  np.testing.assert_array_equal(null['source'], x)  # the rest is kept
+  v = apply(params, x, t, dict(tokens=null['tokens']))
+  assert np.isfinite(v).all()
+  # every row has the same prompt now: rows of equal x and t agree
+  same = apply(params, x[:1].repeat(B, 0), t[:1].repeat(B), net.null(cond))
+  np.testing.assert_allclose(same, same[:1].repeat(B, 0), atol=1e-5)
+
+
+def test_text_mask_leaves_out_padding_but_never_everything():
+  encoder = unet_lib.TextEncoder(vocab=16, width=8, layers=1)
+  tokens = jnp.array([[3, 4, 0, 0, 0]])
+  params = encoder.init(KEY, tokens)
+  _, mask = encoder.apply(params, tokens)
+  np.testing.assert_array_equal(mask, [[True, True, False, False, False]])
+  _, mask = encoder.apply(params, 0 * tokens)
+  np.testing.assert_array_equal(mask, [[True, False, False, False, False]])
+
+
+def test_time_embedding():
+  """sin and cos of t times frequencies from 1 to 1000, in equal ratios."""
+  got = unet_lib.time_embedding(jnp.array([0.0, 0.3]), 8)
+  angle = 0.3 * np.array([1, 10, 100, 1000])
+  np.testing.assert_allclose(got[0], [0] * 4 + [1] * 4, atol=1e-6)
+  np.testing.assert_allclose(
+    got[1], np.concatenate([np.sin(angle), np.cos(angle)]), atol=2e-3
+  )
+
+
+def test_sizes_that_do_not_fit():
+  with pytest.raises(ValueError, match='30x24 is not divisible.*= 8'):
+    unet_lib.unet(image=(30, 24, 3), channels=(8, 8, 8))

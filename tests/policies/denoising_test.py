@@ -1,0 +1,220 @@
+"""The denoising policy: what it stores, replays and samples.
+
+Checked with nets whose ODE has a closed solution, and by replaying.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from gen_rl import rollout, testing
+from gen_rl.models.unet import Net
+from gen_rl.policies import denoising
+
+KEY = jax.random.key(0)
+TARGET = 0.3
+
+
+def point_net():
+  """The exact velocity of data that is one point: x0 = TARGET + params."""
+
+  def apply(params, x, t, cond):
+    return (x - (TARGET + params)) / jnp.maximum(t, 1e-6)[:, None, None, None]
+
+  return Net(lambda key: jnp.float32(0), apply, testing.SHAPE, lambda c: c)
+
+
+def rows_of(ids=range(8), group=4, step=0):
+  return rollout.make_rows(testing.batch(ids), group, KEY, jnp.int32(step))
+
+
+@pytest.mark.parametrize('name', ['cps', 'flow_sde', 'dance_sde', 'ddim'])
+def test_every_transition_ends_on_the_data(name):
+  """x0 is known from any state, so the last step lands on it, noise or not."""
+  policy = denoising.denoising(
+    point_net(), steps=5, transition=dict(name=name), noise=0.7
+  )
+  traj = jax.jit(policy.rollout)(jnp.float32(0), rows_of(), jnp.int32(0))
+  np.testing.assert_allclose(traj.sample, TARGET, atol=1e-4)
+  sample = denoising.ode_sampler(point_net(), 3)(jnp.float32(0), rows_of())
+  np.testing.assert_allclose(sample, TARGET, atol=1e-5)
+  media = policy.decode(None, traj.sample)
+  np.testing.assert_allclose(media, (1 + TARGET) / 2, atol=1e-4)
+
+
+def test_stored_decisions_are_a_chain():
+  """states[i + 1] is actions[i]; times are the grid; T - 1 of T trained."""
+  policy = denoising.denoising(testing.perceptron(), steps=5, shift=1.0)
+  params = policy.init(KEY)
+  traj = jax.jit(policy.rollout)(params, rows_of(), jnp.int32(0))
+  assert traj.states.shape == (32, 4, *testing.SHAPE)
+  np.testing.assert_array_equal(traj.states[:, 1:], traj.actions[:, :-1])
+  grid = np.array([1, 0.8, 0.6, 0.4, 0.2])
+  np.testing.assert_allclose(traj.times[3, :, 0], grid[:-1], rtol=1e-6)
+  np.testing.assert_allclose(traj.times[3, :, 1], grid[1:], rtol=1e-6)
+  np.testing.assert_array_equal(traj.mask, 1)
+  # the first state is standard normal
+  x = np.asarray(traj.states[:, 0]).ravel()
+  assert scipy.stats.kstest(x, 'norm').pvalue > 1e-3
+
+
+@pytest.mark.parametrize('unit', [False, True])
+@pytest.mark.parametrize('event', ['mean', 'sum'])
+def test_log_prob_against_scipy(event, unit):
+  """cps: mean (1 - t') x0 + t' cos(a pi / 2) x1, std t' sin(a pi / 2)."""
+  net, level = testing.perceptron(), 0.6
+  policy = denoising.denoising(
+    net, steps=4, noise=level, event=event, unit_log_prob=unit
+  )
+  params = policy.init(KEY)
+  rows = rows_of((0, 1))
+  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  i = 1
+  x, t, t_next = traj.states[:, i], traj.times[:, i, 0], traj.times[0, i, 1]
+  v = net.apply(params, x, t, rows.cond)
+  t = float(t[0])
+  x0, x1 = np.asarray(x - t * v), np.asarray(x + (1 - t) * v)
+  mean = (1 - t_next) * x0 + t_next * np.cos(level * np.pi / 2) * x1
+  std = float(t_next) * np.sin(level * np.pi / 2)
+  action = np.asarray(traj.actions[:, i], np.float64)
+  if unit:
+    density = -np.square(action - mean)
+  else:
+    density = scipy.stats.norm.logpdf(action, mean, std)
+  expected = getattr(density.reshape(8, -1), event)(-1)
+  np.testing.assert_allclose(traj.log_prob[:, i], expected, rtol=1e-3)
+  # and the noise that was drawn is standard normal
+  z = ((action - mean) / std).ravel()
+  assert scipy.stats.kstest(z, 'norm').pvalue > 1e-3
+
+
+@pytest.mark.parametrize('scale', [1.0, 3.0])
+def test_replay_is_what_sampled(scale):
+  """One kernel samples and scores, guidance included."""
+  policy = denoising.denoising(
+    testing.perceptron(), steps=4, transition=dict(name='flow_sde'),
+    guidance_scale=scale,
+  )  # fmt: skip
+  params = policy.init(KEY)
+  traj = jax.jit(policy.rollout)(params, rows_of(), jnp.int32(0))
+  dist = jax.jit(policy.dist)(params, traj)
+  np.testing.assert_allclose(
+    dist.log_prob(traj.actions), traj.log_prob, atol=1e-4
+  )
+  np.testing.assert_array_equal(dist.kl(dist), 0)
+  v = policy.velocity(params, traj)
+  assert v.shape == traj.states.shape
+  other = jax.tree.map(lambda p: 1.5 * p, params)
+  assert (dist.kl(policy.dist(other, traj)) > 0).all()
+
+
+def test_a_window_is_noisy_and_the_rest_is_the_ode():
+  net = testing.perceptron()
+  policy = denoising.denoising(
+    net, steps=6, window=2, window_start=dict(name='fixed_window', start=2)
+  )
+  params = policy.init(KEY)
+  rows = rows_of()
+  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  assert traj.actions.shape[1] == 2
+  np.testing.assert_array_equal(traj.mask, 1)
+  np.testing.assert_allclose(traj.noise, 0.8)
+  np.testing.assert_allclose(traj.times[0, :, 0], [4 / 6, 3 / 6], rtol=1e-5)
+  # before the window: the same Euler steps as the evaluation sampler's
+  x = np.asarray(
+    denoising.denoising(net, steps=6, noise=0.0)
+    .rollout(params, rows, jnp.int32(0))
+    .states[:, 2]
+  )
+  np.testing.assert_allclose(traj.states[:, 0], x, atol=1e-5)
+  # after it: Euler from the last action
+  x = traj.actions[:, 1]
+  for t in (2 / 6, 1 / 6):
+    x = x - net.apply(params, x, jnp.full(32, t), rows.cond) / 6
+  # (one more step lies between the window's end, 2/6, and the data)
+  np.testing.assert_allclose(traj.sample, x, atol=1e-4)
+
+
+def test_without_noise_the_rollout_is_the_evaluation_sampler():
+  net = testing.perceptron()
+  policy = denoising.denoising(net, steps=4, shift=3.0, noise=0.0)
+  params = policy.init(KEY)
+  traj = policy.rollout(params, rows_of(), jnp.int32(0))
+  sample = denoising.ode_sampler(net, 4, shift=3.0)(params, rows_of())
+  np.testing.assert_allclose(traj.sample, sample, atol=1e-5)
+  # no decision was a choice
+  np.testing.assert_array_equal(traj.mask, 0)
+  np.testing.assert_array_equal(traj.log_prob, 0)
+
+
+def test_windows_move_with_the_step():
+  def starts(spec, steps):
+    policy = denoising.denoising(
+      point_net(), steps=6, window=2, window_low=1, window_start=spec
+    )
+    rollout_fn = jax.jit(policy.rollout)
+    return [
+      round(6 * (1 - float(t)))
+      for step in range(steps)
+      for t in rollout_fn(
+        jnp.float32(0), rows_of((0,), 1, step), jnp.int32(step)
+      ).times[0, 0, :1]
+    ]
+
+  assert starts(None, 2) == [1, 1]
+  assert starts(dict(name='progressive_window', tau=2), 7) == [
+    1, 1, 2, 2, 3, 3, 1,
+  ]  # fmt: skip
+  assert set(starts(dict(name='random_window'), 20)) == {1, 2, 3}
+
+
+def test_matching_loss_of_the_exact_velocity():
+  """v is x1 - TARGET where the data is one point; elsewhere x0 is missed by d.
+
+  net - (x1 - x0) = d (1 - t) / t + d = d / t for data x0 = TARGET + d.
+  """
+  policy = denoising.denoising(point_net(), time_mean=1.0, time_std=0.5)
+  keys = jax.random.split(KEY, 64)
+  x0 = jnp.full((64, *testing.SHAPE), TARGET)
+  cond = dict(tokens=jnp.zeros((64, 2), jnp.int32))
+  nll = policy.nll(jnp.float32(0), x0, cond, keys)
+  np.testing.assert_allclose(nll, 0, atol=1e-8)
+  shifted = policy.nll(jnp.float32(0), x0 + 0.1, cond, keys)
+  t = 0.1 / np.sqrt(shifted)
+  # t is sigmoid(N(1, .5^2)), the key's own
+  z = (np.log(t / (1 - t)) - 1.0) / 0.5
+  assert scipy.stats.kstest(z, 'norm').pvalue > 1e-3
+  again = policy.nll(jnp.float32(0), x0 + 0.2, cond, keys)
+  np.testing.assert_allclose(again, 4 * shifted, rtol=1e-3)  # paired noise
+
+
+def test_null_prob_drops_that_share_of_prompts():
+  base = testing.perceptron()
+
+  def apply(params, x, t, cond):
+    kept = (cond['tokens'] != 0).any(-1).astype(jnp.float32)
+    return jnp.zeros_like(x) + 1e3 * kept[:, None, None, None]
+
+  net = base._replace(apply=apply)
+  policy = denoising.denoising(net, null_prob=0.25)
+  n = 512
+  nll = policy.nll(
+    (),
+    jnp.zeros((n, *testing.SHAPE)),
+    dict(tokens=jnp.ones((n, 2), jnp.int32)),
+    jax.random.split(KEY, n),
+  )
+  dropped = float((nll < 1e4).mean())
+  assert abs(dropped - 0.25) < 4 * (0.25 * 0.75 / n) ** 0.5
+
+
+def test_windows_that_do_not_fit():
+  for kwargs in (
+    dict(steps=4, window=4),
+    dict(steps=4, window=2, window_low=2),
+    dict(steps=4, window_high=4),
+  ):
+    with pytest.raises(ValueError, match='does not fit between'):
+      denoising.denoising(point_net(), **kwargs)
