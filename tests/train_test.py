@@ -1,0 +1,175 @@
+"""Whole runs, as a person starts them: killed, stopped, resumed.
+
+One uninterrupted run and one that is stopped and killed write the same
+metrics and end in the same parameters, to the bit.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gen_rl import build, checkpoint, train
+from gen_rl.utils import tree
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 30
+SETTINGS = (
+  f'--config.steps={STEPS}',
+  '--config.eval.every=100',
+  '--config.checkpoint.every=3',
+  '--config.eval.num_prompts=7',
+  '--config.policy.window=2',
+  '--config.policy.window_start.name=random_window',
+  '--config.updates=2',
+)
+
+
+def start(workdir, cache, *args, config='configs/flow_grpo.py:tiny'):
+  command = [
+    sys.executable, '-m', 'gen_rl.main', f'--config={config}',
+    f'--workdir={workdir}', f'--compilation_cache={cache}', *SETTINGS, *args,
+  ]  # fmt: skip
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env=os.environ | dict(JAX_PLATFORMS='cpu', GEN_RL_TRACEBACK='1'),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, code=0):
+  out, _ = process.communicate(timeout=600)
+  assert process.returncode == code, out
+  return out
+
+
+def wait_for(process, condition, what):
+  deadline = time.time() + 600
+  while not condition():
+    if process.poll() is not None or time.time() > deadline:
+      process.kill()
+      pytest.fail(f'no {what}: {process.communicate()[0]}')
+    time.sleep(0.01)
+
+
+def logged(workdir):
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines if line.endswith('}')]
+
+
+def last_step(workdir):
+  return max((line.get('step', 0) for line in logged(workdir)), default=0)
+
+
+def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
+  cache, whole, cut = (tmp_path / n for n in ('cache', 'whole', 'cut'))
+  finish(start(whole, cache))
+
+  process = start(cut, cache)
+  wait_for(process, lambda: last_step(cut) >= 2, 'step 2')
+  process.send_signal(signal.SIGTERM)
+  out = finish(process, 0)
+  at = int(re.search(r'Stopped at step (\d+) after SIGTERM', out)[1])
+  assert 2 <= at < STEPS
+  assert checkpoint.steps(cut / 'checkpoints')[-1] == at
+  # the command that is printed is this run's, settings and all
+  resume = re.search(r'Resume with: (.*)', out)[1]
+  for part in (f'--workdir={cut}', 'flow_grpo.py:tiny', *SETTINGS):
+    assert part in resume
+
+  process = start(cut, cache)
+  wait_for(process, lambda: last_step(cut) >= at + 3, 'more steps')
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert not (cut / 'result.json').exists()
+
+  finish(start(cut, cache))
+  fields = ('params', 'opt_state', 'refs/ema')
+  a, b = (
+    checkpoint.restore_params(w / 'checkpoints', fields) for w in (whole, cut)
+  )
+  assert a.step == b.step == STEPS
+  assert tree.differing(a.state, b.state) == []
+  assert a.extra['data'] == b.extra['data']
+
+  # nothing is logged twice or missing, and what is logged is the same
+  def lines(workdir):
+    return {
+      (line['step'], name): value
+      for line in logged(workdir)
+      for name, value in line.items()
+      if name.startswith(('pg/', 'reward/', 'optim/', 'advantage/', 'eval/'))
+    }
+
+  assert lines(whole) == lines(cut)
+  assert {step for step, _ in lines(whole)} == set(range(STEPS + 1))
+  a, b = (json.loads((w / 'result.json').read_text()) for w in (whole, cut))
+  for name in ('base', 'trained', 'kl', 'steps', 'updates_skipped'):
+    assert a[name] == b[name], name
+  assert b['wall_seconds'] > 0 and b['seconds_to_first_metric'] > 0
+
+
+def tiny_config(**changes):
+  from configs import flow_grpo
+
+  config = flow_grpo.get_config('tiny')
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def test_run_stops_after_updates_that_are_not_finite(tmp_path):
+  config = tiny_config(**{'steps': 20, 'stop_after_skipped': 3})
+  config.optimizer.lr = 1e39  # infinite in float32
+  config.log.tensorboard = False
+  with pytest.raises(FloatingPointError, match=r'last 3 updates \(to step 3\)'):
+    train.train_and_evaluate(config, str(tmp_path))
+  assert last_step(tmp_path) == 3
+  # what was saved on the way is still the base
+  saved = checkpoint.restore_params(tmp_path / 'checkpoints').state['params']
+  base = train.initial_params(config, train.setup(config).policy)
+  assert tree.differing(saved, base) == []
+
+
+def test_geometry_that_does_not_fit_says_what_would():
+  config = tiny_config(microbatches=3)
+  built = train.setup(config)
+  with pytest.raises(build.ConfigError, match='microbatches may be 1, 2, 4, 8'):
+    train.make_step(config, built, train.sharding.data_mesh(1))
+
+
+def test_parameter_copies_are_those_that_are_asked_for():
+  config = tiny_config(ema=0.0)
+  assert train._parameter_copies(config) == []
+  config.objective.kl = dict(name='kl', weight=0.1)
+  assert train._parameter_copies(config) == ['ref']
+  config.objective.kl.weight = 0.0
+  config.ema = 0.9
+  assert train._parameter_copies(config) == ['ema']
+  config.objective.kl = dict(name='velocity_kl', ref='old', weight=1.0)
+  assert train._parameter_copies(config) in (['ema'], ['ref', 'ema'])
+
+
+def test_resume_command_repeats_every_flag():
+  flags = ['--config=flow_grpo:tiny', '--config.steps=9', '--workdir=a b']
+  assert train.resume_command('flow_grpo:tiny', 'a b', flags) == (
+    'python -m gen_rl.main --config=flow_grpo:tiny --config.steps=9'
+    " '--workdir=a b'"
+  )
+  assert train.resume_command('flow_grpo', 'x', ['--config', 'my.py']) == (
+    'python -m gen_rl.main --config my.py --workdir=x'
+  )
+  # started from a notebook
+  assert train.resume_command('flow_grpo:tiny', 'x', ['-f', 'k.json']) == (
+    'python -m gen_rl.main --config=configs/flow_grpo.py:tiny --workdir=x'
+  )
