@@ -22,7 +22,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = base.get_config()
   c.name = 'train_detector'
-  c.steps = 2000
+  c.steps = 1000
   c.data.prompts.split = 'train+rl'
   c.data.prompts.tasks = (
     'single_object', 'two_object', 'counting', 'colors', 'position',
@@ -41,11 +41,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.ema = 0.99
   c.eval.name = 'labelled'
   c.eval.rollout = config_dict.create(noise=0.0)
-  c.eval.every = 500
+  c.eval.every = 250
   c.eval.num_prompts = 120
   c.eval.samples = 16
   c.log.every = 50
-  c.checkpoint.every = 1000
+  c.checkpoint.every = 500
   c.export = 'shapes_detector'
   if 'tiny' in base.split_variants(arg, VARIANTS):
     c.name += ':tiny'

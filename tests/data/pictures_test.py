@@ -28,14 +28,16 @@ def rows_of(texts, media=None, group_size=2):
 
 def test_scenes_are_what_was_drawn():
   rows = rows_of(['a red circle', 'two squares', 'the word "cat"'])
-  x, cond = pictures.shapes_scenes()(rows)
+  encoders = pictures.shapes_scenes(), pictures.shapes_pictures()
+  (x, cond), (plain, plain_cond) = jax.jit(lambda r: [e(r) for e in encoders])(
+    rows
+  )
   scene = cond['scene']
   np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
   present = (scene.shape >= 0).sum(-1)
   np.testing.assert_array_equal(present, [1, 1, 2, 2, 0, 0])
   np.testing.assert_array_equal(scene.color[:2, 0], grammar.COLORS.index('red'))
-  # The same pictures as those of plain data batches, which carry no labels.
-  plain, plain_cond = pictures.shapes_pictures()(rows)
+  # The pictures of plain data batches, which carry no labels.
   np.testing.assert_array_equal(x, plain)
   assert set(plain_cond) == {'tokens'}
   # The pixel at the centre of a circle has its colour.
@@ -47,8 +49,8 @@ def test_scenes_are_what_was_drawn():
 
 def test_noise_is_bounded_and_uniform_over_pictures():
   rows = rows_of(['a circle'], group_size=256)
-  clean, _ = pictures.shapes_scenes()(rows)
-  noisy, cond = pictures.shapes_scenes(noise=0.02)(rows)
+  encoders = pictures.shapes_scenes(), pictures.shapes_scenes(noise=0.02)
+  clean, noisy = jax.jit(lambda r: [e(r)[0] for e in encoders])(rows)
   spread = np.std((noisy - clean) / 2, axis=(1, 2, 3))  # of [0, 1]
   assert 0 <= spread.min() < 0.002 and 0.018 < spread.max() < 0.021
   np.testing.assert_allclose(spread.mean(), 0.01, rtol=0.1)
