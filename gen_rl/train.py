@@ -90,7 +90,7 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   """Parameters a run starts from: `config.init`, or drawn from the seed."""
   shapes = jax.eval_shape(policy.init, jax.random.key(0))
   if config.init:
-    params, _ = weights.load(weights.find(config.init), shapes)
+    params, _ = weights.load(weights.find(config.init), shapes, cast=True)
     return jax.tree.map(jnp.asarray, params)
   return jax.jit(policy.init)(jax.random.key(config.seed))
 
@@ -461,11 +461,15 @@ def export(
   params: Params,
   result: evaluate_lib.Evaluation,
 ) -> None:
-  """Writes the averaged parameters to `workdir`/<config.export>.safetensors."""
+  """Writes the averaged parameters to `workdir`/<config.export>.safetensors.
+
+  As float16, half the bytes; `initial_params` reads them back as float32.
+  """
   facts = dict(
     config=config.name,
     steps=str(config.steps),
     seed=str(config.seed),
     heldout=json.dumps(result.summary()),
   )
-  weights.save(f'{workdir}/{config.export}.safetensors', params, facts)
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+  weights.save(f'{workdir}/{config.export}.safetensors', half, facts)
