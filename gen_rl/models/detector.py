@@ -9,8 +9,8 @@ drawn,
   nll = -sum_cells log p(class) - sum_objects (log p(colour) + log p(size)
         + log N(offset; predicted, sigma^2)),  sigma = 1 pixel           (1)
 
-without the Gaussian's constant. Its weights know clean pictures only, so
-pictures exist that fool it; that makes it a proxy worth studying.
+without the Gaussian's constant. Its weights know renders only, so pictures
+exist that fool it; that makes it a proxy worth studying.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,10 @@ score is the mean of those a prompt has. Where every probability is 0 or 1 it
 equals `geneval.strict_score(quirks=False)`.
 
 What it does not see: objects nobody asked for, ink that resembles no object,
-and, as its weights met clean pictures only, whether a picture is clean.
+and whether a picture is clean. Of renders with pixel noise of standard
+deviation 0.1 it gives 0.96 where the exact oracle calls 0.2% correct, of
+renders blurred by one pixel 0.90 where that calls 36% correct; 20 gradient
+steps within 0.05 of a pixel's value lift wrong pictures from 0.34 to 0.72.
 """
 
 import jax

@@ -41,8 +41,16 @@ def scene_of(objects, b=1):
   )
 
 
+@jax.jit
+def detections(maps):
+  return detector.detections(detector.peaks(maps))
+
+
+nll = jax.jit(detector.nll)
+
+
 def seen(maps):
-  found = detector.detections(detector.peaks(maps))
+  found = detections(maps)
   return [
     (int(found.label[0, i]), int(found.color[0, i]), *map(float, box))
     for i, box in enumerate(found.box[0])
@@ -84,7 +92,7 @@ def test_no_peak_is_left_where_all_cells_are_taken():
 
 def test_confidence_is_the_probability_of_the_shape():
   maps = maps_of([(1, 1, CIRCLE, RED, 0.1), (4, 4, CROSS, RED, -0.1)])
-  found = detector.detections(detector.peaks(maps))
+  found = detections(maps)
   # softmax of (0, 0.1, -9, -9, -9): a sigmoid but for e^-9
   np.testing.assert_allclose(
     found.score[0, :2], scipy.special.expit([0.1, -0.1]), atol=2e-4
@@ -113,7 +121,7 @@ def test_nll_against_scipy():
       at = (position + 0.5 - middle) / 4
       want += gaussian.logpdf(maps.offset[:, i, j, d] - at)
       want -= gaussian.logpdf(0.0)
-  got = detector.nll(maps, scene_of(objects, 3))
+  got = nll(maps, scene_of(objects, 3))
   np.testing.assert_allclose(got, -want, rtol=1e-5)
 
 
@@ -125,9 +133,9 @@ def test_nll_gradient_and_empty_scene():
   )  # fmt: skip
   scene = scene_of([(TRIANGLE, RED, 0, 5, 18)])
   test_util.check_grads(
-    lambda m: detector.nll(m, scene).sum(), (maps,), 1, ['rev'], 1e-2, 1e-2
+    lambda m: nll(m, scene).sum(), (maps,), 1, ['rev'], 1e-2, 1e-2
   )
-  grads = jax.grad(lambda m: detector.nll(m, scene_of([])).sum())(maps)
+  grads = jax.grad(lambda m: nll(m, scene_of([])).sum())(maps)
   assert np.abs(grads.shape).max() > 0
   for field in (grads.color, grads.size, grads.offset):
     np.testing.assert_array_equal(field, 0.0)
@@ -141,7 +149,7 @@ def test_exact():
   def verdict(objects, offset=-0.125):  # cell middles are 6 and 18
     maps = maps_of(objects)
     maps.offset[:] = offset
-    found = detector.detections(detector.peaks(maps))
+    found = detections(maps)
     return bool(detector.exact(found, scene)[0])
 
   assert verdict(right) and verdict(right[::-1])
@@ -155,7 +163,7 @@ def test_exact():
 
 def test_weights_round_trip(tmp_path):
   net = detector.shapes_detector()
-  params = net.init(jax.random.key(0))
+  params = jax.jit(net.init)(jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(params)) < 150_000
   path = tmp_path / 'detector.safetensors'
   weights.save(path, params, {'a': 'b'})

@@ -13,6 +13,7 @@ from gen_rl.rewards import combine, detector, geneval
 from gen_rl.types import RewardInputs
 from gen_rl.worlds import grammar, shapes
 
+soft_score = jax.jit(detector.soft_score)
 CELLS = ((6.0, 6.0), (18.0, 6.0), (6.0, 18.0), (18.0, 18.0))  # (x, y)
 
 
@@ -75,7 +76,7 @@ def test_soft_score_by_hand():
     ('a circle', [circle(1.0), ('square', 1.0, 'red', 1.0, 1)], 1.0),
   ]
   texts, pictures, want = zip(*table, strict=True)
-  got = detector.soft_score(peaks_of(*pictures), clauses_of(info_of(*texts)))
+  got = soft_score(peaks_of(*pictures), clauses_of(info_of(*texts)))
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -105,7 +106,7 @@ def test_certain_soft_score_is_the_hard_one():
     net_lib.detections(found), clauses, quirks=False
   )
   assert len(np.unique(np.round(hard, 3))) > 8  # all sorts of pictures
-  soft = jax.jit(detector.soft_score)(found, clauses)
+  soft = soft_score(found, clauses)
   np.testing.assert_allclose(soft, hard, atol=1e-6)
 
 
