@@ -7,6 +7,9 @@ The base knows what its prompts ask for but, having seen wrong captions, does
 not always do it. GRPO on the oracle's partial credit teaches it to. Prompts
 that are evaluated are of combinations neither pretraining nor RL has seen.
 
+Learning rate and clip range are not tuned: the shipped base is undertrained,
+and no result is claimed (README, "Status and limits").
+
 Variants, joined by commas ("fast,tiny"):
   fast   trains a random window of 3 early steps, the others are ODE steps
   cps    coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
@@ -41,6 +44,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.policy.transition.name = 'flow_sde'
   c.policy.noise = 0.7
+  c.optimizer.lr = 3e-5
   c.objective.pg = config_dict.create(
     name='clipped_pg', clip=1e-2, ratio='plain', weight=1.0
   )
