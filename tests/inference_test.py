@@ -130,6 +130,7 @@ def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
       return evaluate_lib.Evaluation(
         value,
         {'counting': 0.25, 'position': 0.75},
+        {'partial': 0.625},
         float('nan'),
         0.125,
         media,
@@ -157,6 +158,7 @@ def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
     step=2,
     strict=0.5,
     strict_per_task={'counting': 0.25, 'position': 0.75},
+    parts={'partial': 0.625},
     proxy=None,
     diversity=0.125,
   )
