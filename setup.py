@@ -1,6 +1,6 @@
 """Packaging: what is installed, and why each dependency is there.
 
-Lower bounds are the oldest versions the tests have passed with; there are no
+Lower bounds are near the versions the tests run with, and not searched; no
 upper bounds, but for the formatter. Python 3.11 gets jax 0.10, later Pythons
 the newest jax.
 """
@@ -19,11 +19,13 @@ _REQUIRES = [
   'flax>=0.12',  # linen modules, struct dataclasses
   'optax>=0.2.8',  # optimizers and schedules
   'orbax-checkpoint>=0.12',  # asynchronous, sharded checkpoints
+  'etils[epath]>=1.9',  # paths, local and gs://, as orbax takes them
   'clu>=0.0.12',  # metric writers
   f'tensorflow-cpu>=2.21; {_X86_LINUX}',  # clu's TensorBoard writer
   f'tensorflow>=2.21; {_ELSEWHERE}',  # the same, where there is no CPU build
   'tensorboard>=2.20',  # reads what clu wrote; TensorFlow needs it too
   'tensorflow-datasets>=4.9.9',  # data sets: prompts, ShapesWorld builder
+  'importlib_resources>=6',  # tensorflow-datasets imports it undeclared
   'array_record>=0.8',  # record files, read without TensorFlow
   'grain>=0.2.15',  # input pipeline whose state is checkpointed
   'ml_collections>=1.1',  # configs
@@ -32,7 +34,6 @@ _REQUIRES = [
   'tokenizers>=0.22',  # the word tokenizer of ShapesWorld
   'safetensors>=0.6',  # weights: gen_rl/assets, released models
   'einops>=0.8',  # axes by name
-  'jaxtyping>=0.3.5',  # shapes in signatures; checked in tests only
   'PyYAML>=6',  # configs as text, in the report
   'numpy>=2.1',  # everything on the host
   'pillow>=11',  # PNG, host JPEG, the font of rendered text
@@ -40,7 +41,8 @@ _REQUIRES = [
 
 _TEST = [
   'pytest>=8',  # runs the tests
-  'beartype>=0.20',  # checks jaxtyping's shapes while tests run
+  'jaxtyping>=0.3.5',  # checks shapes stated in signatures
+  'beartype>=0.20',  # with this
   'scipy>=1.14',  # reference densities, statistical tests
   'scikit-image>=0.24',  # real photographs
   'scikit-learn>=1.6',  # real photographs, reference metrics

@@ -323,7 +323,8 @@ def _open_tensorboard(logdir, resume_step):
   for kind in ('GPU', 'TPU'):
     with contextlib.suppress(ValueError, RuntimeError):
       tf.config.set_visible_devices([], kind)
-  metric_writers = importlib.import_module('clu.metric_writers')
+  from clu import metric_writers  # imports tensorflow: not before it is hidden
+
   if resume_step is not None and logdir.exists():
     _forget_after(logdir, resume_step)
   return metric_writers.SummaryWriter(os.fspath(logdir))

@@ -39,6 +39,7 @@ _INDIRECT = {
   'tensorflow-cpu': 'clu imports it',
   'tensorboard': 'a person starts it',
   'array_record': 'tensorflow-datasets and grain import it',
+  'importlib_resources': 'tensorflow-datasets imports it, undeclared',
 }
 
 
@@ -109,7 +110,8 @@ def test_test_imports_are_declared():
   undeclared = {
     name: sorted(files)
     for name, files in _imported('tests').items()
-    if name not in declared | {'setuptools'}
+    # tool_package is written by the test that imports it.
+    if name not in declared | {'setuptools', 'tool_package'}
   }
   assert not undeclared
 
