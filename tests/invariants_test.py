@@ -35,6 +35,9 @@ from gen_rl.utils import tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEY = jax.random.key(7)
+# Where two programs are compared: linear in the gradient. Adam's first steps
+# are its sign, which rounding decides where a gradient is nearly 0.
+LINEAR = optax.sgd(0.5, momentum=0.9)
 
 
 def make_policy(net=None, **kwargs):
@@ -295,14 +298,14 @@ def test_invalid_rewards_are_dropped_and_counted():
     return jnp.where(channel == 1, jnp.nan, score)
 
   batch = testing.batch((0, 1, 2))
-  step, state = make(reward=testing.color_reward(spoil))
+  step, state = make(reward=testing.color_reward(spoil), tx=LINEAR)
   state, (log,) = run(step, state, 1, batch)
   assert log['reward/invalid'] == 4
   assert log['optim/skipped'] == 0
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
   assert np.isfinite(log['reward/score']) and np.isfinite(log['pg/loss'])
   # The other prompts alone give the same update: sums and counts agree.
-  step, state_alone = make(reward=testing.color_reward())
+  step, state_alone = make(tx=LINEAR)
   state_alone, (log_alone,) = run(step, state_alone, 1, testing.batch((0, 2)))
   assert log['reward/score'] == pytest.approx(log_alone['reward/score'])
   assert_close(state.params, state_alone.params)
@@ -324,9 +327,9 @@ def test_all_rewards_invalid_changes_nothing():
 
 @pytest.mark.parametrize('cut', [dict(), dict(updates=2, epochs=2)])
 def test_microbatches_equal_the_full_batch(cut):
-  whole, logs = run(*make(**cut))
+  whole, logs = run(*make(tx=LINEAR, **cut))
   for microbatches in (2, 4):
-    parts, part_logs = run(*make(microbatches=microbatches, **cut))
+    parts, part_logs = run(*make(tx=LINEAR, microbatches=microbatches, **cut))
     assert_close(parts.params, whole.params)
     assert_close(parts.opt_state, whole.opt_state)
     assert_close(part_logs, logs)
@@ -339,15 +342,15 @@ def test_microbatches_equal_the_full_batch_with_dropped_rows():
     return jnp.where(channel == 0, jnp.nan, score)
 
   reward = testing.color_reward(spoil)
-  whole, logs = run(*make(reward=reward))
-  parts, part_logs = run(*make(reward=reward, microbatches=8))
+  whole, logs = run(*make(reward=reward, tx=LINEAR))
+  parts, part_logs = run(*make(reward=reward, microbatches=8, tx=LINEAR))
   assert_close(parts.params, whole.params)
   assert_close(part_logs, logs)
 
 
 def test_fused_step_equals_split_step():
   """Scoring between two programs, in threads, as in one."""
-  fused, fused_logs = run(*make())
+  fused, fused_logs = run(*make(tx=LINEAR))
   host = testing.color_reward(where='host')
   sizes = []
 
@@ -356,7 +359,7 @@ def test_fused_step_equals_split_step():
     return plain(params, inputs, key)
 
   plain, host = host.score, host._replace(score=score)
-  step, state = make(reward=host)
+  step, state = make(reward=host, tx=LINEAR)
   logs = []
   for _ in range(2):
     traj, inputs, outs = step.sample(state, testing.batch(), KEY)
@@ -380,17 +383,18 @@ def write_run(path, devices):
   """Two steps on `devices`, and what they sampled, as npz."""
   assert len(jax.devices()) >= devices
   mesh = sharding.data_mesh(devices)
-  policy = make_policy(small_unet(), window=2)
   out = {}
-  for name, cut in dict(one={}, many=dict(updates=2, microbatches=2)).items():
-    step, state = make(policy, mesh=mesh, group_size=8, **cut)
+  for name, net, batch, cut in (
+    ('unet', small_unet(), unet_batch(), {}),
+    ('cut', None, testing.batch(), dict(updates=2, microbatches=2)),
+  ):
+    policy = make_policy(net, window=2)
+    step, state = make(policy, mesh=mesh, group_size=8, tx=LINEAR, **cut)
     state = sharding.replicate(state, mesh)
-    traj, inputs, _ = step.sample(state, unet_batch(), KEY)
-    state, logs = run(step, state, 2, unet_batch())
-    out |= {f'{name}/sample': traj.sample, f'{name}/media': inputs.media}
-    out |= {f'{name}/{k}': x for k, x in tree.named(state.params).items()}
-    out |= {f'{name}/log/{i}/{k}': x for i, log in enumerate(logs)
-            for k, x in log.items()}  # fmt: skip
+    traj, inputs, _ = step.sample(state, batch, KEY)
+    state, logs = run(step, state, 2, batch)
+    found = dict(sample=traj.sample, media=inputs.media, state=state, log=logs)
+    out |= {f'{name}/{k}': x for k, x in tree.named(found).items()}
   np.savez(path, **{k: np.asarray(x) for k, x in out.items()})
 
 
@@ -441,10 +445,14 @@ def test_a_sample_depends_on_seed_step_prompt_and_member_only(net):
     return dict(zip(ids, out, strict=True))
 
   a = of((0, 1, 2, 3))
-  # one element, another order, other company
-  for other in (of((3, 1, 0, 2)), of((1,)), of((9, 8, 7, 6, 5, 3))):
+  again = of((3, 1, 0, 2))  # another order: the same program
+  for prompt, sample in a.items():
+    np.testing.assert_array_equal(again[prompt], sample)
+  for other in (of((1,)), of((9, 8, 7, 6, 5, 3))):  # other company
     for prompt in set(a) & set(other):
-      np.testing.assert_allclose(other[prompt], a[prompt], atol=2e-6)
+      np.testing.assert_allclose(
+        other[prompt], a[prompt], atol=1e-6 * np.abs(a[prompt]).max()
+      )
   # all rows differ, and all change with seed and step
   flat = np.concatenate(
     [x for run in (a, of((0, 1, 2, 3), 8), of((0, 1, 2, 3), 7, 4))
@@ -579,13 +587,13 @@ def test_one_bad_minibatch_of_two_is_skipped():
 
   def explode(replay, exp, keys):
     term, metrics = objectives.reinforce()(replay, exp, keys)
-    hit = (exp.traj.group == 3) & (exp.adv[:, 0] == exp.adv[:, 0].max())
+    hit = exp.traj.group == 3  # two of the eight rows
     return term.replace(value=term.value / (1.0 - hit[:, None])), metrics
 
-  step, state = make(terms=dict(pg=(explode, 1.0)), updates=8)
+  step, state = make(terms=dict(pg=(explode, 1.0)), group_size=2, updates=4)
   before = jax.device_get(state.params)
   state, (log,) = run(step, state, 1)
-  assert 1 <= int(log['optim/skipped']) < 8
+  assert 1 <= int(log['optim/skipped']) <= 2
   assert not tree.equal(state.params, before)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
