@@ -325,14 +325,13 @@ def test_all_rewards_invalid_changes_nothing():
 # --- 3. geometry
 
 
-@pytest.mark.parametrize('cut', [dict(), dict(updates=2, epochs=2)])
-def test_microbatches_equal_the_full_batch(cut):
-  whole, logs = run(*make(tx=LINEAR, **cut))
-  for microbatches in (2, 4):
-    parts, part_logs = run(*make(tx=LINEAR, microbatches=microbatches, **cut))
-    assert_close(parts.params, whole.params)
-    assert_close(parts.opt_state, whole.opt_state)
-    assert_close(part_logs, logs)
+@pytest.mark.parametrize('updates', [1, 2])
+def test_microbatches_equal_the_full_batch(updates):
+  whole, logs = run(*make(tx=LINEAR, updates=updates))
+  parts, part_logs = run(*make(tx=LINEAR, updates=updates, microbatches=4))
+  assert_close(parts.params, whole.params)
+  assert_close(parts.opt_state, whole.opt_state)
+  assert_close(part_logs, logs)
 
 
 def test_microbatches_equal_the_full_batch_with_dropped_rows():
@@ -446,8 +445,8 @@ def test_a_sample_depends_on_seed_step_prompt_and_member_only(net):
 
   a = of((0, 1, 2, 3))
   again = of((3, 1, 0, 2))  # another order: the same program
-  for prompt, sample in a.items():
-    np.testing.assert_array_equal(again[prompt], sample)
+  for prompt, x in a.items():
+    np.testing.assert_array_equal(again[prompt], x)
   for other in (of((1,)), of((9, 8, 7, 6, 5, 3))):  # other company
     for prompt in set(a) & set(other):
       np.testing.assert_allclose(
