@@ -45,7 +45,7 @@ _checker.check = _check
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
 
-# This session's compile cache, and its child processes'.
+# The compile cache of this run of the tests, and of its child processes.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
