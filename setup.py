@@ -41,6 +41,7 @@ _REQUIRES = [
 
 _TEST = [
   'pytest>=8',  # runs the tests
+  'pytest-xdist>=3.6',  # on all cores
   'jaxtyping>=0.3.5',  # checks shapes stated in signatures
   'beartype>=0.20',  # with this
   'scipy>=1.14',  # reference densities, statistical tests

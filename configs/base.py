@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     length=16,  # prompt length, tokens
   )
   # A function of models; vocab and length are bound.
-  c.model = dict(name='unet', channels=(32, 64, 128))
+  c.model = dict(name='dit', width=160, layers=5)
   # A function of policies; net is bound.
   c.policy = dict(
     name='denoising',
@@ -78,7 +78,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     prompts=dict(split='heldout'),  # changes to data.prompts
     rollout={},  # changes to rollout, where it is data
     num_prompts=70,
-    samples=4,  # per prompt
+    samples=8,  # per prompt
     steps=8,  # denoising steps, deterministic
     seed=1234,  # of the initial noise
     gold=dict(oracle=dict(name='shapes_strict')),  # the verdict
@@ -94,8 +94,7 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   """Shrinks a config to two quick steps that still use all of its parts."""
   c.steps = 2
   c.init = ''
-  c.model.update(channels=(8, 16), blocks=(1, 1), attention=(False, True))
-  c.model.update(text_width=16, text_layers=1, emb_width=16)
+  c.model.update(width=16, layers=1, heads=2, text_width=16, text_layers=1)
   c.data.prompts_per_step = 4
   c.data.group_size = min(c.data.group_size, 2)
   c.optimizer.warmup = 1

@@ -19,18 +19,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Variant: tiny (two quick steps, for tests)."""
   c = base.get_config()
   c.name = 'pretrain_shapes'
-  c.steps = 15000
+  c.steps = 9000
   c.data.prompts.split = 'train+rl'
-  c.data.prompts_per_step = 64
+  c.data.prompts_per_step = 192
   c.data.group_size = 1
-  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.25)
+  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.2)
   c.objective.fm = dict(name='flow_matching', weight=1.0)
   c.policy.time_mean = 0.7
   c.policy.time_std = 1.1
   c.policy.null_prob = 0.1
   c.optimizer = config_dict.create(
-    name='adamw', lr=1.5e-3, b1=0.9, b2=0.99, weight_decay=1e-4,
-    grad_clip=1.0, warmup=100, decay='cosine',
+    name='muon', lr=2e-2, adam_lr=4e-3, grad_clip=1.0, warmup=100,
+    decay='linear',
   )  # fmt: skip
   c.ema = 0.999
   c.eval.every = 1000

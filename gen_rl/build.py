@@ -112,6 +112,17 @@ def build_all(
   return built
 
 
+def argument(module: types.ModuleType, spec: Spec, key: str) -> Any:
+  """What `build` would pass as `key`, default included; None: it takes none."""
+  kwargs = plain(spec) if not isinstance(spec, str) else {'name': spec}
+  function = find(module, kwargs['name'])
+  parameter = inspect.signature(function).parameters.get(key)
+  if parameter is None:
+    return None
+  default = None if parameter.default is parameter.empty else parameter.default
+  return kwargs.get(key, default)
+
+
 def weight(spec: Spec) -> float:
   """The `weight` of a spec; 1 where it has none."""
   return 1.0 if isinstance(spec, str) else spec.get('weight', 1.0)

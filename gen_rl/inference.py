@@ -22,7 +22,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gen_rl import build, checkpoint, train
+from gen_rl import (
+  assemble,
+  build,
+  checkpoint,
+)
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
@@ -70,7 +74,7 @@ def load_params(
   if '://' not in folder:
     folder = os.path.abspath(folder)
   if not checkpoint.steps(folder):
-    params = train.initial_params(config, policy)
+    params = assemble.initial_params(config, policy)
     origin = config.init or f'drawn from seed {config.seed}'
     return Loaded(
       params,
@@ -123,8 +127,8 @@ def evaluate(
     OSError: the workdir cannot be written.
   """
   os.makedirs(workdir, exist_ok=True)
-  built = train.setup(config)
-  run, _ = train.make_evaluator(config, built)
+  built = assemble.setup(config)
+  run, _ = assemble.make_evaluator(config, built)
   loaded = load_params(config, workdir, built.policy)
   print(f'Evaluating {loaded.source}', flush=True)
   result = run(loaded.params)
@@ -192,7 +196,7 @@ def sample(
     raise ConfigError('sampling needs a prompt: --prompt="two red circles"')
   if num < 1:
     raise ConfigError(f'--num is how many pictures to draw, not {num}')
-  built = train.setup(config)
+  built = assemble.setup(config)
   if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
     prompt = prompt.rstrip(' .')
   tokens = built.tokenizer.encode([prompt], config.data.length)

@@ -10,16 +10,22 @@ clipped to a global norm, with t = 0, 1, ... the number of the update:
 
 The first update of a warm-up moves (1 / warmup of lr), unlike a ramp from 0.
 Gradients that are not finite are dealt with by the caller.
+
+Muon (Jordan et al. 2024) takes matrices along the orthogonal factor of their
+momentum, found by Newton-Schulz iterations; all else is left to Adam with
+Nesterov momentum.
+It is optax's (`optax.contrib.muon`), with the schedule of (1).
 """
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from gen_rl.build import ConfigError
 from gen_rl.types import PyTree
 
-__all__ = ('adamw',)
+__all__ = ('adamw', 'muon')
 
 
 def adamw(
@@ -49,15 +55,67 @@ def adamw(
   Returns:
     An optax transformation; its update needs `params` and returns float32.
   """
-  clip = optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity()
   return in_float32(
     optax.chain(
-      clip,
+      _clip(grad_clip),
       optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
       optax.add_decayed_weights(weight_decay),
       optax.scale_by_learning_rate(schedule(lr, warmup, decay, steps)),
     )
   )
+
+
+def muon(
+  lr: float = 2e-2,
+  adam_lr: float = 4e-3,
+  momentum: float = 0.95,
+  b1: float = 0.9,
+  b2: float = 0.99,
+  ns_steps: int = 5,
+  weight_decay: float = 0.0,
+  grad_clip: float | None = 1.0,
+  warmup: int = 0,
+  decay: str = 'constant',
+  steps: int | None = None,
+) -> optax.GradientTransformation:
+  """Muon on matrices, NAdam on the rest; clipping and schedule as `adamw`.
+
+  Args:
+    lr: peak learning rate of matrices (parameters with two axes): about the
+      spectral norm of an update.
+    adam_lr: peak learning rate of all other parameters.
+    momentum: decay of the momentum of matrices.
+    b1: decay of Adam's first moment.
+    b2: decay of Adam's second moment.
+    ns_steps: Newton-Schulz iterations; each costs a few products of the size
+      of the matrix, whatever the batch.
+    weight_decay: decoupled, on matrices, times lr(t).
+    grad_clip: largest global norm of a gradient; None or 0 for no clipping.
+    warmup: updates of linear warm-up.
+    decay: 'constant', 'cosine' or 'linear', to 0 at `steps`.
+    steps: updates in all; needed unless decay is 'constant'.
+
+  Returns:
+    An optax transformation; its update needs `params` and returns float32.
+  """
+  return in_float32(
+    optax.chain(
+      _clip(grad_clip),
+      optax.contrib.muon(
+        schedule(lr, warmup, decay, steps),
+        ns_steps=ns_steps,
+        beta=momentum,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_learning_rate=schedule(adam_lr, warmup, decay, steps),
+      ),
+    )
+  )
+
+
+def _clip(norm: float | None) -> optax.GradientTransformation:
+  return optax.clip_by_global_norm(norm) if norm else optax.identity()
 
 
 def schedule(

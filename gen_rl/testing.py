@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models.unet import Net
+from gen_rl.models.layers import Net
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 
 SHAPE = (4, 4, 3)

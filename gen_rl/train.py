@@ -1,221 +1,35 @@
 """Training, top to bottom: config in, checkpoints, metrics and a report out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
 import json
 import shlex
 import signal
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from gen_rl import (
-  advantages,
-  build,
+  assemble,
   checkpoint,
   metrics,
-  models,
-  objectives,
-  optim,
-  policies,
   report,
-  rewards,
   sharding,
   train_state,
-  train_step,
 )
 from gen_rl import evaluate as evaluate_lib
-from gen_rl import rollout as rollout_lib
-from gen_rl.data import pictures, pipeline, prompts, tokenizers
+from gen_rl.data import pipeline
 from gen_rl.models import weights
-from gen_rl.policies import denoising
 from gen_rl.rewards import combine, evaluate
-from gen_rl.types import Advantage, Params, Policy
+from gen_rl.types import Params
 from gen_rl.utils import image, progress, system
 
 _PROCESS_START = time.time()
-
-
-class Setup(NamedTuple):
-  """What a config builds; shared by train, eval and sample."""
-
-  source: prompts.Prompts
-  tokenizer: tokenizers.Tokenizer
-  policy: Policy
-  sampler: Any  # (params, rows) -> latents, deterministic; None: predicts none
-  rewards: combine.Weighted | None
-
-
-def setup(
-  config: ml_collections.ConfigDict, own_rewards: combine.Weighted | None = None
-) -> Setup:
-  """Builds the functions a config names.
-
-  Args:
-    config: see configs/base.py.
-    own_rewards: {label: (Reward, weight)} on top of the config's.
-
-  Raises:
-    ConfigError: an unknown name or key, listing the valid ones.
-  """
-  source = build.build(prompts, config.data.prompts)
-  tokenizer = build.build(tokenizers, config.tokenizer)
-  net = build.build(
-    models, config.model, vocab=tokenizer.size, length=config.data.length
-  )
-  policy = build.build(policies, config.policy, net=net)
-  sampler = policy.velocity and denoising.ode_sampler(
-    net,
-    config.eval.steps,
-    config.policy.get('shift', 1.0),
-    config.policy.get('guidance_scale', 1.0),
-  )
-  built = build.build_all(rewards, config.rewards)
-  weighted = {
-    label: (reward, build.weight(config.rewards[label]))
-    for label, reward in built.items()
-  }
-  weighted |= own_rewards or {}
-  return Setup(source, tokenizer, policy, sampler, weighted or None)
-
-
-def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
-  """Parameters a run starts from: `config.init`, or drawn from the seed."""
-  shapes = jax.eval_shape(policy.init, jax.random.key(0))
-  if config.init:
-    params, _ = weights.load(weights.find(config.init), shapes, cast=True)
-    return jax.tree.map(jnp.asarray, params)
-  return jax.jit(policy.init)(jax.random.key(config.seed))
-
-
-def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
-  """What turns rows into (data, cond); None where the policy samples."""
-  if config.rollout.name == 'policy':
-    return None
-  return build.build(pictures, {**config.rollout, **(changes or {})})
-
-
-def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
-  """(params -> Evaluation, the batch of evaluation prompts)."""
-  source = build.build(prompts, {**config.data.prompts, **config.eval.prompts})
-  batches = pipeline.prompt_batches(
-    source,
-    config.eval.num_prompts,
-    seed=0,
-    tokenizer=built.tokenizer,
-    length=config.data.length,
-    balance=bool(source.tasks),
-  )
-  batch, texts = next(batches)
-  batch = {k: v for k, v in batch.items() if k != 'media'}
-  tasks = []
-  if source.tasks:
-    task_of = dict(zip(source.texts, source.tasks, strict=True))
-    tasks = [task_of[text] for text in texts]
-  # A source with few prompts repeats some: each place is its own prompt here.
-  batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
-  gold = build.build_all(rewards, config.eval.gold)
-  run = build.build(
-    evaluate_lib,
-    config.eval.name,
-    policy=built.policy,
-    sampler=built.sampler,
-    encode=encoder(config, config.eval.rollout),
-    batch=batch,
-    texts=texts,
-    tasks=tasks,
-    gold={label: (reward, 1.0) for label, reward in gold.items()},
-    proxy=combine.split(built.rewards)[0] if built.rewards else None,
-    samples=config.eval.samples,
-    seed=config.eval.seed,
-  )
-  return run, batch
-
-
-def make_step(
-  config: ml_collections.ConfigDict, built: Setup, mesh: jax.sharding.Mesh
-):
-  """(Step, optimizer, advantage) of a config."""
-  group_size = config.data.group_size
-  tx = build.build(
-    optim,
-    config.optimizer,
-    steps=config.steps * config.updates * config.epochs,
-  )
-  advantage = None
-  if built.rewards:
-    advantage = build.build(advantages, config.advantage, group_size=group_size)
-  one_update = config.updates * config.epochs == 1
-  built_objectives = build.build_all(
-    objectives, config.objective, on_policy=one_update
-  )
-  encode = encoder(config)
-  rollout = rollout_lib.data_rollout(encode) if encode else None
-  rows = config.data.prompts_per_step * group_size
-  if error := train_step.geometry_error(
-    rows, config.updates, config.microbatches
-  ) or sharding.rows_error(rows, mesh):
-    raise build.ConfigError(error)
-  step = train_step.make(
-    built.policy,
-    {
-      label: (objective, build.weight(config.objective[label]))
-      for label, objective in built_objectives.items()
-    },
-    tx,
-    rollout=rollout,
-    rewards=built.rewards,
-    advantage=advantage,
-    group_size=group_size,
-    microbatches=config.microbatches,
-    updates=config.updates,
-    epochs=config.epochs,
-    ema_decay=config.ema,
-    mesh=mesh if mesh.size > 1 else None,
-  )
-  return step, tx, advantage
-
-
-def _parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of the copies of the parameters that objectives and EMA need."""
-  names = {
-    spec.ref
-    for spec in config.objective.values()
-    if 'ref' in spec and build.weight(spec)
-  }
-  for name in ('kl', 'velocity_kl'):
-    if any(
-      spec.name == name and build.weight(spec)
-      for spec in config.objective.values()
-    ):
-      names.add('ref')
-  return sorted(names - {'ema', 'old'}) + (['ema'] if config.ema else [])
-
-
-def initial_state(
-  config: ml_collections.ConfigDict,
-  built: Setup,
-  params: Params,
-  tx: optax.GradientTransformation,
-  advantage: Advantage | None,
-) -> train_state.TrainState:
-  """The state before the first step; what to train and to copy is config's."""
-  device_rewards, _ = combine.split(built.rewards or {})
-  return train_state.create(
-    params,
-    tx,
-    advantage,
-    trainable=config.trainable,
-    refs=_parameter_copies(config),
-    reward_params=combine.params(device_rewards),
-  )
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -260,8 +74,8 @@ def train_and_evaluate(
   """
   clock = progress.Stopwatch()
   mesh = sharding.data_mesh()
-  built = setup(config, own_rewards)
-  step, tx, advantage = make_step(config, built, mesh)
+  built = assemble.setup(config, own_rewards)
+  step, tx, advantage = assemble.make_step(config, built, mesh)
   batches = pipeline.prompt_batches(
     built.source,
     config.data.prompts_per_step,
@@ -276,9 +90,9 @@ def train_and_evaluate(
   )
 
   # On the host: the state's own copy is donated to the step.
-  base = jax.device_get(initial_params(config, built.policy))
+  base = jax.device_get(assemble.initial_params(config, built.policy))
   _, host_rewards = combine.split(built.rewards or {})
-  state = initial_state(config, built, base, tx, advantage)
+  state = assemble.initial_state(config, built, base, tx, advantage)
   state = sharding.replicate(state, mesh)
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
   elapsed_before, first_metric = 0.0, None
@@ -290,7 +104,7 @@ def train_and_evaluate(
     logging.info('resumed from step %d of %s', restored.step, workdir)
   start = int(state.step)
 
-  evaluate_params, eval_batch = make_evaluator(config, built)
+  evaluate_params, eval_batch = assemble.make_evaluator(config, built)
   averaged = 'ema' if config.ema else 'params'
   key = jax.random.key(config.seed)
   rows = config.data.prompts_per_step * config.data.group_size
@@ -424,7 +238,7 @@ def train_and_evaluate(
     kl=kl,
     wall_seconds=wall(),
     seconds_to_first_metric=first_metric,
-    samples_per_second=clock.summary(rows).get('speed/samples_per_second'),
+    samples_per_second=clock.total(rows).get('speed/samples_per_second'),
     peak_rss_bytes=system.peak_rss_bytes(),
     updates_skipped=int(state.skipped),
     device=jax.devices()[0].device_kind,

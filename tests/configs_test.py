@@ -6,7 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl import main, sharding, train
+from gen_rl import (
+  assemble,
+  main,
+  sharding,
+)
 from gen_rl.data import pipeline
 from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as host
@@ -25,10 +29,10 @@ VARIANTS = [
 
 def _two_steps(config):
   """(metrics of the two steps, the Step they took)."""
-  built = train.setup(config)
-  step, tx, advantage = train.make_step(config, built, sharding.data_mesh())
-  params = train.initial_params(config, built.policy)
-  state = train.initial_state(config, built, params, tx, advantage)
+  built = assemble.setup(config)
+  step, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
+  params = assemble.initial_params(config, built.policy)
+  state = assemble.initial_state(config, built, params, tx, advantage)
   batches = pipeline.prompt_batches(
     built.source,
     config.data.prompts_per_step,
@@ -74,9 +78,9 @@ def test_builds_at_full_size(name, variant):
   """Shapes only: no parameter is drawn and nothing is compiled."""
   config = CONFIGS[name].get_config(variant)
   config.lock()  # as on the command line: fields exist and keep their types
-  built = train.setup(config)
-  train.make_step(config, built, sharding.data_mesh())
-  train.make_evaluator(config, built)
+  built = assemble.setup(config)
+  assemble.make_step(config, built, sharding.data_mesh())
+  assemble.make_evaluator(config, built)
   shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
   assert jax.tree.leaves(shapes)
 

@@ -9,7 +9,13 @@ from PIL import Image
 import pytest
 
 from configs import flow_grpo
-from gen_rl import build, checkpoint, inference, sharding, train
+from gen_rl import (
+  assemble,
+  build,
+  checkpoint,
+  inference,
+  sharding,
+)
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.utils import image, rng
 from gen_rl.worlds import grammar, shapes
@@ -23,7 +29,7 @@ def _config(**changes):
 
 @pytest.fixture
 def policy():
-  return train.setup(_config()).policy
+  return assemble.setup(_config()).policy
 
 
 def _params(policy, value):
@@ -34,11 +40,11 @@ def _params(policy, value):
 
 def _checkpoint(workdir, config, values):
   """Saves {step: (trained, ema, frozen)}, each a number for its leaves."""
-  built = train.setup(config)
-  _, tx, advantage = train.make_step(config, built, sharding.data_mesh())
+  built = assemble.setup(config)
+  _, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
   with_manager = checkpoint.open_manager(f'{workdir}/checkpoints', 5)
   for step, (trained, ema, frozen) in values.items():
-    state = train.initial_state(
+    state = assemble.initial_state(
       config, built, _params(built.policy, frozen), tx, advantage
     )
 
@@ -98,7 +104,7 @@ def test_without_a_checkpoint_the_initial_parameters(
   tmp_path, policy, monkeypatch
 ):
   wanted = _params(policy, 4)
-  monkeypatch.setattr(train, 'initial_params', lambda *_: wanted)
+  monkeypatch.setattr(assemble, 'initial_params', lambda *_: wanted)
   loaded = inference.load_params(_config(), str(tmp_path), policy)
   assert loaded.step is None and loaded.params is wanted
   assert 'drawn from seed 0' in loaded.source
@@ -113,13 +119,13 @@ def test_another_model_than_the_checkpoints(tmp_path, policy, caplog):
   assert not caplog.records  # of no consequence for what the model is
   inference.load_params(_config(**{'policy.shift': 1.5}), str(tmp_path), policy)
   assert 'policy.shift: 3.0 -> 1.5' in caplog.text
-  wide = _config(**{'model.channels': (8, 24)})
+  wide = _config(**{'model.width': 24})
   with pytest.raises(checkpoint.CheckpointError, match='where .* is wanted'):
-    inference.load_params(wide, str(tmp_path), train.setup(wide).policy)
+    inference.load_params(wide, str(tmp_path), assemble.setup(wide).policy)
 
 
 def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
-  """The evaluator is train's; here it is replaced by one that is known."""
+  """The evaluator is assemble's; here it is replaced by one that is known."""
   config = _config()
   _checkpoint(tmp_path, config, {2: (1, 0.5, 0)})
 
@@ -140,7 +146,7 @@ def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
 
     return run, {}
 
-  monkeypatch.setattr(train, 'make_evaluator', make_evaluator)
+  monkeypatch.setattr(assemble, 'make_evaluator', make_evaluator)
   inference.evaluate(config, str(tmp_path))
   out = capsys.readouterr().out
   lines = [line.split() for line in out.splitlines()]
@@ -169,7 +175,7 @@ def test_evaluate_for_real(tmp_path, monkeypatch):
   config = _config()
   config.eval.update(num_prompts=2, samples=2)
   monkeypatch.setattr(
-    train, 'initial_params', lambda _, policy: _params(policy, 0)
+    assemble, 'initial_params', lambda _, policy: _params(policy, 0)
   )
   result = inference.evaluate(config, str(tmp_path / 'new'))
   assert result.strict == 0 and result.media.shape == (2, 2, 24, 24, 3)
@@ -192,12 +198,12 @@ def painter(monkeypatch):
     third = jnp.arange(len(right)) % 3 == 2
     return 2 * jnp.where(third[:, None, None, None], noise, right) - 1
 
-  setup = train.setup
+  setup = assemble.setup
   monkeypatch.setattr(
-    train, 'setup', lambda config: setup(config)._replace(sampler=sampler)
+    assemble, 'setup', lambda config: setup(config)._replace(sampler=sampler)
   )
   monkeypatch.setattr(
-    train, 'initial_params', lambda _, policy: _params(policy, 0)
+    assemble, 'initial_params', lambda _, policy: _params(policy, 0)
   )
 
 

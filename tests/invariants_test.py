@@ -27,7 +27,7 @@ from gen_rl import (
   train_state,
   train_step,
 )
-from gen_rl.models import unet as unet_lib
+from gen_rl.models import dit as dit_lib
 from gen_rl.policies import denoising
 from gen_rl.rewards import evaluate
 from gen_rl.types import Experience
@@ -156,13 +156,13 @@ def record(updates):
 
 @pytest.mark.parametrize(
   ('net', 'ratio'),
-  [('perceptron', 'plain'), ('perceptron', 'guard'), ('unet', 'plain')],
+  [('perceptron', 'plain'), ('perceptron', 'guard'), ('dit', 'plain')],
 )
 def test_ratio_is_one_in_the_first_of_several_minibatches(net, ratio):
-  unet = net == 'unet'
-  policy = make_policy(small_unet() if unet else None, window=2)
+  dit = net == 'dit'
+  policy = make_policy(small_dit() if dit else None, window=2)
   terms = dict(pg=(log_ratio_as_gradient(ratio), 1.0))
-  epochs = 1 if unet else 2
+  epochs = 1 if dit else 2
   step, state = make(
     policy,
     terms,
@@ -171,7 +171,7 @@ def test_ratio_is_one_in_the_first_of_several_minibatches(net, ratio):
     updates=2,
     epochs=epochs,
   )
-  state, _ = run(step, state, 1, unet_batch() if unet else None)
+  state, _ = run(step, state, 1, dit_batch() if dit else None)
   _, norms = state.opt_state
   assert norms[0] == 0
   assert (norms[1:] > 0).all()
@@ -188,14 +188,14 @@ def test_recomputed_log_probs_are_those_of_the_rollout(microbatches):
   assert log['pg/log_ratio_abs_max'] < 1e-5
 
 
-def small_unet():
-  return unet_lib.unet(
-    image=(8, 8, 3), channels=(8, 16), blocks=(1, 1), attention=(False, True),
-    vocab=16, length=4, text_width=8, text_layers=1, emb_width=16,
+def small_dit():
+  return dit_lib.dit(
+    image=(8, 8, 3), width=16, layers=1, heads=2, patch=4,
+    vocab=16, length=4, text_width=8, text_layers=1,
   )  # fmt: skip
 
 
-def unet_batch():
+def dit_batch():
   batch = testing.batch((0, 1, 2, 3))
   return batch | dict(tokens=np.tile(batch['tokens'], (1, 2)))
 
@@ -384,7 +384,7 @@ def write_run(path, devices):
   mesh = sharding.data_mesh(devices)
   out = {}
   for name, net, batch, cut in (
-    ('unet', small_unet(), unet_batch(), {}),
+    ('dit', small_dit(), dit_batch(), {}),
     ('cut', None, testing.batch(), dict(updates=2, microbatches=2)),
   ):
     policy = make_policy(net, window=2)
@@ -422,12 +422,12 @@ def test_one_device_equals_eight(tmp_path):
 # --- 4. who draws what
 
 
-@pytest.mark.parametrize('net', ['perceptron', 'unet'])
+@pytest.mark.parametrize('net', ['perceptron', 'dit'])
 def test_a_sample_depends_on_seed_step_prompt_and_member_only(net):
-  unet = net == 'unet'
-  policy = make_policy(small_unet() if unet else None, window=2)
+  dit = net == 'dit'
+  policy = make_policy(small_dit() if dit else None, window=2)
   params = policy.init(KEY)
-  if unet:  # its last layers start at zero
+  if dit:  # its last layers start at zero
     params = jax.tree.map(lambda p: p + 0.1, params)
 
   @jax.jit
@@ -437,7 +437,7 @@ def test_a_sample_depends_on_seed_step_prompt_and_member_only(net):
 
   def of(ids, seed=7, step=3):
     batch = testing.batch(ids)
-    if unet:
+    if dit:
       batch |= dict(tokens=np.tile(batch['tokens'], (1, 2)))
     out = sample(batch, jax.random.key(seed), jnp.int32(step))
     out = np.asarray(out).reshape(len(ids), 2, -1)

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from configs import flow_grpo
-from gen_rl import build, checkpoint, main, sharding, train, train_step
+from gen_rl import (
+  assemble,
+  build,
+  checkpoint,
+  main,
+  sharding,
+  train,
+  train_step,
+)
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 
@@ -97,7 +105,7 @@ def test_resolve_leaves_the_other_arguments_alone():
     ('nosuch', ['config has no', 'rewards']),
     ('data.group_sise', ["'group_size'", 'prompts_per_step']),
     ('seed.x', ['config.seed is a value (0)']),
-    ('model.channels[0].x', ['config.model.channels is a value']),
+    ('model.width.x', ['config.model.width is a value']),
   ],
 )
 def test_overrides_of_fields_that_do_not_exist(override, words):
@@ -184,8 +192,8 @@ def test_compilation_cache(tmp_path, monkeypatch, capsys, cache_config):
 
 
 def _builds(config):
-  built = train.setup(config)
-  return train.make_step(config, built, sharding.data_mesh()), built
+  built = assemble.setup(config)
+  return assemble.make_step(config, built, sharding.data_mesh()), built
 
 
 def _config(**changes):
@@ -205,7 +213,7 @@ def _config(**changes):
     ({'objective.pg.name': 'clipped_gp'}, ["did you mean 'clipped_pg'"]),
     ({'advantage.name': 'nope'}, ["'nope'", 'grpo', 'rloo']),
     ({'policy.name': 'nope'}, ["'nope'", 'denoising']),
-    ({'model.name': 'nope'}, ["'nope'", 'unet']),
+    ({'model.name': 'nope'}, ["'nope'", 'dit']),
     ({'tokenizer.name': 'nope'}, ["'nope'", 'shapes_words']),
     ({'policy.transition.name': 'nope'}, ["'nope'", 'flow_sde', 'cps']),
     ({'data.prompts.split': 'nope'}, ["'nope'", 'train, rl, heldout']),
@@ -262,7 +270,7 @@ def test_prompt_files_name_file_and_line(name, text, words, tmp_path):
   if text is not None:
     path.write_text(text)
   with pytest.raises((ValueError, OSError)) as error:
-    train.setup(_prompts(path, name))
+    assemble.setup(_prompts(path, name))
   message = main.sentence(error.value)
   assert all(word in message for word in (str(path), *words))
 
@@ -276,7 +284,7 @@ def test_oracle_on_prompts_that_say_nothing_about_themselves(tmp_path):
 
   def first_step():
     params = built.policy.init(key)
-    state = train.initial_state(config, built, params, tx, advantage)
+    state = assemble.initial_state(config, built, params, tx, advantage)
     batch = dict(
       tokens=np.zeros((4, config.data.length), np.int32),
       prompt_id=np.arange(4),
@@ -302,8 +310,8 @@ def test_another_config_in_the_same_workdir(tmp_path, monkeypatch):
   (_, tx, advantage), built = _builds(config)
   shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
   params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-  monkeypatch.setattr(train, 'initial_params', lambda *_: params)
-  state = train.initial_state(config, built, params, tx, advantage)
+  monkeypatch.setattr(assemble, 'initial_params', lambda *_: params)
+  state = assemble.initial_state(config, built, params, tx, advantage)
   manager = checkpoint.open_manager(f'{tmp_path}/checkpoints')
   checkpoint.save(manager, 1, state, config.to_dict(), {})
   checkpoint.close(manager)

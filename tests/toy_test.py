@@ -4,7 +4,11 @@ import jax
 import numpy as np
 
 from configs import toy
-from gen_rl import sharding, train, train_state
+from gen_rl import (
+  assemble,
+  sharding,
+  train_state,
+)
 from gen_rl.data import pipeline
 from gen_rl.rewards import combine
 
@@ -17,9 +21,9 @@ def test_a_short_run_raises_the_reward():
   config.model.width = 16
   config.optimizer.lr = 1e-2
   config.eval.update(samples=128, steps=12)
-  built = train.setup(config)
-  step, tx, advantage = train.make_step(config, built, sharding.data_mesh())
-  base = train.initial_params(config, built.policy)
+  built = assemble.setup(config)
+  step, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
+  base = assemble.initial_params(config, built.policy)
   before_params = jax.tree.map(np.array, base)
   state = train_state.create(
     base,
@@ -42,7 +46,7 @@ def test_a_short_run_raises_the_reward():
   score = [h['reward/score'] for h in history]
   assert np.mean(score[-5:]) > np.mean(score[:5]) + 0.1
 
-  evaluate, _ = train.make_evaluator(config, built)
+  evaluate, _ = assemble.make_evaluator(config, built)
   before = evaluate(before_params)
   after = evaluate(train_state.full_params(state, 'params'))
   assert after.proxy > before.proxy + 0.1

@@ -9,45 +9,37 @@ halves in the tape sees gradients larger by up to `scale` where the two halves
 move together.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from gen_rl.diffusion import process
-
-Array = jax.Array
-PyTree = Any
-# (params, x [n ...], t [n], cond [n ...]) -> v [n ...]
-Net = Callable[[PyTree, Array, Array, PyTree], Array]
+from gen_rl.models.layers import Net
+from gen_rl.types import Array, Params, PyTree
 
 
-def zeros(cond: PyTree) -> PyTree:
-  """The empty condition of nets that read 0 (padding) as no prompt."""
-  return jax.tree.map(jnp.zeros_like, cond)
-
-
-def cfg(
-  net: Net,
-  scale: float | Array,
-  null: Callable[[PyTree], PyTree] = zeros,
-) -> Net:
+def cfg(net: Net, scale: float | Array) -> Net:
   """Wraps `net` by (1); the guided velocity is float32.
 
   Args:
-    net: (params, x [n ...], t [n], cond [n ...]) -> v [n ...].
+    net: the network; its `null` says which condition stands for no prompt.
     scale: guidance scale; the Python number 1 gives back `net` itself. A
-      traced scalar or [n] is possible.
-    null: cond -> the condition that stands for no prompt, same structure.
+      traced scalar or [b] is possible.
+
+  Returns:
+    A Net whose encoded condition is a pair, with and without the prompt.
   """
   if isinstance(scale, int | float) and scale == 1:
     return net
 
-  def guided(params, x, t, cond):
-    v = net(params, x, t, cond).astype(jnp.float32)
-    free = net(*jax.lax.stop_gradient((params, x, t, null(cond))))
+  def encode(params: Params, cond: PyTree) -> tuple[PyTree, PyTree]:
+    free = net.encode(jax.lax.stop_gradient(params), net.null(cond))
+    return net.encode(params, cond), free
+
+  def apply(params: Params, x: Array, t: Array, encoded: PyTree) -> Array:
+    cond, null = encoded
+    v = net.apply(params, x, t, cond).astype(jnp.float32)
+    free = net.apply(*jax.lax.stop_gradient((params, x, t, null)))
     free = jax.lax.stop_gradient(free).astype(jnp.float32)
     return free + process.expand(scale, v) * (v - free)
 
-  return guided
+  return net._replace(apply=apply, encode=encode)

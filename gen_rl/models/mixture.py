@@ -11,7 +11,7 @@ grid and other samplers may use other times.
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.models.unet import PAD, Net
+from gen_rl.models.layers import PAD, Net
 from gen_rl.types import Array, Params, PyTree
 from gen_rl.worlds import mixture
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from gen_rl import build
 from gen_rl.diffusion import guidance, process, schedules, transitions
 from gen_rl.distributions import Gaussian
-from gen_rl.models.unet import Net
+from gen_rl.models.layers import Net
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree
 
@@ -83,7 +83,7 @@ def denoising(
   start_spec = dict(window_start or dict(name='fixed_window'))
   if start_spec['name'] == 'fixed_window':
     start_spec.setdefault('start', window_low)
-  velocity_fn = guidance.cfg(net.apply, guidance_scale, net.null)
+  guided = guidance.cfg(net, guidance_scale)
   scale = 'unit' if unit_log_prob else 'full'
 
   def window_of(rows: Rows, step: Array) -> Array:
@@ -108,12 +108,13 @@ def denoising(
     start = window_of(rows, step)
     levels = schedules.noise_levels(steps, noise, start, width)
     x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
+    prompt = guided.encode(params, rows.cond)
 
     def body(x: Array, i: Array) -> tuple[Array, tuple[Array, ...]]:
       t, t_next, a = (
         jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
       )
-      v = velocity_fn(params, x, t[:, 0], rows.cond)
+      v = guided.apply(params, x, t[:, 0], prompt)
       dist = kernel(x[:, None], v[:, None], t, t_next, a)
       action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
       log_prob = dist.log_prob(action)
@@ -142,8 +143,9 @@ def denoising(
   def velocity(params: Params, traj: Trajectory) -> Array:
     b, k = traj.noise.shape
     x = traj.states.reshape(b * k, *net.shape)
-    cond = jax.tree.map(lambda c: jnp.repeat(c, k, axis=0), traj.cond)
-    v = velocity_fn(params, x, traj.times[..., 0].reshape(-1), cond)
+    prompt = guided.encode(params, traj.cond)
+    prompt = jax.tree.map(lambda c: jnp.repeat(c, k, axis=0), prompt)
+    v = guided.apply(params, x, traj.times[..., 0].reshape(-1), prompt)
     return v.reshape(traj.states.shape)
 
   def dist(params: Params, traj: Trajectory) -> Gaussian:
@@ -158,7 +160,8 @@ def denoising(
     if null_prob > 0:
       drop = jax.vmap(jax.random.bernoulli, (0, None))(keys[:, 2], null_prob)
       cond = tree.where(drop, net.null(cond), cond)
-    v = net.apply(params, process.corrupt(x0, x1, t), t, cond)
+    prompt = net.encode(params, cond)
+    v = net.apply(params, process.corrupt(x0, x1, t), t, prompt)
     return jnp.mean(jnp.square(v - (x1 - x0)), tuple(range(1, x0.ndim)))
 
   def decode(params: Params, latent: Array) -> Array:
@@ -177,15 +180,16 @@ def ode_sampler(
     (params, rows) -> latents [b h w c]; the initial noise is that of a
     rollout with the same row keys.
   """
-  velocity_fn = guidance.cfg(net.apply, guidance_scale, net.null)
+  guided = guidance.cfg(net, guidance_scale)
 
   def sample(params: Params, rows: Rows) -> Array:
     grid = schedules.linear(steps, shift)
     x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
+    prompt = guided.encode(params, rows.cond)
 
     def body(x: Array, i: Array) -> tuple[Array, None]:
       t = jnp.full(x.shape[0], grid[i])
-      v = velocity_fn(params, x, t, rows.cond)
+      v = guided.apply(params, x, t, prompt)
       return x + v * (grid[i + 1] - grid[i]), None
 
     return jax.lax.scan(body, x, jnp.arange(steps))[0]

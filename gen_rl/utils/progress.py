@@ -21,14 +21,16 @@ class Stopwatch:
 
   def __init__(self, clock: Callable[[], float] = time.perf_counter):
     self._clock = clock
-    self._seconds = {}
+    self._seconds, self._ever = {}, {}
 
   @contextlib.contextmanager
   def stage(self, name: str):
     """Adds the seconds of the block to stage `name`; stages may nest."""
     start = self._clock()
     yield
-    self._seconds.setdefault(name, []).append(self._clock() - start)
+    seconds = self._clock() - start
+    for record in (self._seconds, self._ever):
+      record.setdefault(name, []).append(seconds)
 
   def summary(self, samples_per_step: int | None = None) -> dict[str, float]:
     """Medians since the last call, and a clean slate.
@@ -40,13 +42,22 @@ class Stopwatch:
       {"seconds/<stage>": median seconds}, and "speed/samples_per_second" =
       samples_per_step / median seconds of the stage "step".
     """
-    out = {
-      f'seconds/{k}': statistics.median(v) for k, v in self._seconds.items()
-    }
-    if samples_per_step and out.get('seconds/step'):
-      out['speed/samples_per_second'] = samples_per_step / out['seconds/step']
+    out = _medians(self._seconds, samples_per_step)
     self._seconds = {}
     return out
+
+  def total(self, samples_per_step: int | None = None) -> dict[str, float]:
+    """Medians since the start, as `summary` gives them; clears nothing."""
+    return _medians(self._ever, samples_per_step)
+
+
+def _medians(
+  record: dict[str, list[float]], samples_per_step: int | None
+) -> dict[str, float]:
+  out = {f'seconds/{k}': statistics.median(v) for k, v in record.items()}
+  if samples_per_step and out.get('seconds/step'):
+    out['speed/samples_per_second'] = samples_per_step / out['seconds/step']
+  return out
 
 
 def progress_line(

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from gen_rl import rollout, testing
-from gen_rl.models.unet import Net
+from gen_rl.models.layers import Net
 from gen_rl.policies import denoising
 
 KEY = jax.random.key(0)

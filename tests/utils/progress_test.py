@@ -83,3 +83,18 @@ def test_evaluation_time_is_left_out():
   clock.now = 501.0
   bar.update(2)
   assert '1.00 s/step   0:08 left' in out.getvalue()
+
+
+def test_total_remembers_what_summary_forgets():
+  ticks = iter([0.0, 1.0, 1.0, 4.0, 4.0, 6.0])
+  watch = progress.Stopwatch(clock=lambda: next(ticks))
+  for _ in range(2):
+    with watch.stage('step'):
+      pass
+  assert watch.summary(8)['seconds/step'] == 2.0  # median of 1 and 3
+  with watch.stage('step'):
+    pass
+  assert watch.summary(8)['seconds/step'] == 2.0
+  assert watch.summary(8) == {}
+  total = watch.total(8)  # median of 1, 3, 2
+  assert total == {'seconds/step': 2.0, 'speed/samples_per_second': 4.0}

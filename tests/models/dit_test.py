@@ -1,11 +1,11 @@
-"""The U-Net: shapes, rows, prompts, and the velocity formula."""
+"""The transformer: shapes, rows, prompts, and the velocity formula."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl.models import unet as unet_lib
+from gen_rl.models import dit as dit_lib
 
 KEY = jax.random.key(0)
 B = 4
@@ -13,9 +13,9 @@ B = 4
 
 @pytest.fixture(scope='module')
 def small():
-  net = unet_lib.unet(
-    image=(8, 8, 3), channels=(8, 16), blocks=(1, 1), attention=(False, True),
-    vocab=16, length=5, text_width=8, text_layers=1, emb_width=16,
+  net = dit_lib.dit(
+    image=(8, 8, 3), width=16, layers=2, heads=2, patch=4,
+    vocab=16, length=5, text_width=8, text_layers=1,
   )  # fmt: skip
   params = net.init(KEY)
   # Its last layers start at zero: away from there, so that all of it matters.
@@ -24,7 +24,11 @@ def small():
   leaves = [
     x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)
   ]
-  return net, jax.tree.unflatten(treedef, leaves), jax.jit(net.apply)
+  return (
+    net,
+    jax.tree.unflatten(treedef, leaves),
+    jax.jit(lambda p, x, t, c: net.apply(p, x, t, net.encode(p, c))),
+  )
 
 
 def inputs(seed=0):
@@ -83,7 +87,7 @@ def test_velocity_is_that_of_a_clean_image(small):
   params = jax.tree.map(jnp.zeros_like, params)
   x, _, cond = inputs()
   t = jnp.array([1.0, 0.5, 0.05, 0.0])
-  v = net.apply(params, x, t, cond)
+  v = net.apply(params, x, t, net.encode(params, cond))
   by_hand = np.asarray(x) * np.array([1, 2, 20, 20])[:, None, None, None]
   np.testing.assert_allclose(v, by_hand, rtol=1e-5)
 
@@ -118,26 +122,8 @@ def test_null_prompt(small):
   np.testing.assert_allclose(same, same[:1].repeat(B, 0), atol=1e-5)
 
 
-def test_text_mask_leaves_out_padding_but_never_everything():
-  encoder = unet_lib.TextEncoder(vocab=16, width=8, layers=1)
-  tokens = jnp.array([[3, 4, 0, 0, 0]])
-  params = encoder.init(KEY, tokens)
-  _, mask = encoder.apply(params, tokens)
-  np.testing.assert_array_equal(mask, [[True, True, False, False, False]])
-  _, mask = encoder.apply(params, 0 * tokens)
-  np.testing.assert_array_equal(mask, [[True, False, False, False, False]])
-
-
-def test_time_embedding():
-  """sin and cos of t times frequencies from 1 to 1000, in equal ratios."""
-  got = unet_lib.time_embedding(jnp.array([0.0, 0.3]), 8)
-  angle = 0.3 * np.array([1, 10, 100, 1000])
-  np.testing.assert_allclose(got[0], [0] * 4 + [1] * 4, atol=1e-6)
-  np.testing.assert_allclose(
-    got[1], np.concatenate([np.sin(angle), np.cos(angle)]), atol=2e-3
-  )
-
-
 def test_sizes_that_do_not_fit():
-  with pytest.raises(ValueError, match='30x24 is not divisible.*= 8'):
-    unet_lib.unet(image=(30, 24, 3), channels=(8, 8, 8))
+  with pytest.raises(ValueError, match='30x24 is not divisible by patch=12'):
+    dit_lib.dit(image=(30, 24, 3), patch=12)
+  with pytest.raises(ValueError, match='width=10 is not divisible by heads=4'):
+    dit_lib.dit(width=10, heads=4)

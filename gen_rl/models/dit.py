@@ -1,0 +1,213 @@
+"""A small text-conditioned diffusion transformer that predicts a velocity.
+
+  v = (x - D(x, t, c)) / max(t, t_min)                                   (1)
+
+where D predicts the clean image ("x-prediction, v-loss": arXiv 2511.13720,
+table 1): clean images of a small world lie on a low-dimensional manifold, noise
+and velocities do not, so patches may be large and tokens few. Blocks are those
+of DiT (arXiv 2212.09748) with the shared modulation of PixArt-alpha's
+adaLN-single (arXiv 2310.00426): time and pooled text give six vectors that
+every block shifts by its own table. Image tokens attend to each other and, in
+the same softmax, to the text, whose keys and values have projections of their
+own; queries and keys are RMS-normalised. No row's output depends on another's.
+"""
+
+from typing import NamedTuple
+
+import einops
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen_rl.models.layers import (
+  PAD,
+  Dense,
+  Net,
+  TextEncoder,
+  attend,
+  time_embedding,
+)
+from gen_rl.types import Array, Params, PyTree
+
+_ZERO = nn.initializers.zeros
+
+
+def _norm(x: Array) -> Array:
+  """LayerNorm without parameters."""
+  x -= x.mean(-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+
+
+class Block(nn.Module):
+  """One transformer block; what it needs of the text is computed apart.
+
+  x [b i d], text keys and values (2 x [b l n c]), mask [b l], modulation
+  [b 6 d] -> x [b i d].
+  """
+
+  width: int
+  heads: int
+  mlp_ratio: int
+
+  def setup(self):
+    d = self.width
+    self.table = self.param('table', _ZERO, (6, d))
+    self.qkv = Dense(3 * d)
+    self.kv_text = Dense(2 * d)
+    self.norm_q, self.norm_k = nn.RMSNorm(), nn.RMSNorm()
+    self.out = Dense(d, kernel_init=_ZERO)
+    self.up = Dense(self.mlp_ratio * d)
+    self.down = Dense(d, kernel_init=_ZERO)
+
+  def split(self, x: Array, parts: int) -> Array:
+    """[b i parts*d] -> [parts b i n c], n heads."""
+    return einops.rearrange(
+      x, 'b i (p n c) -> p b i n c', p=parts, n=self.heads
+    )
+
+  def see(self, text: Array) -> tuple[Array, Array]:
+    """Keys and values of the text: [b l w] -> 2 x [b l n c]."""
+    k, v = self.split(self.kv_text(text), 2)
+    return self.norm_k(k), v
+
+  def __call__(
+    self, x: Array, text: tuple[Array, Array], mask: Array, mod: Array
+  ) -> Array:
+    mod = einops.rearrange(mod + self.table, 'b m d -> m b 1 d')
+    scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = mod
+    q, k, v = self.split(self.qkv(_norm(x) * (1 + scale_a) + shift_a), 3)
+    k = jnp.concatenate([text[0], self.norm_k(k)], 1)
+    v = jnp.concatenate([text[1], v], 1)
+    mask = jnp.concatenate([mask, jnp.ones(x.shape[:2], bool)], 1)
+    x += (1 + gate_a) * self.out(attend(self.norm_q(q), k, v, mask))
+    h = self.up(_norm(x) * (1 + scale_m) + shift_m)
+    return x + (1 + gate_m) * self.down(nn.gelu(h))
+
+
+class Prompt(NamedTuple):
+  """What the blocks need of the prompts: the same at every denoising step."""
+
+  keys_values: tuple[tuple[Array, Array], ...]  # per block, [b l n c]
+  mask: Array  # [b l] bool
+  pooled: Array  # [b w]
+
+
+class DiT(nn.Module):
+  """See the module docstring. `encode`, then `denoise`."""
+
+  width: int
+  layers: int
+  heads: int
+  mlp_ratio: int
+  image: tuple[int, int, int]
+  patch: int
+  vocab: int
+  text_width: int
+  text_layers: int
+
+  def setup(self):
+    d, p = self.width, self.patch
+    height, width, channels = self.image
+    self.text = TextEncoder(self.vocab, self.text_width, self.text_layers)
+    self.time1, self.time2, self.pooled = Dense(d), Dense(d), Dense(d)
+    self.mod = Dense(6 * d, kernel_init=_ZERO)
+    self.embed = Dense(d)
+    self.position = self.param(
+      'position',
+      nn.initializers.normal(0.1),
+      ((height // p) * (width // p), d),
+    )
+    self.block = [
+      Block(d, self.heads, self.mlp_ratio) for _ in range(self.layers)
+    ]
+    self.mod_out = Dense(2 * d, kernel_init=_ZERO)
+    self.norm_out = nn.LayerNorm()
+    self.pixels = Dense(p * p * channels)
+
+  def encode(self, tokens: Array) -> Prompt:
+    """Prompts [b l] as the blocks see them."""
+    text, mask = self.text(tokens)
+    pooled = jnp.sum(text * mask[..., None], 1) / mask.sum(1, keepdims=True)
+    return Prompt(tuple(block.see(text) for block in self.block), mask, pooled)
+
+  def denoise(self, x: Array, t: Array, prompt: Prompt) -> Array:
+    """D(x, t, c): the clean image [b h w c]."""
+    p = self.patch
+    emb = self.time2(nn.silu(self.time1(time_embedding(t, 64))))
+    emb = nn.silu(emb + self.pooled(prompt.pooled))
+    mod = einops.rearrange(self.mod(emb), 'b (m d) -> b m d', m=6)
+    h = einops.rearrange(x, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=p)
+    h = self.embed(h) + self.position
+    for block, text in zip(self.block, prompt.keys_values, strict=True):
+      h = block(h, text, prompt.mask, mod)
+    scale, shift = jnp.split(self.mod_out(emb)[:, None], 2, -1)
+    h = self.pixels(self.norm_out(h) * (1 + scale) + shift)
+    return einops.rearrange(
+      h, 'b (h w) (p q c) -> b (h p) (w q) c', p=p, q=p, h=x.shape[1] // p
+    )
+
+  def __call__(self, x: Array, t: Array, tokens: Array) -> Array:
+    return self.denoise(x, t, self.encode(tokens))
+
+
+def dit(
+  image: tuple[int, int, int] = (24, 24, 3),
+  width: int = 160,
+  layers: int = 5,
+  heads: int = 4,
+  mlp_ratio: int = 4,
+  patch: int = 12,
+  vocab: int = 64,
+  length: int = 16,
+  text_width: int = 96,
+  text_layers: int = 2,
+  t_min: float = 0.05,
+) -> Net:
+  """The transformer as a velocity network.
+
+  Args:
+    image: h w c of the latent.
+    width: of the image tokens.
+    layers: number of blocks.
+    heads: attention heads per block.
+    mlp_ratio: hidden width of a block's MLP in units of `width`.
+    patch: side of a token's square of pixels.
+    vocab: token ids, padding and unknown included.
+    length: prompt length in tokens.
+    text_width: width of the text encoder.
+    text_layers: its layers.
+    t_min: smallest divisor of (1).
+
+  Raises:
+    ValueError: sizes that do not divide, naming them.
+  """
+  if image[0] % patch or image[1] % patch:
+    raise ValueError(
+      f'dit: image {image[0]}x{image[1]} is not divisible by patch={patch}'
+    )
+  if width % heads:
+    raise ValueError(f'dit: width={width} is not divisible by heads={heads}')
+  module = DiT(
+    width, layers, heads, mlp_ratio, tuple(image), patch, vocab, text_width,
+    text_layers,
+  )  # fmt: skip
+
+  def init(key: Array) -> Params:
+    tokens = jnp.zeros((1, length), jnp.int32)
+    return module.init(key, jnp.zeros((1, *image)), jnp.zeros(1), tokens)[
+      'params'
+    ]
+
+  def encode(params: Params, cond: PyTree) -> Prompt:
+    return module.apply({'params': params}, cond['tokens'], method='encode')
+
+  def apply(params: Params, x: Array, t: Array, prompt: Prompt) -> Array:
+    x = x.astype(jnp.float32)
+    clean = module.apply({'params': params}, x, t, prompt, method='denoise')
+    divisor = jnp.maximum(t, t_min)[:, None, None, None]
+    return (x - clean.astype(jnp.float32)) / divisor
+
+  def null(cond: PyTree) -> PyTree:
+    return {**cond, 'tokens': jnp.full_like(cond['tokens'], PAD)}
+
+  return Net(init, apply, tuple(image), null, encode)

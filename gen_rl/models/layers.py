@@ -1,0 +1,101 @@
+"""Parts that several networks share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from gen_rl.types import Array, Params, PyTree
+
+PAD = 0  # token id of padding
+
+
+class Net(NamedTuple):
+  """A velocity network as pure functions."""
+
+  init: Callable[[Array], Params]  # key -> params
+  # (params, x [b ...], t [b], encode(params, cond)) -> velocity [b ...],
+  # float32
+  apply: Callable[[Params, Array, Array, PyTree], Array]
+  shape: tuple[int, ...]  # of a latent: h w c of pictures
+  null: Callable[[PyTree], PyTree]  # cond -> the unconditional cond
+  # (params, cond) -> what does not change along a trajectory, rows [b ...]
+  encode: Callable[[Params, PyTree], PyTree] = lambda params, cond: cond
+
+
+class Dense(nn.Dense):
+  """nn.Dense that computes one [rows d] x [d f] product.
+
+  XLA's CPU backend runs the gradients of products with more than two axes
+  several times slower.
+  """
+
+  def __call__(self, x: Array) -> Array:
+    out = super().__call__(x.reshape(-1, x.shape[-1]))
+    return out.reshape(*x.shape[:-1], self.features)
+
+
+def time_embedding(t: Array, width: int) -> Array:
+  """Sinusoidal features of t in [0, 1]: [b] -> [b width]."""
+  half = width // 2
+  frequency = jnp.exp(jnp.linspace(0.0, jnp.log(1000.0), half))
+  angle = t[:, None] * frequency
+  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+  """Softmax attention in float32.
+
+  Args:
+    q: [b i n c] queries; k, v: [b j n c] keys and values, n heads.
+    k: see q.
+    v: see q.
+    mask: [b j] bool, the keys that may be seen.
+
+  Returns:
+    [b i (n c)], the heads side by side.
+  """
+  scores = jnp.einsum('binc,bjnc->bnij', q, k).astype(jnp.float32)
+  scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
+  weights = nn.softmax(jnp.where(mask[:, None, None], scores, -1e9))
+  out = jnp.einsum('bnij,bjnc->binc', weights.astype(v.dtype), v)
+  return out.reshape(*out.shape[:2], -1)
+
+
+class TextEncoder(nn.Module):
+  """Pre-norm transformer over prompt tokens.
+
+  A convolution over five neighbouring words comes first: "red" belongs to the
+  "circle" next to it, which attention is slow to find out.
+
+  tokens [b l] int -> (features [b l d], mask [b l] bool).
+  """
+
+  vocab: int
+  width: int
+  layers: int
+  heads: int = 4
+
+  @nn.compact
+  def __call__(self, tokens: Array) -> tuple[Array, Array]:
+    b, length = tokens.shape
+    d, n = self.width, self.heads
+    # The first position is always seen: an all-padding (null) prompt has no
+    # other one.
+    mask = (tokens != PAD) | (jnp.arange(length) == 0)
+    x = nn.Embed(
+      self.vocab, d, embedding_init=nn.initializers.normal(0.3), name='embed'
+    )(tokens)
+    x += self.param('position', nn.initializers.normal(0.1), (length, d))
+    near = jnp.pad(nn.gelu(x), ((0, 0), (2, 2), (0, 0)))
+    near = jnp.concatenate([near[:, i : i + length] for i in range(5)], -1)
+    x += Dense(d, name='phrase')(near)
+    for i in range(self.layers):
+      h = nn.LayerNorm(name=f'norm_a{i}')(x)
+      qkv = Dense(3 * d, name=f'qkv{i}')(h).reshape(b, length, 3, n, d // n)
+      x += Dense(d, name=f'out{i}')(attend(*jnp.moveaxis(qkv, 2, 0), mask))
+      h = nn.LayerNorm(name=f'norm_b{i}')(x)
+      h = nn.gelu(Dense(2 * d, name=f'up{i}')(h))
+      x += Dense(d, name=f'down{i}')(h)
+    return nn.LayerNorm(name='norm')(x), mask
