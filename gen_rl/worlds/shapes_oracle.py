@@ -9,9 +9,9 @@ intersection over union of ink m = sum_c m_c and template T in its window,
   IoU = sum(m T) / (sum(m) + sum(T) - sum(m T))                          (1)
 
 times the colour's share of the window. The best detections are kept greedily
-(non-maximum suppression), and
-coverage that neither they nor a word explain counts as junk. Words are read
-the same way, letter by letter. Jittable; written for a batch.
+(non-maximum suppression). Visible coverage, m >= `HAZE`, that neither they nor
+a word explain counts as junk; a background that is off by less is no object.
+Words are read the same way, letter by letter. Jittable; written for a batch.
 """
 
 from typing import NamedTuple
@@ -27,6 +27,7 @@ MAX_DETECTIONS = 6
 OBJECT_IOU = 0.62  # smallest IoU of a detection
 LETTER_IOU = 0.62
 JUNK_PIXELS = 10.0  # unexplained coverage a correct picture may have
+HAZE = 0.25  # coverage of a pixel below which it is background
 _RADIUS = shapes.WINDOW // 2
 
 
@@ -79,6 +80,10 @@ def _iou(maps: Array, kernels: np.ndarray) -> Array:
   return inside / (total + kernels.sum((1, 2)) - inside)
 
 
+def _visible(ink: Array) -> Array:
+  return jnp.where(ink >= HAZE, ink, 0.0)
+
+
 def _objects(masks: Array) -> tuple[Array, ...]:
   """Greedy detection. masks [b h w 6] -> shape, color, box, score, junk.
 
@@ -93,7 +98,7 @@ def _objects(masks: Array) -> tuple[Array, ...]:
   iou = _iou(ink, kernels)
   best, label = iou.max(-1), iou.argmax(-1)
   y, x = jnp.arange(height), jnp.arange(width)
-  junk = ink
+  junk = _visible(ink)
   out = []
   for _ in range(MAX_DETECTIONS):
     at = best.reshape(b, -1).argmax(-1)
@@ -153,7 +158,7 @@ def _word(masks: Array) -> tuple[Array, Array, Array]:
     (inside_x >= 0) & (inside_x < n * advance)
   )[:, None, :]
   color = (masks * inside[..., None]).sum((1, 2)).argmax(-1)
-  return letters, color, (ink * ~inside).sum((1, 2))
+  return letters, color, (_visible(ink) * ~inside).sum((1, 2))
 
 
 def look(images: Array) -> Found:
