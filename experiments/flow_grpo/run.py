@@ -11,6 +11,7 @@ again; a run that was interrupted resumes.
 
 import csv
 import datetime
+import io
 import json
 import os
 import pathlib
@@ -31,7 +32,8 @@ ARMS = {
 }
 FIELDS = (
   'arm', 'seed', 'date', 'steps', 'base_strict', 'strict', 'base_proxy',
-  'proxy', 'base_diversity', 'diversity', 'kl', 'wall_seconds',
+  'proxy', 'base_diversity', 'diversity', 'kl', 'base_jpeg_bytes',
+  'jpeg_bytes', 'wall_seconds',
   'seconds_to_first_metric', 'samples_per_second', 'peak_rss_bytes',
   'updates_skipped', 'device', 'jax_version', 'git_commit',
 )  # fmt: skip
@@ -78,7 +80,37 @@ def run(arm: str, seed: str) -> dict:
     row |= {
       f'{prefix}{key}': part[key] for key in ('strict', 'proxy', 'diversity')
     }
+  sizes = libjpeg_bytes(variant.lstrip(':'), seed, str(workdir))
+  row |= dict(zip(('base_jpeg_bytes', 'jpeg_bytes'), sizes))
   return row | dict(arm=arm, date=datetime.date.today().isoformat())
+
+
+def libjpeg_bytes(config: str, seed: str, workdir: str) -> tuple[float, float]:
+  """Mean file size of the evaluation's pictures, base and trained (Pillow)."""
+  from PIL import Image
+
+  from configs import flow_grpo
+  from gen_rl import assemble, inference
+
+  settings = flow_grpo.get_config(config)
+  settings.seed = int(seed)
+  built = assemble.setup(settings)
+  evaluate, _ = assemble.make_evaluator(settings, built)
+
+  def size(params) -> float:
+    media = evaluate(params).media
+    media = media.reshape(-1, *media.shape[2:])
+    sizes = []
+    for picture in media:
+      file = io.BytesIO()
+      pixels = (picture * 255).round().astype('uint8')
+      Image.fromarray(pixels).save(file, 'JPEG', quality=95)
+      sizes.append(file.tell())
+    return sum(sizes) / len(sizes)
+
+  base = assemble.initial_params(settings, built.policy)
+  trained = inference.load_params(settings, workdir, built.policy)
+  return size(base), size(trained.params)
 
 
 def summary(rows: list[dict[str, str]]) -> str:
@@ -93,8 +125,9 @@ def summary(rows: list[dict[str, str]]) -> str:
 
   lines = [
     '| arm | seeds | gold: base | gold: trained | reward: base | '
-    'reward: trained | diversity kept | KL, nats | wall, s |',
-    '| --- ' * 9 + '|',
+    'reward: trained | diversity kept | KL, nats | JPEG bytes: base | '
+    'JPEG bytes: trained | wall, s |',
+    '| --- ' * 11 + '|',
   ]
   for arm in ARMS:
     found = [row for row in rows if row['arm'] == arm]
@@ -106,6 +139,8 @@ def summary(rows: list[dict[str, str]]) -> str:
       arm, str(len(found)), cell(found, 'base_strict'),
       cell(found, 'strict'), cell(found, 'base_proxy'), cell(found, 'proxy'),
       cell(found, 'kept', '{:.2f}'), cell(found, 'kl', '{:.1f}'),
+      cell(found, 'base_jpeg_bytes', '{:.0f}'),
+      cell(found, 'jpeg_bytes', '{:.0f}'),
       cell(found, 'wall_seconds', '{:.0f}'),
     ]  # fmt: skip
     lines.append('| ' + ' | '.join(cells) + ' |')
