@@ -74,3 +74,34 @@ def color_reward(
     return RewardOut(out, dict(red=mean[:, 0]), jnp.ones(len(mean), bool))
 
   return Reward('color', (), score, where=where)
+
+
+def result() -> dict[str, Any]:
+  """A result.json as a good run leaves it; see `results`."""
+  return dict(
+    schema_version=1,
+    config_name='flow_grpo:tiny',
+    seed=3,
+    steps=150,
+    base=dict(
+      strict=0.62,
+      strict_per_task={'counting': 0.5, 'two_object': 0.74},
+      proxy=0.7,
+      diversity=0.2,
+    ),
+    trained=dict(
+      strict=np.float32(0.914),
+      strict_per_task={'counting': 0.9, 'two_object': 0.93},
+      proxy=0.95,
+      diversity=0.19,
+    ),
+    kl=0.03,
+    wall_seconds=461.2,
+    seconds_to_first_metric=31.0,
+    samples_per_second=42.5,
+    peak_rss_bytes=2 * 2**30,
+    updates_skipped=0,
+    device='cpu',
+    jax_version='0.10.2',
+    git_commit=None,
+  )
