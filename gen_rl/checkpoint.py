@@ -1,11 +1,7 @@
 """Checkpoints that survive being killed, truncated or out of disk.
 
-On disk, under one directory, written by Orbax:
-
-  <step>/state/   every array of the state, nested by name
-  <step>/meta/    JSON: format, config, extra (data cursor, ...), the type and
-                  shape of every array, and its CRC-32 where that is cheap
-  <step>/metrics/ JSON, where the best checkpoint is kept as well
+A directory holds `<step>/state/` and `<step>/meta/`, as `checkpoint_format`
+describes them, and `<step>/metrics/` where the best checkpoint is kept as well.
 
 A save goes to `<step>.orbax-checkpoint-tmp` in a thread and is renamed when
 complete, so a process killed at any moment leaves the previous checkpoint as
@@ -21,40 +17,24 @@ incompatible config is never mistaken for a broken file.
   # checkpoint.close(manager) instead says what went wrong in one sentence
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import contextlib
-import errno
-import gc
-import json
 import logging as std_logging
-import sys
-import time
 from typing import Any, NamedTuple
-import warnings
-import zlib
 
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gen_rl import build
+from gen_rl import checkpoint_format
+from gen_rl.checkpoint_format import CheckpointError
 from gen_rl.types import PyTree
 from gen_rl.utils import tree as tree_lib
 
-FORMAT = 1
-
 # Config fields that may change between a save and a resume.
 IGNORE = ('steps', 'log', 'eval', 'checkpoint', 'mode', 'workdir')
-
-# States up to this size are checksummed; more would hold up the device.
-CHECKSUM_BYTES = 1 << 30
-
-
-class CheckpointError(RuntimeError):
-  """A checkpoint that cannot be written or read, said in one sentence."""
 
 
 class Restored(NamedTuple):
@@ -98,8 +78,9 @@ def open_manager(
       probe.write_text('x')
       probe.unlink()
     except Exception as error:
+      reason = checkpoint_format.reason(error)
       raise CheckpointError(
-        f'Cannot write checkpoints to {path}: {_reason(error)}.'
+        f'Cannot write checkpoints to {path}: {reason}.'
       ) from None
     unfinished = sorted(p.name for p in path.iterdir() if _TMP in p.name)
     if unfinished:
@@ -162,31 +143,7 @@ def save(
   check(manager)
   if step in manager.all_steps():
     return False
-  leaves = tree_lib.named(state)
-  arrays, types, impls = {}, {}, {}
-  for name, leaf in leaves.items():
-    types[name] = _type(leaf)
-    if _is_key(leaf):
-      impls[name] = str(jax.random.key_impl(leaf))
-      leaf = jax.random.key_data(leaf)
-    if np.size(leaf):  # Orbax refuses empty arrays
-      arrays[name] = leaf if hasattr(leaf, 'dtype') else jnp.asarray(leaf)
-  meta = {
-    'format': FORMAT,
-    'step': int(step),
-    'config': None if config is None else build.plain(config),
-    'extra': dict(extra or {}),
-    'types': types,
-    'key_impls': impls,
-    'crc32': _checksums(arrays),
-  }
-  try:
-    meta = json.loads(json.dumps(meta, default=_to_json))
-  except (TypeError, ValueError) as error:
-    raise CheckpointError(
-      f'Checkpoint {step} holds something JSON cannot: {error}.'
-    ) from None
-  meta['meta_crc32'] = _json_crc(meta)
+  arrays, meta = checkpoint_format.pack(step, state, config, extra)
   try:
     manager.save(
       int(step),
@@ -261,11 +218,11 @@ def restore_latest(
     return None
 
   def read(step: int) -> Restored:
-    meta = _read_meta(path, step)
-    _check_config(path, step, meta, config, tuple(ignore))
+    meta = checkpoint_format.read_meta(path, step)
+    checkpoint_format.check_config(path, step, meta, config, tuple(ignore))
     wanted = tree_lib.named(abstract_state)
-    _check_types(path, step, meta, wanted)
-    leaves = _read_leaves(path, step, meta, wanted)
+    checkpoint_format.check_types(path, step, meta, wanted)
+    leaves = checkpoint_format.read_leaves(path, step, meta, wanted)
     state = jax.tree.unflatten(
       jax.tree.structure(abstract_state), [leaves[n] for n in wanted]
     )
@@ -315,7 +272,7 @@ def restore_params(
     )
 
   def read(step: int) -> Restored:
-    meta = _read_meta(path, step)
+    meta = checkpoint_format.read_meta(path, step)
     state = {}
     for field in fields:
       saved = {
@@ -328,14 +285,16 @@ def restore_params(
           f' {", ".join(tops)}.'
         )
       if abstract is None:
-        wanted = {n: _struct(t) for n, t in saved.items()}
+        wanted = {n: checkpoint_format.struct(t) for n, t in saved.items()}
       else:
         wanted = {
           f'{field}/{n}': leaf
           for n, leaf in tree_lib.named(abstract[field]).items()
         }
-        _check_types(path, step, {**meta, 'types': saved}, wanted)
-      leaves = _read_leaves(path, step, meta, wanted)
+        checkpoint_format.check_types(
+          path, step, {**meta, 'types': saved}, wanted
+        )
+      leaves = checkpoint_format.read_leaves(path, step, meta, wanted)
       if abstract is None:
         state[field] = tree_lib.nest(
           {n[len(field) + 1 :]: leaf for n, leaf in leaves.items()}
@@ -352,10 +311,6 @@ def restore_params(
 _TMP = '.orbax-checkpoint-tmp'
 
 
-class _Broken(Exception):
-  """A checkpoint that is not whole."""
-
-
 def _newest_whole(
   path: epath.Path, numbers: list[int], read: Callable[[int], Restored]
 ) -> tuple[Restored, list[int]]:
@@ -365,7 +320,7 @@ def _newest_whole(
   for step in sorted(numbers, reverse=True):
     try:
       restored = read(step)
-    except _Broken as error:
+    except checkpoint_format.Broken as error:
       broken.append(step)
       reasons.append(str(error))
       continue
@@ -384,116 +339,6 @@ def _newest_whole(
     f' ({", ".join(map(str, broken))}: {reasons[0]}); to start anew, move the'
     ' directory away or choose another one.'
   )
-
-
-def _read_meta(path: epath.Path, step: int) -> dict[str, Any]:
-  try:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-      meta = reader.restore(path / str(step) / 'meta')
-    crc = meta.pop('meta_crc32')
-  except Exception as error:
-    raise _Broken(_reason(error)) from None
-  if crc != _json_crc(meta):
-    raise _Broken('meta is not what was saved')
-  if meta['format'] > FORMAT:
-    raise CheckpointError(
-      f'Checkpoint {step} in {path} has format {meta["format"]}; this program'
-      f' reads up to {FORMAT}.'
-    )
-  return meta
-
-
-def _check_config(path, step, meta, config, ignore) -> None:
-  if config is None or meta['config'] is None:
-    return
-  ours = json.loads(json.dumps(build.plain(config), default=_to_json))
-  changed = [
-    line
-    for line in build.diff(meta['config'], ours)
-    if not any(line.startswith((f'{i}.', f'{i}:')) for i in ignore)
-  ]
-  if changed:
-    raise build.ConfigError(
-      f'Checkpoint {step} in {path} was made with another config'
-      f' ({"; ".join(changed)}); restore those fields or choose another'
-      ' directory.'
-    )
-
-
-def _check_types(path, step, meta, wanted) -> None:
-  """Compares names, types and shapes; lists all that differ."""
-  saved = meta['types']
-  ours = {n: _type(leaf) for n, leaf in wanted.items()}
-  problems = [f'{n} is missing' for n in ours if n not in saved]
-  problems += [f'{n} is not wanted' for n in saved if n not in ours]
-  problems += [
-    f'{n} is {saved[n]} where {t} is wanted'
-    for n, t in ours.items()
-    if n in saved and saved[n] != t
-  ]
-  if problems:
-    more = f'; and {len(problems) - 12} more' if len(problems) > 12 else ''
-    raise CheckpointError(
-      f'Checkpoint {step} in {path} holds another state:'
-      f' {"; ".join(problems[:12])}{more}.'
-    )
-
-
-def _read_leaves(path, step, meta, wanted) -> dict[str, Any]:
-  """The wanted arrays, checksums verified; raises _Broken."""
-  items, args = {}, {}
-  for name, leaf in wanted.items():
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    if not np.size(data):
-      continue
-    items[name] = 0
-    if isinstance(leaf, (np.ndarray, np.generic)):
-      args[name] = ocp.RestoreArgs(restore_type=np.ndarray)
-    else:
-      args[name] = ocp.ArrayRestoreArgs(
-        restore_type=jax.Array, sharding=_sharding(leaf), strict=True
-      )
-  problem = None
-  with _late_failures_hidden():
-    try:
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.restore(
-          path / str(step) / 'state',
-          args=ocp.args.PyTreeRestore(
-            tree_lib.nest(items),
-            restore_args=tree_lib.nest(args),
-            partial_restore=True,
-          ),
-        )
-    except Exception as error:
-      problem = _reason(error)
-    if problem is not None:
-      time.sleep(0.1)  # the other reads end, and complain
-      gc.collect()
-  if problem is not None:
-    raise _Broken(problem)
-  arrays = tree_lib.named(tree)
-  if set(arrays) != set(items):
-    raise _Broken('arrays are missing')
-  for name, crc in (meta['crc32'] or {}).items():
-    if name in arrays and _crc(arrays[name]) != crc:
-      raise _Broken(f'{name} is not what was saved')
-  leaves = {}
-  for name, leaf in wanted.items():
-    if name in meta['key_impls']:
-      shape = jax.eval_shape(jax.random.key_data, leaf)
-      data = arrays.get(name, jnp.zeros(shape.shape, shape.dtype))
-      leaves[name] = jax.random.wrap_key_data(
-        data, impl=meta['key_impls'][name]
-      )
-    else:
-      leaves[name] = arrays[name] if name in arrays else _empty(leaf)
-  return leaves
-
-
-def _empty(leaf: Any) -> Any:
-  zeros = np.zeros if isinstance(leaf, np.ndarray) else jnp.zeros
-  return zeros(leaf.shape, leaf.dtype)
 
 
 def _restored(step: int, state: PyTree, meta: dict[str, Any]) -> Restored:
@@ -524,90 +369,10 @@ def _failed(manager: ocp.CheckpointManager, error: Exception) -> Exception:
     if last is None
     else f'checkpoint {last} is whole and the same command resumes from it'
   )
+  reason = checkpoint_format.reason(error)
   return CheckpointError(
-    f'A checkpoint could not be written to {path}: {_reason(error)}; {kept}.'
+    f'A checkpoint could not be written to {path}: {reason}; {kept}.'
   )
-
-
-def _reason(error: Exception) -> str:
-  """First line of an exception, in plain words where there are any."""
-  text = str(error).strip() or type(error).__name__
-  if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or (
-    'No space left' in text or 'quota exceeded' in text.lower()
-  ):
-    return 'the disk is full'
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  text = text.splitlines()[0].rstrip('.')
-  return text if len(text) <= 160 else f'{text[:157]}...'
-
-
-def _type(leaf: Any) -> str:
-  leaf = leaf if hasattr(leaf, 'dtype') else jnp.asarray(leaf)
-  return f'{leaf.dtype}{list(leaf.shape)}'
-
-
-def _struct(text: str) -> jax.ShapeDtypeStruct:
-  """Inverse of `_type`."""
-  name, _, shape = text.partition('[')
-  if name.startswith('key<'):
-    dtype = next(
-      key.dtype
-      for key in map(
-        lambda impl: jax.eval_shape(lambda: jax.random.key(0, impl=impl)),
-        ('threefry2x32', 'rbg', 'unsafe_rbg'),
-      )
-      if str(key.dtype) == name
-    )
-  else:
-    dtype = jnp.dtype(name)
-  return jax.ShapeDtypeStruct(tuple(json.loads(f'[{shape}')), dtype)
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
-  sharding = getattr(leaf, 'sharding', None)
-  return sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key)
-
-
-def _checksums(arrays: dict[str, Any]) -> dict[str, int] | None:
-  """CRC-32 of each array; None where it would cost too much."""
-  whole = all(getattr(x, 'is_fully_addressable', True) for x in arrays.values())
-  if not whole or tree_lib.nbytes(arrays) > CHECKSUM_BYTES:
-    return None
-  return {name: _crc(x) for name, x in jax.device_get(arrays).items()}
-
-
-def _crc(x: Any) -> int:
-  x = np.ascontiguousarray(np.asarray(x))
-  return zlib.crc32(x.reshape(-1).view(np.uint8).data)
-
-
-def _json_crc(value: Any) -> int:
-  return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _to_json(value: Any) -> Any:
-  if isinstance(value, (np.ndarray, np.generic)):
-    return value.tolist()
-  raise TypeError(f'{type(value).__name__} {value!r:.60}')
-
-
-@contextlib.contextmanager
-def _late_failures_hidden() -> Iterator[None]:
-  """Without the tracebacks of Orbax's other reads after one has failed."""
-  logger, hook = std_logging.getLogger('asyncio'), sys.unraisablehook
-  disabled, logger.disabled = logger.disabled, True
-  sys.unraisablehook = lambda _: None
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', RuntimeWarning)
-      yield
-  finally:
-    logger.disabled, sys.unraisablehook = disabled, hook
 
 
 def _quiet() -> None:

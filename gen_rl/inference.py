@@ -119,7 +119,7 @@ def evaluate(
     config_name, eval_seed, prompts, samples (per prompt), denoising_steps
     step      updates done; null: initial parameters
     source    which parameters, in words
-    strict, strict_per_task, proxy, diversity: see `report`; null where nobody
+    strict, strict_per_task, proxy, diversity: see `results`; null where nobody
               measured
 
   Raises:

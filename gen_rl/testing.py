@@ -1,7 +1,8 @@
 """Small parts with which tests build a whole training step in a second.
 
 The net is a two-layer perceptron on 4x4 pictures, the prompts ask for one of
-three colours, and the reward is how much of it there is.
+three colours, and the reward is how much of it there is. `make_step` puts them
+together; where attention matters, `dit` takes the place of the perceptron.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from gen_rl import advantages, objectives, optim, train_state, train_step
+from gen_rl.models import dit as dit_lib
 from gen_rl.models.layers import Net
-from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
+from gen_rl.policies import denoising
+from gen_rl.types import (
+  Advantage,
+  Array,
+  Metrics,
+  Objective,
+  Params,
+  Policy,
+  PyTree,
+  Reward,
+  RewardInputs,
+  RewardOut,
+)
 
 SHAPE = (4, 4, 3)
+SEED = 7  # of the steps that `run` takes
+# Where two programs are compared: linear in the gradient. Adam's first steps
+# are its sign, which rounding decides where a gradient is nearly 0.
+LINEAR = optax.sgd(0.5, momentum=0.9)
 
 
 def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
@@ -54,6 +74,20 @@ def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
   return dict(tokens=tokens, prompt_id=ids, info=dict(channel=ids % 3))
 
 
+def dit() -> Net:
+  """A transformer of one layer on [b 8 8 3], for `dit_batch`."""
+  return dit_lib.dit(
+    image=(8, 8, 3), width=16, layers=1, heads=2, patch=4,
+    vocab=16, length=4, text_width=8, text_layers=1,
+  )  # fmt: skip
+
+
+def dit_batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
+  """`batch` with the four tokens a prompt of `dit` has."""
+  prompts = batch(prompt_ids)
+  return prompts | dict(tokens=np.tile(prompts['tokens'], (1, 2)))
+
+
 def color_reward(
   spoil: Callable[[Array, Array], Array] | None = None, where: str = 'device'
 ) -> Reward:
@@ -74,3 +108,117 @@ def color_reward(
     return RewardOut(out, dict(red=mean[:, 0]), jnp.ones(len(mean), bool))
 
   return Reward('color', (), score, where=where)
+
+
+def make_policy(net: Net | None = None, **kwargs: Any) -> Policy:
+  """Four denoising steps of a net, the perceptron by default."""
+  kwargs = dict(steps=4, shift=2.0, noise=0.6) | kwargs
+  return denoising.denoising(net or perceptron(), **kwargs)
+
+
+def make_step(
+  policy: Policy | None = None,
+  terms: Mapping[str, tuple[Objective, float]] | None = None,
+  *,
+  reward: Reward | None = None,
+  advantage: Advantage | None = None,
+  tx: optax.GradientTransformation | None = None,
+  group_size: int = 4,
+  on_policy: bool | None = None,
+  **kwargs: Any,
+) -> tuple[train_step.Step, train_state.TrainState]:
+  """(Step, state) of a small run.
+
+  Args:
+    policy: default `make_policy()`.
+    terms: {name: (objective, weight)}; default a policy gradient and a KL.
+    reward: default `color_reward()`.
+    advantage: default GRPO.
+    tx: optimizer; default AdamW.
+    group_size: samples of a prompt.
+    on_policy: of the default policy gradient; by default, whether there is one
+      update per rollout.
+    **kwargs: of `train_step.make`.
+  """
+  policy = policy or make_policy()
+  reward = reward or color_reward()
+  advantage = advantage or advantages.grpo(group_size)
+  tx = tx or optim.adamw(lr=1e-2, b2=0.99)
+  if on_policy is None:
+    on_policy = kwargs.get('updates', 1) * kwargs.get('epochs', 1) == 1
+  terms = terms or dict(
+    pg=(objectives.clipped_pg(1e-2, on_policy=on_policy), 1.0),
+    kl=(objectives.kl(), 0.1),
+  )
+  step = train_step.make(
+    policy,
+    terms,
+    tx,
+    rewards=dict(color=(reward, 1.0)),
+    advantage=advantage,
+    group_size=group_size,
+    ema_decay=0.9,
+    **kwargs,
+  )
+  state = train_state.create(
+    policy.init(jax.random.key(1)),
+    tx,
+    advantage,
+    refs=('ref', 'ema'),
+    reward_params=dict(color=()),
+  )
+  return step, state
+
+
+def run(
+  step: train_step.Step,
+  state: train_state.TrainState,
+  steps: int = 2,
+  prompts: Mapping[str, Any] | None = None,
+) -> tuple[train_state.TrainState, list[Metrics]]:
+  """Takes steps on the same prompts: (state, metrics of each), on the host."""
+  key, logs = jax.random.key(SEED), []
+  for _ in range(steps):
+    state, log = step.train_step(state, prompts or batch(), key)
+    logs.append(jax.device_get(log))
+  return jax.device_get(state), logs
+
+
+def assert_close(
+  a: PyTree, b: PyTree, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+  """Two trees are equal to rounding."""
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b
+  )
+
+
+def result() -> dict[str, Any]:
+  """A result.json as a good run leaves it; see `results`."""
+  return dict(
+    schema_version=1,
+    config_name='flow_grpo:tiny',
+    seed=3,
+    steps=150,
+    base=dict(
+      strict=0.62,
+      strict_per_task={'counting': 0.5, 'two_object': 0.74},
+      proxy=0.7,
+      diversity=0.2,
+    ),
+    trained=dict(
+      strict=np.float32(0.914),
+      strict_per_task={'counting': 0.9, 'two_object': 0.93},
+      proxy=0.95,
+      diversity=0.19,
+    ),
+    kl=0.03,
+    wall_seconds=461.2,
+    seconds_to_first_metric=31.0,
+    samples_per_second=42.5,
+    peak_rss_bytes=2 * 2**30,
+    updates_skipped=0,
+    device='cpu',
+    jax_version='0.10.2',
+    git_commit=None,
+  )

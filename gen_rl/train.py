@@ -19,6 +19,7 @@ from gen_rl import (
   checkpoint,
   metrics,
   report,
+  results,
   sharding,
   train_state,
 )
@@ -229,7 +230,7 @@ def train_and_evaluate(
 
   environment = system.environment()
   result = dict(
-    schema_version=report.SCHEMA_VERSION,
+    schema_version=results.SCHEMA_VERSION,
     config_name=config.name,
     seed=config.seed,
     steps=int(state.step),
@@ -246,7 +247,7 @@ def train_and_evaluate(
     git_commit=system.git_commit(),
   )
   if jax.process_index() == 0:
-    report.write_result_json(workdir, result)
+    results.write_json(workdir, result)
     before, gold_before = base_result.shown(config.eval.shown)
     after, gold_after = trained_result.shown(config.eval.shown)
     comparison = report.Comparison(
@@ -264,7 +265,7 @@ def train_and_evaluate(
       config,
       environment,
     )
-    print(report.result_table(result))
+    print(results.table(result))
     print(f'Report: {path}')
   return result
 

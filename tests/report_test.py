@@ -1,41 +1,11 @@
-import copy
 import html.parser
-import json
-import re
 
 import ml_collections
 import numpy as np
 import pytest
 
-from gen_rl import metrics, report
+from gen_rl import metrics, report, results, testing
 
-RESULT = dict(
-  schema_version=1,
-  config_name='flow_grpo:tiny',
-  seed=3,
-  steps=150,
-  base=dict(
-    strict=0.62,
-    strict_per_task={'counting': 0.5, 'two_object': 0.74},
-    proxy=0.7,
-    diversity=0.2,
-  ),
-  trained=dict(
-    strict=np.float32(0.914),
-    strict_per_task={'counting': 0.9, 'two_object': 0.93},
-    proxy=0.95,
-    diversity=0.19,
-  ),
-  kl=0.03,
-  wall_seconds=461.2,
-  seconds_to_first_metric=31.0,
-  samples_per_second=42.5,
-  peak_rss_bytes=2 * 2**30,
-  updates_skipped=0,
-  device='cpu',
-  jax_version='0.10.2',
-  git_commit=None,
-)
 HISTORY = [
   {'step': s, 'time': 0.0, 'samples': 96 * s, 'reward/mean': s / 10,
    'reward/std': 0.1, 'train/grad_norm': None if s == 2 else 1.0}
@@ -90,7 +60,7 @@ def comparison(p=2, n=3, size=8):
 def page(tmp_path):
   path = report.write_report(
     tmp_path,
-    RESULT,
+    testing.result(),
     HISTORY,
     {'Held-out prompts': comparison(), 'Sheet': np.zeros((9, 9, 3))},
     ml_collections.ConfigDict({'lr': 1e-4, 'note': EVIL, 'shape': (2, 3)}),
@@ -120,7 +90,7 @@ def test_report_has_all_sections(page):
   assert tags.count('img') == 2 * 2 * 3 + 1
   text = ' '.join(''.join(page.text).split())
   assert 'configs/flow_grpo.py:tiny' in text and 'lr: 0.0001' in text
-  assert report.verdict(RESULT) in text
+  assert results.verdict(testing.result()) in text
 
 
 def test_report_escapes_what_others_wrote(page):
@@ -134,21 +104,20 @@ def test_borders_follow_the_oracle(page):
 
 
 def test_report_without_history_grids_or_numbers(tmp_path):
-  result = copy.deepcopy(RESULT)
+  result = testing.result()
   for part in (result['base'], result['trained']):
     part.update(strict=None, strict_per_task={}, proxy=None, diversity=None)
   result.update(kl=float('nan'), samples_per_second=None)
   path = report.write_report(tmp_path, result, [], {}, {}, {})
   assert 'nan' not in ''.join(Page(path.read_text()).text).lower()
-  report.result_table(result)
 
 
 def test_large_pictures_are_shrunk(tmp_path):
   path = report.write_report(
-    tmp_path, RESULT, [], {'x': comparison(1, 1, 600)}, 'a: 1', {}
+    tmp_path, testing.result(), [], {'x': comparison(1, 1, 600)}, 'a: 1', {}
   )
   small = report.write_report(
-    tmp_path, RESULT, [], {'x': comparison(1, 1, 256)}, 'a: 1', {}
+    tmp_path, testing.result(), [], {'x': comparison(1, 1, 256)}, 'a: 1', {}
   )
   assert path.stat().st_size < 1.2 * small.stat().st_size
 
@@ -156,56 +125,7 @@ def test_large_pictures_are_shrunk(tmp_path):
 def test_prompts_and_pictures_must_agree(tmp_path):
   bad = comparison()._replace(prompts=['one'])
   with pytest.raises(ValueError, match='1 prompts'):
-    report.write_report(tmp_path, RESULT, [], {'x': bad}, {}, {})
-
-
-def test_result_json_schema(tmp_path):
-  result = dict(RESULT, kl=np.float64('nan'), extra=np.arange(2))
-  path = report.write_result_json(tmp_path, result)
-  read = json.loads(path.read_text())
-  assert set(report.RESULT_KEYS) <= set(read)
-  assert read['kl'] is None and read['extra'] == [0, 1]
-  assert read['trained']['strict'] == pytest.approx(0.914)
-  types = dict(
-    schema_version=int, config_name=str, seed=int, steps=int,
-    wall_seconds=float, seconds_to_first_metric=float,
-    samples_per_second=float, peak_rss_bytes=int, updates_skipped=int,
-    device=str, jax_version=str,
-  )  # fmt: skip
-  assert all(type(read[k]) is t for k, t in types.items())
-
-
-def test_result_names_what_is_missing(tmp_path):
-  result = copy.deepcopy(RESULT)
-  del result['kl'], result['base']['proxy']
-  with pytest.raises(ValueError, match='lacks kl, base.proxy'):
-    report.write_result_json(tmp_path, result)
-  assert not list(tmp_path.iterdir())
-  with pytest.raises(ValueError, match='schema_version'):
-    report.check_result(dict(RESULT, schema_version=9))
-
-
-def test_result_table_rows():
-  rows = [
-    re.split(r'\s{2,}', line)
-    for line in report.result_table(RESULT).splitlines()
-  ]
-  assert ['counting', '0.500', '0.900', '+0.400'] in rows
-  assert ['all tasks (gold)', '0.620', '0.914', '+0.294'] in rows
-  assert ['diversity (kept)', '0.200', '0.190', '95%'] in rows
-
-
-def test_verdict_says_what_went_wrong():
-  assert report.verdict(RESULT) == (
-    'Held-out strict accuracy 0.620 → 0.914 (+29.4 points) after 150 updates '
-    'in 7 min 41 s. Diversity is 95% of the base.'
-  )
-  bad = copy.deepcopy(RESULT)
-  bad['trained'].update(strict=0.5, diversity=0.1)
-  bad['updates_skipped'] = 1
-  text = report.verdict(bad)
-  assert 'reward hacking' in text and 'below the 80%' in text
-  assert '1 update skipped' in text and '(−12.0 points)' in text
+    report.write_report(tmp_path, testing.result(), [], {'x': bad}, {}, {})
 
 
 def test_read_history_takes_file_or_workdir(tmp_path):

@@ -1,6 +1,6 @@
 """The step: what it computes, and what it refuses.
 
-Invariants over objectives and geometries are in invariants_test.py.
+Invariants over objectives and geometries are in tests/invariants/.
 """
 
 import jax

@@ -1,0 +1,162 @@
+"""What a run found out in numbers: result.json, and the table of a terminal.
+
+result.json, schema_version 1. A number nobody measured is null.
+
+  schema_version      1
+  config_name         file name of the config, with its variant: "flow_grpo:cps"
+  seed                of everything random in the run
+  steps               updates done
+  base, trained       the policy before and after, on the same held-out prompts
+                      with the same keys:
+    strict              fraction of samples the gold oracle calls correct
+    strict_per_task     {task: that fraction among the prompts of the task}
+    proxy               mean reward as trained on
+    parts               {name: mean} of what else the gold reward says; optional
+    diversity           mean distance between samples of one prompt
+  kl                  from the base to the trained policy, nats per sample
+  wall_seconds        from start of the process to this file
+  seconds_to_first_metric   from start to the first line of metrics.jsonl
+  samples_per_second  median over updates, in all processes
+  peak_rss_bytes      most memory held by process 0
+  updates_skipped     updates not taken because they were not finite
+  device              jax's device kind, "cpu" or "NVIDIA H100 80GB HBM3"
+  jax_version
+  git_commit          of the checkout the package ran from, or null
+
+Further keys are kept as they are.
+"""
+
+from collections.abc import Mapping
+import json
+import math
+import pathlib
+
+from gen_rl.utils import files, words
+
+SCHEMA_VERSION = 1
+POLICY_KEYS = ('strict', 'strict_per_task', 'proxy', 'diversity')
+RESULT_KEYS = (
+  'schema_version',
+  'config_name',
+  'seed',
+  'steps',
+  'base',
+  'trained',
+  'kl',
+  'wall_seconds',
+  'seconds_to_first_metric',
+  'samples_per_second',
+  'peak_rss_bytes',
+  'updates_skipped',
+  'device',
+  'jax_version',
+  'git_commit',
+)
+
+
+def check(result: Mapping) -> None:
+  """Raises ValueError, naming what is missing, unless the schema is met."""
+  missing = [k for k in RESULT_KEYS if k not in result]
+  for name in ('base', 'trained'):
+    part = result.get(name) or {}
+    missing += [f'{name}.{k}' for k in POLICY_KEYS if k not in part]
+  if missing:
+    raise ValueError(f'The result lacks {", ".join(missing)}.')
+  if result['schema_version'] != SCHEMA_VERSION:
+    raise ValueError(
+      f'schema_version is {result["schema_version"]}, not {SCHEMA_VERSION}.'
+    )
+
+
+def write_json(workdir, result: Mapping) -> pathlib.Path:
+  """Writes <workdir>/result.json, whole or not at all.
+
+  Args:
+    workdir: a folder.
+    result: as the module docstring says; numpy and jax numbers will do. NaN
+      becomes null.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: a key is missing.
+  """
+  check(result)
+  path = pathlib.Path(workdir) / 'result.json'
+  text = json.dumps(files.plain(result), indent=2, allow_nan=False) + '\n'
+  files.write_text(path, text)
+  return path
+
+
+def table(result: Mapping) -> str:
+  """The result as plain text for a terminal, one row a line."""
+  cells = [('', 'base', 'trained', 'change'), *rows(result)]
+  widths = [max(len(r[i]) for r in cells) for i in range(4)]
+  lines = [
+    '  '.join(
+      [r[0].ljust(widths[0])]
+      + [c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True)]
+    )
+    for r in cells
+  ]
+  lines = [line.rstrip() for line in lines]
+  rule = '-' * max(map(len, lines))
+  return '\n'.join([lines[0], rule, *lines[1:], rule, verdict(result)])
+
+
+def verdict(result: Mapping) -> str:
+  """One or two sentences: what changed, at what price, what looks wrong."""
+  base, trained = result['base'], result['trained']
+  updates = words.count(result['steps'], 'update')
+  cost = f'{updates} in {words.duration(result["wall_seconds"])}'
+  a, b = words.to_float(base['strict']), words.to_float(trained['strict'])
+  if not (math.isfinite(a) and math.isfinite(b)):
+    out = [f'{cost}; held-out accuracy was not measured.']
+  else:
+    change = words.points(100 * (b - a))
+    out = [
+      f'Held-out strict accuracy {a:.3f} → {b:.3f} ({change}) after {cost}.'
+    ]
+  proxy = words.to_float(trained['proxy']) - words.to_float(base['proxy'])
+  if proxy > 0 and b < a:
+    out.append('The proxy rose while the gold oracle fell: reward hacking.')
+  kept = words.ratio(trained['diversity'], base['diversity'])
+  if math.isfinite(kept):
+    low = '' if kept >= 0.8 else ', below the 80% that count as no collapse'
+    out.append(f'Diversity is {words.percent(kept)} of the base{low}.')
+  if result['updates_skipped']:
+    skipped = words.count(result['updates_skipped'], 'update')
+    out.append(f'{skipped} skipped as not finite.')
+  return ' '.join(out)
+
+
+def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
+  """(label, base, trained, change) as text."""
+  base, trained = result['base'], result['trained']
+  compared = [
+    (
+      task,
+      base['strict_per_task'].get(task),
+      trained['strict_per_task'].get(task),
+    )
+    for task in dict.fromkeys(
+      [*base['strict_per_task'], *trained['strict_per_task']]
+    )
+  ]
+  compared.append(('all tasks (gold)', base['strict'], trained['strict']))
+  compared.append(('proxy (trained on)', base['proxy'], trained['proxy']))
+  for name, part in (base.get('parts') or {}).items():
+    other = (trained.get('parts') or {}).get(name)
+    compared.append((name.replace('_', ' '), part, other))
+  out = []
+  for label, a, b in compared:
+    change = words.to_float(b) - words.to_float(a)
+    out.append((label, words.fixed(a), words.fixed(b), words.signed(change)))
+  a, b = base['diversity'], trained['diversity']
+  kept = words.percent(words.ratio(b, a))
+  out.append(('diversity (kept)', words.fixed(a), words.fixed(b), kept))
+  out.append(
+    ('KL to base (nats)', words.fixed(0.0), words.fixed(result['kl']), '')
+  )
+  return out

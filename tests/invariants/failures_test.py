@@ -1,0 +1,105 @@
+"""What fails is dropped and counted, and leaves no trace in the parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import objectives, optim, testing
+from gen_rl.utils import tree
+
+KEY = jax.random.key(testing.SEED)
+
+
+# --- rewards that are invalid
+
+
+def test_invalid_rewards_are_dropped_and_counted():
+  """A prompt whose scores are NaN leaves no trace in the parameters."""
+
+  def spoil(score, channel):
+    return jnp.where(channel == 1, jnp.nan, score)
+
+  batch = testing.batch((0, 1, 2))
+  step, state = testing.make_step(
+    reward=testing.color_reward(spoil), tx=testing.LINEAR
+  )
+  state, (log,) = testing.run(step, state, 1, batch)
+  assert log['reward/invalid'] == 4
+  assert log['optim/skipped'] == 0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+  assert np.isfinite(log['reward/score']) and np.isfinite(log['pg/loss'])
+  # The other prompts alone give the same update: sums and counts agree.
+  step, state_alone = testing.make_step(tx=testing.LINEAR)
+  state_alone, (log_alone,) = testing.run(
+    step, state_alone, 1, testing.batch((0, 2))
+  )
+  assert log['reward/score'] == pytest.approx(log_alone['reward/score'])
+  testing.assert_close(state.params, state_alone.params)
+
+
+def test_all_rewards_invalid_changes_nothing():
+  step, state = testing.make_step(
+    reward=testing.color_reward(lambda score, channel: score * jnp.nan)
+  )
+  before = jax.device_get(state.params)
+  state, (log,) = testing.run(step, state, 1)
+  assert log['reward/invalid'] == 16
+  assert tree.equal(state.params, before)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+# --- updates that are not finite
+
+
+def test_a_non_finite_update_is_skipped_and_counted():
+  def explode(replay, exp, keys):
+    term, metrics = objectives.reinforce()(replay, exp, keys)
+    return term.replace(value=term.value * jnp.inf), metrics
+
+  step, state = testing.make_step(terms=dict(pg=(explode, 1.0)))
+  before = jax.device_get(state)
+  for i in (1, 2):
+    state, log = step.train_step(state, testing.batch(), KEY)
+    assert int(log['optim/skipped']) == i
+    assert int(log['optim/skipped_in_a_row']) == i
+  state = jax.device_get(state)
+  assert int(state.step) == 2
+  for part in ('params', 'opt_state', 'refs'):
+    assert tree.equal(getattr(state, part), getattr(before, part))
+  # a good update ends the row, and the count stays
+  good, _ = testing.make_step(terms=dict(pg=(objectives.reinforce(), 1.0)))
+  state, (log,) = testing.run(good, state, 1)
+  assert int(log['optim/skipped']) == 2
+  assert int(log['optim/skipped_in_a_row']) == 0
+  assert not tree.equal(state.params, before.params)
+
+
+def test_one_bad_minibatch_of_two_is_skipped():
+  """The other one counts, and its parameters are kept."""
+
+  def explode(replay, exp, keys):
+    term, metrics = objectives.reinforce()(replay, exp, keys)
+    hit = exp.traj.group == 3  # two of the eight rows
+    return term.replace(value=term.value / (1.0 - hit[:, None])), metrics
+
+  step, state = testing.make_step(
+    terms=dict(pg=(explode, 1.0)), group_size=2, updates=4
+  )
+  before = jax.device_get(state.params)
+  state, (log,) = testing.run(step, state, 1)
+  assert 1 <= int(log['optim/skipped']) <= 2
+  assert not tree.equal(state.params, before)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_an_update_that_overflows_is_skipped_though_its_gradient_is_finite():
+  step, state = testing.make_step(
+    tx=optim.adamw(lr=1e39)
+  )  # infinite in float32
+  before = jax.device_get(state)
+  state, (log,) = testing.run(step, state, 1)
+  assert np.isfinite(log['optim/grad_norm'])
+  assert log['optim/skipped'] == 1
+  assert tree.equal(state.params, before.params)
+  assert tree.equal(state.refs, before.refs)
