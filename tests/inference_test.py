@@ -87,11 +87,11 @@ def test_half_written_checkpoint_is_passed_over(tmp_path, policy):
 
 
 def test_frozen_parameters_come_with_the_trained_ones(tmp_path, policy):
-  config = _config(trainable='stem')
+  config = _config(trainable='text')
   _checkpoint(tmp_path, config, {1: (1, 2, 9)})
   loaded = inference.load_params(config, str(tmp_path), policy)
   values = {
-    'stem' in jax.tree_util.keystr(path): np.unique(x).tolist()
+    'text' in jax.tree_util.keystr(path): np.unique(x).tolist()
     for path, x in jax.tree_util.tree_leaves_with_path(loaded.params)
   }
   assert values == {True: [2], False: [9]}
