@@ -28,6 +28,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     prompts_per_step=12,  # P, different prompts per rollout
     group_size=8,  # G, samples per prompt
     balance=True,  # every task equally often, where prompts have tasks
+    weights={},  # {task: relative frequency} in place of that
     length=16,  # prompt length, tokens
   )
   # A function of models; vocab and length are bound.

@@ -5,20 +5,28 @@ captions, a share of the captions is wrong in one attribute, count or
 relation; that is what leaves RL something to do.
 
   python -m gen_rl.main --config=configs/pretrain_shapes.py
+
+Words are learned last. The variant `words` goes on from a base with more of
+them, at half the learning rate:
+
+  python -m gen_rl.main --config=configs/pretrain_shapes.py:words \
+    --config.init=runs/pretrain_shapes/shapes_base.safetensors
 """
 
 import ml_collections
 from ml_collections import config_dict
 
 from configs import base
+from gen_rl.worlds import grammar
 
-VARIANTS = ('tiny',)
+VARIANTS = ('words', 'tiny')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variant: tiny (two quick steps, for tests)."""
+  """Variants: words (see above), tiny (two quick steps, for tests)."""
+  variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
-  c.name = 'pretrain_shapes'
+  c.name = 'pretrain_shapes' + (f':{arg}' if arg else '')
   c.steps = 9000
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 192
@@ -37,7 +45,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.log.every = 50
   c.checkpoint.every = 1000
   c.export = 'shapes_base'
-  if 'tiny' in base.split_variants(arg, VARIANTS):
-    c.name += ':tiny'
+  if 'words' in variants:
+    c.steps = 2400
+    c.data.weights = {task: 1.0 for task in grammar.TASKS} | dict(text=4.0)
+    c.optimizer.update(lr=1e-2, adam_lr=2e-3)
+    c.ema = 0.995
+  if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -89,6 +89,22 @@ def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
   return build.build(pictures, {**config.rollout, **(changes or {})})
 
 
+def make_batches(
+  config: ml_collections.ConfigDict, built: Setup
+) -> pipeline.PromptBatches:
+  """The batches of prompts a run trains on, from the first one."""
+  return pipeline.prompt_batches(
+    built.source,
+    config.data.prompts_per_step,
+    config.seed,
+    built.tokenizer,
+    config.data.length,
+    weights=config.data.weights.to_dict(),
+    balance=config.data.balance and bool(built.source.tasks),
+    group_size=config.data.group_size,
+  )
+
+
 def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
   """(params -> Evaluation, the batch of evaluation prompts)."""
   source = build.build(prompts, {**config.data.prompts, **config.eval.prompts})

@@ -24,7 +24,6 @@ from gen_rl import (
   train_state,
 )
 from gen_rl import evaluate as evaluate_lib
-from gen_rl.data import pipeline
 from gen_rl.models import weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
@@ -77,15 +76,7 @@ def train_and_evaluate(
   mesh = sharding.data_mesh()
   built = assemble.setup(config, own_rewards)
   step, tx, advantage = assemble.make_step(config, built, mesh)
-  batches = pipeline.prompt_batches(
-    built.source,
-    config.data.prompts_per_step,
-    config.seed,
-    built.tokenizer,
-    config.data.length,
-    balance=config.data.balance and bool(built.source.tasks),
-    group_size=config.data.group_size,
-  )
+  batches = assemble.make_batches(config, built)
   manager = checkpoint.open_manager(
     f'{workdir}/checkpoints', config.checkpoint.keep
   )

@@ -11,7 +11,6 @@ from gen_rl import (
   main,
   sharding,
 )
-from gen_rl.data import pipeline
 from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as host
 
@@ -33,15 +32,7 @@ def _two_steps(config):
   step, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
   params = assemble.initial_params(config, built.policy)
   state = assemble.initial_state(config, built, params, tx, advantage)
-  batches = pipeline.prompt_batches(
-    built.source,
-    config.data.prompts_per_step,
-    config.seed,
-    built.tokenizer,
-    config.data.length,
-    balance=config.data.balance and bool(built.source.tasks),
-    group_size=config.data.group_size,
-  )
+  batches = assemble.make_batches(config, built)
   _, host_rewards = combine.split(built.rewards or {})
   key, logs = jax.random.key(config.seed), []
   for _ in range(2):
