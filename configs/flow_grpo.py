@@ -56,6 +56,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.update(prompts_per_step=14, group_size=12)
   c.optimizer.update(lr=5e-4, decay='linear')
   c.ema = 0.98
+  c.microbatches = 2  # memory
   c.eval.every = 100
   c.checkpoint.every = 100
   c.objective.pg = config_dict.create(

@@ -10,11 +10,10 @@ same seed gives the same pictures whatever the prompt.
 """
 
 import json
-import math
 import os
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 import jax
@@ -32,7 +31,7 @@ from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import shapes as shapes_reward
 from gen_rl.types import Array, Params, Policy, Rows
-from gen_rl.utils import image, tree
+from gen_rl.utils import files, image, tree
 from gen_rl.worlds import grammar, shapes
 
 # What decides which picture a prompt gives; an evaluation or a sample that
@@ -143,9 +142,8 @@ def evaluate(
     **result.summary(),
   )
   path = pathlib.Path(workdir) / 'eval.json'
-  part = path.with_name(path.name + '.part')
-  part.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + '\n')
-  os.replace(part, path)
+  text = json.dumps(files.plain(record), indent=2, allow_nan=False)
+  files.write_text(path, text + '\n')
   print(table(result))
   print(f'Written: {path}')
   return result
@@ -240,12 +238,3 @@ def sample(
     print(f'{correct.sum()} of {num} are what the prompt asks for.')
   print(f'Pictures: {path}')
   return Pictures(media, correct, path)
-
-
-def _finite(value: Any) -> Any:
-  """NaN to None, all the way down."""
-  if isinstance(value, dict):
-    return {k: _finite(v) for k, v in value.items()}
-  return (
-    None if isinstance(value, float) and not math.isfinite(value) else value
-  )

@@ -30,12 +30,17 @@ ARMS = {
   'proxy_kl': (':proxy,kl',),
   'jpeg': (':jpeg',),
 }
+TASKS = (
+  'single_object', 'two_object', 'counting', 'colors', 'position',
+  'color_attr', 'text',
+)  # fmt: skip
 FIELDS = (
   'arm', 'seed', 'date', 'steps', 'base_strict', 'strict', 'base_proxy',
   'proxy', 'base_diversity', 'diversity', 'kl', 'base_jpeg_bytes',
   'jpeg_bytes', 'wall_seconds',
   'seconds_to_first_metric', 'samples_per_second', 'peak_rss_bytes',
   'updates_skipped', 'device', 'jax_version', 'git_commit',
+  *(f'base_{task}' for task in TASKS), *TASKS,
 )  # fmt: skip
 
 _ARMS = flags.DEFINE_list('arms', list(ARMS), 'Which arms to run.')
@@ -80,6 +85,7 @@ def run(arm: str, seed: str) -> dict:
     row |= {
       f'{prefix}{key}': part[key] for key in ('strict', 'proxy', 'diversity')
     }
+    row |= {f'{prefix}{k}': v for k, v in part['strict_per_task'].items()}
   sizes = libjpeg_bytes(variant.lstrip(':'), seed, str(workdir))
   row |= dict(zip(('base_jpeg_bytes', 'jpeg_bytes'), sizes))
   return row | dict(arm=arm, date=datetime.date.today().isoformat())
@@ -144,6 +150,11 @@ def summary(rows: list[dict[str, str]]) -> str:
       cell(found, 'wall_seconds', '{:.0f}'),
     ]  # fmt: skip
     lines.append('| ' + ' | '.join(cells) + ' |')
+  main = [row for row in rows if row['arm'] == 'main']
+  lines += ['', '| main, by task | base | trained |', '| --- ' * 3 + '|']
+  for task in TASKS if main else ():
+    values = cell(main, f'base_{task}'), cell(main, task)
+    lines.append(f'| {task} | {" | ".join(values)} |')
   return '\n'.join(lines)
 
 
