@@ -23,6 +23,7 @@ from gen_rl.worlds import grammar, shapes
 
 def _config(**changes):
   config = flow_grpo.get_config('tiny')
+  config.trainable = ''
   config.update_from_flattened_dict(changes)
   return config
 

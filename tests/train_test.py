@@ -130,6 +130,7 @@ def tiny_config(**changes):
   from configs import flow_grpo
 
   config = flow_grpo.get_config('tiny')
+  config.trainable = ''
   config.update_from_flattened_dict(changes)
   return config
 
