@@ -8,7 +8,7 @@ not always do it. GRPO on the oracle's partial credit teaches it to. Prompts
 that are evaluated are of combinations neither pretraining nor RL has seen.
 
 Trained is the prompt's path into the net (text encoder, its keys and values,
-pooled text: a quarter of the parameters), as LoRA would restrict a large model:
+pooled text: 16 % of the parameters), as LoRA would restrict a large model:
 with all parameters free, noise in the gradient shows as haze in the pictures
 before the signal shows at all. Ratio normalisation is on: without it the last
 noisy steps, whose gradients are some ten times larger and say nothing of what
