@@ -119,16 +119,28 @@ def train_and_evaluate(
     )
     checkpoint.save(manager, int(state.step), state, config.to_dict(), extra)
 
-  def run_eval(params: Params) -> evaluate_lib.Evaluation:
-    with clock.stage('eval'):
-      return evaluate_params(params)
+  kl_from_base = None
+  if config.rollout.name == 'policy':
+    kl_from_base = evaluate_lib.kl_from_base(
+      built.policy, eval_batch, config.eval.samples, config.eval.seed
+    )
 
-  def write_grid(name: str, result: evaluate_lib.Evaluation) -> None:
+  def run_eval(
+    step: int, params: Params
+  ) -> tuple[evaluate_lib.Evaluation, float | None]:
+    """Evaluates and logs; also returns the KL from the base, if defined."""
+    kl = None
+    with clock.stage('eval'):
+      result = evaluate_params(params)
+      if kl_from_base:
+        kl = 0.0 if params is base else kl_from_base(params, base)
+    kl_metrics = {} if kl is None else {'kl/base': kl}
+    writer.write_scalars(step, {**result.metrics(), **kl_metrics})
     pictures, gold = result.shown(config.eval.shown)
     writer.write_images(
-      int(state.step),
+      step,
       {
-        name: image.grid(
+        'samples': image.grid(
           pictures[:, 0],
           captions=result.texts[: config.eval.shown],
           rewards=gold[:, 0],
@@ -136,6 +148,7 @@ def train_and_evaluate(
         )
       },
     )
+    return result, kl
 
   def host_scored_step(state, batch):
     traj, inputs, outs = step.sample(state, batch, key)
@@ -154,10 +167,8 @@ def train_and_evaluate(
 
     base_result = None
     if start == 0:
-      base_result = run_eval(base)
-      writer.write_scalars(0, base_result.metrics())
+      base_result, _ = run_eval(0, base)
       first_metric = wall()
-      write_grid('samples', base_result)
     line = progress.Progress(config.steps, start)
 
     for i in range(start, config.steps):
@@ -186,9 +197,7 @@ def train_and_evaluate(
           f'{workdir}/metrics.jsonl'
         )
       if done % config.eval.every == 0 and done < config.steps:
-        result = run_eval(train_state.full_params(state, averaged))
-        writer.write_scalars(done, result.metrics())
-        write_grid('samples', result)
+        run_eval(done, train_state.full_params(state, averaged))
         line.pause()
       if done % config.checkpoint.every == 0 or done == config.steps:
         with clock.stage('checkpoint'):
@@ -205,17 +214,9 @@ def train_and_evaluate(
     line.close()
 
     trained = train_state.full_params(state, averaged)
-    trained_result = run_eval(trained)
-    writer.write_scalars(config.steps, trained_result.metrics())
-    write_grid('samples', trained_result)
+    trained_result, kl = run_eval(config.steps, trained)
     if base_result is None:
-      base_result = run_eval(base)
-    kl = None
-    if config.rollout.name == 'policy':
-      kl = evaluate_lib.kl_from_base(
-        built.policy, eval_batch, config.eval.samples, config.eval.seed
-      )(trained, base)
-      writer.write_scalars(config.steps, {'kl/base': kl})
+      base_result = evaluate_params(base)
     if config.export:
       export(config, workdir, trained, trained_result)
 
