@@ -5,25 +5,18 @@ captions, a share of the captions is wrong in one attribute, count or
 relation; that is what leaves RL something to do.
 
   python -m gen_rl.main --config=configs/pretrain_shapes.py
-
-Words are learned last. The variant `words` goes on from a base with more of
-them, at half the learning rate:
-
-  python -m gen_rl.main --config=configs/pretrain_shapes.py:words \
-    --config.init=runs/pretrain_shapes/shapes_base.safetensors
 """
 
 import ml_collections
 from ml_collections import config_dict
 
 from configs import base
-from gen_rl.worlds import grammar
 
-VARIANTS = ('words', 'tiny')
+VARIANTS = ('tiny',)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variants: words (see above), tiny (two quick steps, for tests)."""
+  """Variant: tiny (two quick steps, for tests)."""
   variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
   c.name = 'pretrain_shapes' + (f':{arg}' if arg else '')
@@ -31,7 +24,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 192
   c.data.group_size = 1
-  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.2)
+  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.1)
   c.objective.fm = dict(name='flow_matching', weight=1.0)
   c.policy.time_mean = 0.7
   c.policy.time_std = 1.1
@@ -40,16 +33,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     name='muon', lr=2e-2, adam_lr=4e-3, grad_clip=1.0, warmup=100,
     decay='linear',
   )  # fmt: skip
-  c.ema = 0.999
+  c.ema = 0.998
   c.eval.every = 1000
   c.log.every = 50
   c.checkpoint.every = 1000
   c.export = 'shapes_base'
-  if 'words' in variants:
-    c.steps = 2400
-    c.data.weights = {task: 1.0 for task in grammar.TASKS} | dict(text=4.0)
-    c.optimizer.update(lr=1e-2, adam_lr=2e-3)
-    c.ema = 0.995
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -8,8 +8,7 @@ row; `jax.vmap` them.
 Objects are anti-aliased templates (8x8 samples per pixel) of 7 or 9 pixels on
 a 2x2 layout of 12-pixel cells with one pixel of jitter, so objects never touch
 and every ordered pair of cells satisfies its GenEval relation. Words stand in
-the middle, with the same jitter, in the bitmap font that ships with Pillow, six
-pixels a letter.
+the middle, in the bitmap font that ships with Pillow, six pixels a letter.
 """
 
 import functools
@@ -154,8 +153,7 @@ def compose(key: Array, spec: dict[str, Array]) -> Scene:
       spec['word_color'],
       jax.random.randint(keys[4], (), 0, len(PALETTE)),
     ),
-    word_corner=(SIZE - word_size) // 2
-    + jax.random.randint(keys[5], (2,), -JITTER, JITTER + 1),
+    word_corner=(SIZE - word_size) // 2,
     background=jax.random.uniform(
       keys[6], (), minval=BACKGROUND[0], maxval=BACKGROUND[1]
     ),
