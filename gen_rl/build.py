@@ -2,8 +2,10 @@
 
 The module is the registry and the signature is the schema: `build` finds the
 public function `name` defined in a module (or in a submodule of a package) and
-calls it with the other keys of the spec. Every mistake a config can hold ends
-in a `ConfigError` of one sentence that lists what would have been right.
+calls it with the other keys of the spec. A package may say in `BUILDS` what
+those functions are annotated to return; the others in it are helpers. Every
+mistake a config can hold ends in a `ConfigError` of one sentence that lists
+what would have been right.
 """
 
 import ast
@@ -201,7 +203,8 @@ def _catalogue(module: types.ModuleType) -> dict[str, list[str]]:
       continue
     spec = importlib.util.find_spec(home)
     if spec is not None and spec.origin and spec.origin.endswith('.py'):
-      found[home] = _public_in_source(pathlib.Path(spec.origin).read_text())
+      source = pathlib.Path(spec.origin).read_text()
+      found[home] = _public_in_source(source, getattr(module, 'BUILDS', ()))
     else:
       found[home] = _public(importlib.import_module(home))
   return found
@@ -220,9 +223,15 @@ def _public(module: types.ModuleType) -> list[str]:
   ]
 
 
-def _public_in_source(source: str) -> list[str]:
+def _public_in_source(source: str, builds: tuple[str, ...]) -> list[str]:
+  """The same of a module's text, of those that return one of `builds`."""
   body = ast.parse(source).body
-  found = [n.name for n in body if isinstance(n, ast.FunctionDef)]
+  found = [
+    n.name
+    for n in body
+    if isinstance(n, ast.FunctionDef)
+    and (not builds or (n.returns and ast.unparse(n.returns) in builds))
+  ]
   for node in body:
     if isinstance(node, ast.Assign) and any(
       isinstance(t, ast.Name) and t.id == '__all__' for t in node.targets

@@ -52,6 +52,14 @@ def package(tmp_path, monkeypatch):
     del sys.modules[name]
 
 
+def test_a_package_says_what_its_functions_return(package, tmp_path):
+  (tmp_path / 'tool_package' / 'd.py').write_text(
+    'def real() -> Thing: pass\ndef helper() -> int: pass\ndef bare(): pass\n'
+  )
+  package.BUILDS = ('Thing',)
+  assert build.names(package) == ['real', 'top']
+
+
 def test_spec_and_bound_arguments_meet_in_the_signature():
   assert build.build(
     TOOLBOX, dict(name='clipped', clip=1e-4), model='m', unused=3

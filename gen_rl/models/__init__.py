@@ -1,1 +1,3 @@
 """Linen networks, each wrapped as pure functions."""
+
+BUILDS = ('Net', 'Detector')

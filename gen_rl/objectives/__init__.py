@@ -16,3 +16,5 @@ __all__ = [
   'rwr',
   'velocity_kl',
 ]
+
+BUILDS = ('Objective',)

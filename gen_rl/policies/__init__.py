@@ -1,1 +1,3 @@
 """Policies: pure functions that sample, score and decode."""
+
+BUILDS = ('Policy',)
