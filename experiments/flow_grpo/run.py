@@ -4,14 +4,14 @@
   python experiments/flow_grpo/run.py --arms=main --seeds=0
   python experiments/flow_grpo/run.py --report            # table and plot only
 
-Every run is the command a user would type, in a process of its own, so its
-times are those a user would see. Finished rows of results.csv are not run
-again; a run that was interrupted resumes.
+The plot needs matplotlib (extra "test" or "colab"). Every run is the command a
+user would type, in a process of its own, so its times are those a user would
+see. Finished rows of results.csv are not run again; a run that was interrupted
+resumes, unless the code was committed anew meanwhile.
 """
 
 import csv
 import datetime
-import io
 import json
 import os
 import pathlib
@@ -20,15 +20,17 @@ import sys
 
 from absl import app, flags
 
+from gen_rl.utils import system
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 # Arms: what follows --config=configs/flow_grpo.py on the command line.
 ARMS = {
-  'main': (),
-  'fast': (':fast',),
-  'proxy': (':proxy',),
-  'proxy_kl': (':proxy,kl',),
-  'jpeg': (':jpeg',),
+  'main': '',
+  'fast': ':fast',
+  'proxy': ':proxy',
+  'proxy_kl': ':proxy,kl',
+  'jpeg': ':jpeg',
 }
 TASKS = (
   'single_object', 'two_object', 'counting', 'colors', 'position',
@@ -46,6 +48,7 @@ FIELDS = (
 _ARMS = flags.DEFINE_list('arms', list(ARMS), 'Which arms to run.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Which seeds.')
 _RUNS = flags.DEFINE_string('runs', 'runs/experiments', 'Folder of the runs.')
+_JPEG = flags.DEFINE_list('jpeg_bytes', [], 'ARM,SEED: print the sizes only.')
 _REPORT = flags.DEFINE_bool('report', False, 'Only table and plot.')
 
 
@@ -70,35 +73,49 @@ def write(rows: list[dict]) -> None:
 
 def run(arm: str, seed: str) -> dict:
   """One run of the command line; the row of it."""
-  variant, *overrides = ARMS[arm] or ('',)
-  workdir = pathlib.Path(_RUNS.value).resolve() / f'flow_grpo-{arm}-{seed}'
+  workdir = folder(arm, seed)
+  finished = workdir / 'result.json'
+  finished.unlink(missing_ok=True)
   command = [
     sys.executable, '-m', 'gen_rl.main',
-    f'--config=configs/flow_grpo.py{variant}', f'--config.seed={seed}',
-    f'--workdir={workdir}', *overrides,
+    f'--config=configs/flow_grpo.py{ARMS[arm]}', f'--config.seed={seed}',
+    f'--workdir={workdir}',
   ]  # fmt: skip
   print('+', ' '.join(command), flush=True)
   subprocess.run(command, check=True, cwd=ROOT)
-  result = json.loads((workdir / 'result.json').read_text())
+  if not finished.exists():
+    raise SystemExit(f'{arm}, seed {seed} was stopped; run again to go on')
+  result = json.loads(finished.read_text())
   row = {key: result[key] for key in FIELDS if key in result}
   for prefix, part in (('base_', result['base']), ('', result['trained'])):
     row |= {
       f'{prefix}{key}': part[key] for key in ('strict', 'proxy', 'diversity')
     }
     row |= {f'{prefix}{k}': v for k, v in part['strict_per_task'].items()}
-  sizes = libjpeg_bytes(variant.lstrip(':'), seed, str(workdir))
+  # In a process of its own: this one must not hold the accelerator.
+  sizes = subprocess.run(
+    [sys.executable, __file__, f'--jpeg_bytes={arm},{seed}',
+     f'--runs={_RUNS.value}'],
+    check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+  ).stdout.split()[-2:]  # fmt: skip
   row |= dict(zip(('base_jpeg_bytes', 'jpeg_bytes'), sizes))
   return row | dict(arm=arm, date=datetime.date.today().isoformat())
 
 
-def libjpeg_bytes(config: str, seed: str, workdir: str) -> tuple[float, float]:
-  """Mean file size of the evaluation's pictures, base and trained (Pillow)."""
-  from PIL import Image
+def folder(arm: str, seed: str) -> pathlib.Path:
+  """Of a run; another one after each commit, so that no row mixes two."""
+  commit = (system.git_commit() or 'installed')[:10]
+  name = f'flow_grpo-{arm}-{seed}-{commit}'
+  return (ROOT / _RUNS.value).resolve() / name
 
+
+def libjpeg_bytes(arm: str, seed: str) -> tuple[float, float]:
+  """Mean file size of the evaluation's pictures, base and trained (Pillow)."""
   from configs import flow_grpo
   from gen_rl import assemble, inference
+  from gen_rl.rewards import jpeg
 
-  settings = flow_grpo.get_config(config)
+  settings = flow_grpo.get_config(ARMS[arm].lstrip(':'))
   settings.seed = int(seed)
   built = assemble.setup(settings)
   evaluate, _ = assemble.make_evaluator(settings, built)
@@ -106,16 +123,12 @@ def libjpeg_bytes(config: str, seed: str, workdir: str) -> tuple[float, float]:
   def size(params) -> float:
     media = evaluate(params).media
     media = media.reshape(-1, *media.shape[2:])
-    sizes = []
-    for picture in media:
-      file = io.BytesIO()
-      pixels = (picture * 255).round().astype('uint8')
-      Image.fromarray(pixels).save(file, 'JPEG', quality=95)
-      sizes.append(file.tell())
-    return sum(sizes) / len(sizes)
+    return sum(jpeg.libjpeg_bytes(picture) for picture in media) / len(media)
 
   base = assemble.initial_params(settings, built.policy)
-  trained = inference.load_params(settings, workdir, built.policy)
+  trained = inference.load_params(
+    settings, str(folder(arm, seed)), built.policy
+  )
   return size(base), size(trained.params)
 
 
@@ -168,8 +181,8 @@ def plot(rows: list[dict[str, str]]) -> None:
   figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
   colors = dict(zip(ARMS, pyplot.rcParams['axes.prop_cycle'].by_key()['color']))
   for row in rows:
-    name = f'flow_grpo-{row["arm"]}-{row["seed"]}'
-    path = pathlib.Path(_RUNS.value).resolve() / name / 'metrics.jsonl'
+    name = f'flow_grpo-{row["arm"]}-{row["seed"]}-{row["git_commit"][:10]}'
+    path = (ROOT / _RUNS.value).resolve() / name / 'metrics.jsonl'
     if not path.exists():
       continue
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -192,15 +205,21 @@ def plot(rows: list[dict[str, str]]) -> None:
 
 def main(argv: list[str]) -> None:
   del argv
+  if _JPEG.value:
+    print(*libjpeg_bytes(*_JPEG.value))
+    return
+  for arm in _ARMS.value:
+    if arm not in ARMS:
+      raise app.UsageError(f'no arm {arm!r}; there are {", ".join(ARMS)}')
   rows = read()
   if not _REPORT.value:
     for seed in _SEEDS.value:
       for arm in _ARMS.value:
-        if arm not in ARMS:
-          raise app.UsageError(f'no arm {arm!r}; there are {", ".join(ARMS)}')
         if any((row['arm'], row['seed']) == (arm, seed) for row in rows):
           continue
-        write([*rows, run(arm, seed)])
+        row = run(arm, seed)
+        rows = [*read(), row]  # read again: another runner may have written
+        write(rows)
         rows = read()
   print(summary(rows))
   plot(rows)

@@ -399,15 +399,19 @@ def host_jpeg_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
     media = np.asarray(inputs.media, np.float32)
     _check(media)
     valid = np.isfinite(media).all((1, 2, 3))
-    x = np.clip(np.where(np.isfinite(media), media, 0), 0, 1)
-    x = np.round(255 * x).astype(np.uint8)
-    kilobytes = np.array([_file_size(i, quality) / 1000 for i in x], np.float32)
+    x = np.where(np.isfinite(media), media, 0)
+    kilobytes = np.array(
+      [libjpeg_bytes(i, quality) / 1000 for i in x], np.float32
+    )
     return RewardOut(-scale * kilobytes, {'kilobytes': kilobytes}, valid)
 
   return Reward('host_jpeg_compressibility', (), score, where='host')
 
 
-def _file_size(image: np.ndarray, quality: int) -> int:
+def libjpeg_bytes(image: np.ndarray, quality: int = 95) -> int:
+  """Size of the file that libjpeg writes of [h w 3] uint8 or in [0, 1]."""
+  if image.dtype != np.uint8:
+    image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
   with io.BytesIO() as file:
     Image.fromarray(image).save(
       file, 'JPEG', quality=quality, subsampling='4:2:0'
