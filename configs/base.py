@@ -30,6 +30,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     balance=True,  # every task equally often, where prompts have tasks
     weights={},  # {task: relative frequency} in place of that
     length=16,  # prompt length, tokens
+    truncate=False,  # cut longer prompts, or refuse them
   )
   # A function of models; vocab and length are bound.
   c.model = dict(name='dit', width=160, layers=5)
@@ -54,6 +55,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # "policy" samples; else a function of data.pictures gives the samples.
   c.rollout = dict(name='policy')
   c.rewards = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  # Those that run in Python: seconds and groups of a call, calls at a time.
+  c.host_rewards = dict(timeout=60.0, groups_per_call=1, workers=8)
   c.advantage = dict(name='grpo', std='global')  # a function of advantages
   c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
 
@@ -76,7 +79,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval = config_dict.create(
     name='sampled',  # or labelled, for policies that predict labels
     every=25,  # steps
-    prompts=dict(split='heldout'),  # changes to data.prompts
+    # Changes to data.prompts; of another source, a source of its own.
+    prompts=dict(name='shapes', split='heldout'),
     rollout={},  # changes to rollout, where it is data
     num_prompts=70,
     samples=8,  # per prompt
@@ -104,11 +108,20 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   c.checkpoint.every = 1
 
 
-def split_variants(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def split_variants(
+  arg: str,
+  known: tuple[str, ...],
+  exclusive: tuple[tuple[str, ...], ...] = (),
+) -> tuple[str, ...]:
   """The variants named after the colon of --config.
 
+  Args:
+    arg: names joined by commas.
+    known: those of the config.
+    exclusive: groups of which at most one may be named.
+
   Raises:
-    ValueError: one does not exist, listing those that do.
+    ValueError: one does not exist, listing those that do, or two of a group.
   """
   names = tuple(name for name in arg.split(',') if name)
   for name in names:
@@ -116,4 +129,8 @@ def split_variants(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
       raise ValueError(
         f'unknown variant {name!r} of this config; it has {", ".join(known)}'
       )
+  for group in exclusive:
+    both = [name for name in names if name in group]
+    if len(both) > 1:
+      raise ValueError(f'the variants {" and ".join(both)} exclude each other')
   return names

@@ -21,6 +21,7 @@ Variants, joined by commas ("fast,tiny"):
   guard  ratio normalisation (GRPO-Guard, arXiv 2510.22319): the default here
   plain  the ratio as Flow-GRPO published it
   jpeg   reward: small JPEG files, exact size on the device
+  jpeg_host  the same, measured on the host by writing the files
   ocr    quoted words only
   proxy  reward: a learned detector that can be fooled; the oracle only judges
   kl     with a KL term to the base (proxy,kl: does it stop the fooling?)
@@ -34,14 +35,19 @@ from configs import base
 from gen_rl.worlds import grammar
 
 VARIANTS = (
-  'fast', 'cps', 'dance', 'guard', 'plain', 'jpeg', 'ocr', 'proxy', 'kl',
-  'tiny',
+  'fast', 'cps', 'dance', 'guard', 'plain', 'jpeg', 'jpeg_host', 'ocr', 'proxy',
+  'kl', 'tiny',
 )  # fmt: skip
+EXCLUSIVE = (
+  ('cps', 'dance'),
+  ('guard', 'plain'),
+  ('jpeg', 'jpeg_host', 'ocr', 'proxy'),
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(arg, VARIANTS)
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = base.get_config()
   c.name = 'flow_grpo' + (f':{arg}' if arg else '')
   c.init = 'asset:shapes_base'
@@ -50,13 +56,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.policy.transition.name = 'flow_sde'
   c.policy.noise = 0.7
-  c.policy.guidance_scale = 1.5
   c.trainable = r'text|pooled'
   c.steps = 400
   c.data.update(prompts_per_step=14, group_size=12)
   c.optimizer.update(lr=5e-4, decay='linear')
   c.ema = 0.98
-  c.microbatches = 2  # memory
   c.eval.every = 100
   c.checkpoint.every = 100
   c.objective.pg = config_dict.create(
@@ -75,9 +79,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.policy.noise = 0.3
   if 'plain' in variants:
     c.objective.pg.ratio = 'plain'
-  if 'jpeg' in variants:
+  if 'jpeg' in variants or 'jpeg_host' in variants:
+    place = 'host_' if 'jpeg_host' in variants else ''
     c.rewards.oracle.weight = 0.0
-    c.rewards.jpeg = config_dict.create(name='jpeg_compressibility', weight=1.0)
+    c.rewards.jpeg = config_dict.create(
+      name=f'{place}jpeg_compressibility', weight=1.0
+    )
   if 'ocr' in variants:
     c.data.prompts.tasks = ('text',)
   if 'proxy' in variants:

@@ -1,6 +1,9 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
 from collections.abc import Mapping
+import fnmatch
+import inspect
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +27,39 @@ from gen_rl import (
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.data import pictures, pipeline, prompts, tokenizers
+from gen_rl.diffusion import schedules, transitions
 from gen_rl.models import weights
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
+
+# Where the function is found that a part of a config names.
+SPECS = {
+  'tokenizer': tokenizers,
+  'data.prompts': prompts,
+  'eval.prompts': prompts,
+  'model': models,
+  'policy': policies,
+  'policy.transition': transitions,
+  'policy.window_start': schedules,
+  'rollout': pictures,
+  'rewards.*': rewards,
+  'eval.gold.*': rewards,
+  'advantage': advantages,
+  'objective.*': objectives,
+  'optimizer': optim,
+}
+
+
+def keywords(path: str, name: str | None) -> list[str]:
+  """What the function `name` takes, at `path` of a config ('data.prompts').
+
+  Empty where that is no part that names a function, or there is no such one.
+  """
+  for pattern, module in SPECS.items():
+    if fnmatch.fnmatchcase(path, pattern) and name in build.names(module):
+      return list(inspect.signature(build.find(module, name)).parameters)
+  return []
 
 
 class Setup(NamedTuple):
@@ -36,6 +68,7 @@ class Setup(NamedTuple):
   source: prompts.Prompts
   tokenizer: tokenizers.Tokenizer
   policy: Policy
+  all_decisions: Policy  # the same with every noisy step one: KL sums them all
   sampler: Any  # (params, rows) -> latents, deterministic; None: predicts none
   rewards: combine.Weighted | None
 
@@ -58,6 +91,9 @@ def setup(
     models, config.model, vocab=tokenizer.size, length=config.data.length
   )
   policy = build.build(policies, config.policy, net=net)
+  every = dict(window=0, window_low=0, window_high=0, window_start=None)
+  every = {k: v for k, v in every.items() if k in config.policy}
+  all_decisions = build.build(policies, {**config.policy, **every}, net=net)
   sampler = policy.velocity and denoising.ode_sampler(
     net,
     config.eval.steps,
@@ -70,7 +106,46 @@ def setup(
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  return Setup(source, tokenizer, policy, sampler, weighted or None)
+  check(config, bool(weighted))
+  return Setup(
+    source, tokenizer, policy, all_decisions, sampler, weighted or None
+  )
+
+
+def check(config: ml_collections.ConfigDict, rewarded: bool) -> None:
+  """Raises ConfigError on fields no run can have, before anything is built.
+
+  Args:
+    config: see configs/base.py.
+    rewarded: some reward has a weight.
+  """
+  positive = (
+    'steps', 'updates', 'epochs', 'microbatches', 'eval.every', 'log.every',
+    'checkpoint.every', 'data.prompts_per_step', 'data.group_size',
+    'eval.num_prompts', 'eval.samples',
+  )  # fmt: skip
+  flat = build.flatten(config)
+  for field in positive:
+    if flat[field] < 1:
+      raise build.ConfigError(
+        f'config.{field} is {flat[field]}; it must be at least 1 (an interval '
+        'longer than the run switches off what it times)'
+      )
+  if not any(build.weight(spec) for spec in config.objective.values()):
+    raise build.ConfigError(
+      'nothing would be trained: config.objective has no term with a weight'
+    )
+  if config.rollout.name == 'policy' and not rewarded:
+    raise build.ConfigError(
+      'nothing would be trained: the policy samples, and config.rewards has no '
+      'reward with a weight'
+    )
+  try:
+    re.compile(config.trainable)
+  except re.error as error:
+    raise build.ConfigError(
+      f'config.trainable={config.trainable!r} is no regular expression: {error}'
+    ) from None
 
 
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
@@ -102,12 +177,21 @@ def make_batches(
     weights=config.data.weights.to_dict(),
     balance=config.data.balance and bool(built.source.tasks),
     group_size=config.data.group_size,
+    truncate=config.data.truncate,
   )
+
+
+def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
+  """`eval.prompts`, on top of `data.prompts` where both are of one source."""
+  spec = config.eval.prompts.to_dict()
+  if spec.get('name', config.data.prompts.name) == config.data.prompts.name:
+    spec = config.data.prompts.to_dict() | spec
+  return build.build(prompts, spec)
 
 
 def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
   """(params -> Evaluation, the batch of evaluation prompts)."""
-  source = build.build(prompts, {**config.data.prompts, **config.eval.prompts})
+  source = evaluation_prompts(config)
   batches = pipeline.prompt_batches(
     source,
     config.eval.num_prompts,
@@ -115,6 +199,7 @@ def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
     tokenizer=built.tokenizer,
     length=config.data.length,
     balance=bool(source.tasks),
+    truncate=config.data.truncate,
   )
   batch, texts = next(batches)
   batch = {k: v for k, v in batch.items() if k != 'media'}
@@ -135,7 +220,8 @@ def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
     texts=texts,
     tasks=tasks,
     gold={label: (reward, 1.0) for label, reward in gold.items()},
-    proxy=combine.split(built.rewards)[0] if built.rewards else None,
+    proxy=built.rewards,
+    host_rewards=config.host_rewards.to_dict(),
     samples=config.eval.samples,
     seed=config.eval.seed,
   )

@@ -22,6 +22,7 @@ import numpy as np
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
+from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.types import Array, Params, Policy, PyTree, RewardInputs, Rows
 from gen_rl.utils import image, rng
 
@@ -92,6 +93,7 @@ def sampled(
   proxy: combine.Weighted | None,
   samples: int,
   seed: int,
+  host_rewards: Mapping[str, Any] | None = None,
 ) -> Callable[[Params], Evaluation]:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -102,15 +104,17 @@ def sampled(
     texts: their sentences.
     tasks: their task labels, or empty.
     gold: {label: (Reward, weight)}, the verdict.
-    proxy: the trained device rewards, or None.
+    proxy: {label: (Reward, weight)} as trained on, or None.
     samples: n per prompt.
     seed: of the initial noise.
+    host_rewards: keywords of `rewards.evaluate.evaluate_host`.
   """
   gold_reward = combine.combine(gold)
-  proxy_reward = combine.combine(proxy) if proxy else None
+  device, host = combine.split(proxy or {})
+  weights = combine.weights({**device, **host})
 
   @jax.jit
-  def run(params: Params, prompts, gold_params, proxy_params):
+  def run(params: Params, prompts, gold_params, device_params):
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
@@ -118,23 +122,23 @@ def sampled(
     inputs = RewardInputs(media, rows.info, samples)
     keys = rng.stream_keys(rows.keys, 'reward')
     verdict = gold_reward.score(gold_params, inputs, keys)
-    trained = None
-    if proxy_reward is not None:
-      trained = proxy_reward.score(proxy_params, inputs, keys)
-    return media, verdict, trained, diversity(media, samples)
+    trained = reward_calls.evaluate(device, inputs, keys, device_params)
+    return inputs, verdict, trained, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
-    media, verdict, trained, spread = jax.device_get(
-      run(
-        params,
-        dict(batch),
-        gold_reward.params,
-        None if proxy_reward is None else proxy_reward.params,
-      )
+    inputs, verdict, outs, spread = jax.device_get(
+      run(params, dict(batch), gold_reward.params, combine.params(device))
     )
+    media = inputs.media
     score = np.where(verdict.valid, verdict.score, np.nan)
+    if host:
+      more, _ = reward_calls.evaluate_host(
+        host, inputs, jax.random.key(seed), **(host_rewards or {})
+      )
+      outs |= more
     mean_proxy = None
-    if trained is not None:
+    if outs:
+      trained = jax.device_get(combine.merge(outs, weights))
       mean_proxy = float(np.nanmean(np.where(trained.valid, trained.score,
                                              np.nan)))  # fmt: skip
     parts = {

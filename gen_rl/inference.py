@@ -118,8 +118,8 @@ def evaluate(
     config_name, eval_seed, prompts, samples (per prompt), denoising_steps
     step      updates done; null: initial parameters
     source    which parameters, in words
-    strict, strict_per_task, proxy, diversity: see `results`; null where nobody
-              measured
+    strict, strict_per_task, parts, proxy, diversity: see `results`; null where
+              nobody measured
 
   Raises:
     ConfigError, CheckpointError, WeightsError: one sentence each.
@@ -195,9 +195,13 @@ def sample(
   if num < 1:
     raise ConfigError(f'--num is how many pictures to draw, not {num}')
   built = assemble.setup(config)
+  if built.sampler is None:
+    raise ConfigError(f'the policy {config.policy.name!r} draws no pictures')
   if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
     prompt = prompt.rstrip(' .')
-  tokens = built.tokenizer.encode([prompt], config.data.length)
+  tokens = built.tokenizer.encode(
+    [prompt], config.data.length, truncate=config.data.truncate
+  )
   unknown = built.tokenizer.unknown([prompt])
   if unknown:
     words = ', '.join(map(repr, unknown))
@@ -231,9 +235,11 @@ def sample(
 
   media, correct = jax.device_get(draw(loaded.params, rows))
   path = pathlib.Path(out or os.path.join(workdir, 'sample.png'))
-  image.save_png(
-    path, image.grid(media, captions=[prompt] * num, correct=correct)
-  )
+  if media.ndim == 2:
+    picture = image.scatter(media)
+  else:
+    picture = image.grid(media, captions=[prompt] * num, correct=correct)
+  image.save_png(path, picture)
   if correct is not None:
     print(f'{correct.sum()} of {num} are what the prompt asks for.')
   print(f'Pictures: {path}')

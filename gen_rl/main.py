@@ -14,8 +14,10 @@ GEN_RL_TRACEBACK=1 in the environment the traceback comes as well. Anything
 else is a bug of ours and always shows its traceback.
 """
 
+from collections.abc import Mapping, Sequence
 import difflib
 import dis
+import errno
 import os
 import pathlib
 import re
@@ -31,7 +33,11 @@ from ml_collections import config_dict, config_flags
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Path or name of a config, with ":variant" if it has any.'
+  'config',
+  None,
+  'Path or name of a config, with ":variant" if it has any.',
+  lock_config=False,  # `check_overrides` says which fields may be added
+  accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder for everything written; default runs/<config>.'
@@ -50,6 +56,8 @@ _CACHE = flags.DEFINE_string(
   'Folder of compiled programs, so that a second start is fast; "" is off; '
   'default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/gen_rl/xla.',
 )
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def installed_configs() -> dict[str, pathlib.Path]:
@@ -83,33 +91,85 @@ def find_config(value: str) -> str:
 
 
 def check_overrides(
-  config: config_dict.ConfigDict, overrides: list[str]
+  config: config_dict.ConfigDict, overrides: Mapping[str, str | None]
 ) -> None:
   """Says which fields there are where an override names one that is not.
 
+  Besides those of the file, a part that names a function has the keywords of
+  that function.
+
   Args:
     config: as the config file gives it.
-    overrides: paths, 'objective.pg.clip'.
+    overrides: {path: value as text}, {'objective.pg.clip': '0.01'}.
 
   Raises:
     ValueError: naming the first wrong part of a path and what would be right.
   """
   for override in overrides:
     node, seen = config, 'config'
-    for part in re.sub(r'\[.*?\]', '', override).split('.'):
+    parts = re.sub(r'\[.*?\]', '', override).split('.')
+    if parts[:-1] == ['data', 'weights']:  # labels of tasks
+      continue
+    for i, part in enumerate(parts):
       if not isinstance(node, config_dict.ConfigDict):
         raise ValueError(
           f'--config.{override} cannot be set: {seen} is a value '
           f'({node!r}) without fields'
         )
       if part not in node:
-        close = difflib.get_close_matches(part, list(node), n=1)
+        path = '.'.join(parts[:i])
+        more = _keywords(path, overrides.get(f'{path}.name', node.get('name')))
+        if part in more and i == len(parts) - 1:
+          break
+        valid = sorted({*node, *more})
+        close = difflib.get_close_matches(part, valid, n=1)
         hint = f' (did you mean {close[0]!r}?)' if close else ''
         raise ValueError(
           f'--config.{override} cannot be set: {seen} has no field '
-          f'{part!r}{hint}; valid: {", ".join(sorted(node)) or "(none)"}'
+          f'{part!r}{hint}; valid: {", ".join(valid) or "(none)"}'
         )
       node, seen = node[part], f'{seen}.{part}'
+
+
+def drop_leftovers(
+  config: config_dict.ConfigDict, overrides: Mapping[str, str | None]
+) -> None:
+  """Removes what another function took, where `name` was set by an override.
+
+  `--config.data.prompts.name=txt` leaves a `split` behind that `txt` does not
+  know. What an override set itself stays, to be complained about.
+  """
+  for override in overrides:
+    path, _, field = override.rpartition('.')
+    if field != 'name' or not path:
+      continue
+    node = config
+    for part in path.split('.'):
+      node = node[part]
+    known = _keywords(path, node.get('name'))
+    for key in list(node) if known else ():
+      asked = f'{path}.{key}' in overrides
+      if not asked and key not in ('name', 'weight', *known):
+        del node[key]
+
+
+def _keywords(path: str, name: str | None) -> list[str]:
+  from gen_rl import assemble  # jax, which a typing error need not wait for
+
+  return assemble.keywords(path, name)
+
+
+def overrides_of(argv: Sequence[str]) -> dict[str, str | None]:
+  """{path: value as text} of the --config.path arguments; None: a flag."""
+  found: dict[str, str | None] = {}
+  for i, arg in enumerate(argv):
+    if arg == '--':
+      break
+    flag, equals, value = arg.partition('=')
+    if match := re.match(r'--?(?:no)?config\.(.+)', flag):
+      after = argv[i + 1] if i + 1 < len(argv) else None
+      found[match[1]] = value if equals else after
+  return found
 
 
 def resolve(argv: list[str]) -> list[str]:
@@ -119,7 +179,6 @@ def resolve(argv: list[str]) -> list[str]:
     ValueError: no such config, variant or field.
   """
   argv, config = list(argv), None
-  overrides = []
   for i, arg in enumerate(argv):
     flag, equals, value = arg.partition('=')
     if arg == '--':
@@ -130,15 +189,13 @@ def resolve(argv: list[str]) -> list[str]:
         argv[i] = f'--config={config}'
       elif i + 1 < len(argv):
         config = argv[i + 1] = find_config(argv[i + 1])
-    elif match := re.match(r'--?(?:no)?config\.(.+)', flag):
-      overrides.append(match[1])
   if config:
     # Loaded once more by its flag, which hides what went wrong in a file.
     path, _, variant = config.partition(':')
     get_config = runpy.run_path(path).get('get_config')
     if get_config is None:
       raise ValueError(f'{path} is no config: it defines no get_config(arg)')
-    check_overrides(get_config(variant), overrides)
+    check_overrides(get_config(variant), overrides_of(argv))
   return argv
 
 
@@ -186,6 +243,7 @@ def main(argv: list[str]) -> None:
       '--config says what to run: the path of a config, or one of the '
       f'installed {", ".join(installed_configs())}'
     )
+  drop_leftovers(config, overrides_of(sys.argv))
   if _MODE.value == 'sample' and not _PROMPT.value:
     raise ValueError('--mode=sample needs --prompt="what to draw"')
   workdir = _WORKDIR.value or f'runs/{config.name.replace(":", "_")}'
@@ -193,8 +251,9 @@ def main(argv: list[str]) -> None:
   use_compilation_cache(_CACHE.value)
   if _MODE.value == 'train':
     from gen_rl import train
+    from gen_rl.utils import system
 
-    train.train_and_evaluate(config, workdir)
+    train.train_and_evaluate(config, workdir, started=system.process_start())
     return
   from gen_rl import inference
 
@@ -213,6 +272,12 @@ def sentence(error: BaseException) -> str | None:
   """
   if isinstance(error, OSError) and error.strerror and error.filename:
     return f'{error.filename}: {error.strerror}'
+  if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+    return (
+      f'nothing more can be written: {error.strerror}; the newest whole '
+      'checkpoint is kept, and once there is room the same command goes on '
+      'from it'
+    )
   if isinstance(error, flags.Error) or type(error).__module__.startswith(
     'gen_rl.'
   ):

@@ -2,7 +2,7 @@
 
 `metrics.jsonl` is the record for programs. One JSON object a line:
 
-  {"step": 12, "time": 1767225600.1, "samples": 1152, "reward/mean": 0.71, ...}
+  {"step": 12, "time": 1767225600.1, "samples": 1152, "reward/score": 0.71, ...}
 
   step     updates done when the values held (0: before the first)
   time     Unix seconds at which the line was written
@@ -142,7 +142,7 @@ class Writer:
   """metrics.jsonl at once, TensorBoard behind it in a thread.
 
   with Writer(workdir, resume_step=state_step) as writer:
-    writer.write_scalars(step, {'reward/mean': 0.5}, samples=96)
+    writer.write_scalars(step, {'reward/score': 0.5}, samples=96)
     writer.write_images(step, {'eval/grid': uint8})
 
   Files: <workdir>/metrics.jsonl, <workdir>/tensorboard/, <workdir>/images/.

@@ -10,7 +10,6 @@ import html
 import math
 import os
 import pathlib
-import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,8 @@ PANELS = (
   ('Held-out: gold oracle per task', ('eval/strict/*',), None, 1),
   ('Reward in training', ('reward/*', '!*std*', '!*valid*'), None, 9),
   ('Diversity within a prompt', ('eval/diversity', 'diversity/*'), None, 1),
-  ('KL to the base', ('kl/*', '*/kl', '*/kl_*', '!loss/*'), None, 9),
+  ('KL from the base, nats a sample', ('kl/base',), None, 1),
+  ('KL terms of the loss', ('*/kl', '*/kl_*'), None, 9),
   ('Gradient norm', ('*/grad_norm', '*/grad_norm_*'), None, 9),
   ('Clip fraction', ('*/clip_fraction', '*/clip_fraction_*'), None, 9),
   ('Loss', ('loss/*', '*/loss'), None, 9),
@@ -64,20 +64,19 @@ def write_report(
   grids: Mapping[str, Any],
   config,
   env: Mapping,
-  commands: Mapping[str, str] | None = None,
+  commands: Mapping[str, str],
 ) -> pathlib.Path:
   """Writes <workdir>/report.html.
 
   Args:
-    workdir: a folder; also what the commands name.
+    workdir: a folder.
     result: as `results` says.
     history: lines of metrics.jsonl, from `read_history`. PANELS says which
       metrics are drawn.
     grids: {heading: Comparison, or one picture [h w c] (a finished grid)}.
     config: ConfigDict, dict, or text.
     env: from `system.environment`.
-    commands: {what it does: shell command}; by default how to reproduce,
-      resume and evaluate the run.
+    commands: {what it does: shell command}, how to run it again.
 
   Returns:
     The path.
@@ -86,8 +85,6 @@ def write_report(
     ValueError: the result lacks a key.
   """
   results.check(result)
-  if commands is None:
-    commands = _commands(result, workdir)
   name = html.escape(str(result['config_name']))
   body = [
     f'<header><p class="eyebrow">gen_rl</p><h1>{name}</h1>'
@@ -222,22 +219,6 @@ def _samples(grid):
     '<p class="note">The two rows of a prompt start from the same seeds, '
     f'column by column.{marks}</p><div class="cards">{"".join(cards)}</div>'
   )
-
-
-def _commands(result, workdir):
-  name, _, variant = str(result['config_name']).partition(':')
-  config = f'configs/{name.removesuffix(".py")}.py'
-  main = 'python -m gen_rl.main --config=' + shlex.quote(
-    config + (f':{variant}' if variant else '')
-  )
-  here = f'--workdir={shlex.quote(os.fspath(workdir))}'
-  return {
-    'Reproduce (an empty workdir)': (
-      f'{main} --config.seed={result["seed"]} --workdir=runs/again'
-    ),
-    'Resume, or train on': f'{main} {here}',
-    'Evaluate the last checkpoint': f'{main} {here} --mode=eval',
-  }
 
 
 def _command_list(commands):

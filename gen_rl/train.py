@@ -27,9 +27,7 @@ from gen_rl import evaluate as evaluate_lib
 from gen_rl.models import weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
-from gen_rl.utils import image, progress, system
-
-_PROCESS_START = time.time()
+from gen_rl.utils import image, progress, system, tree
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -50,10 +48,26 @@ def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
   return f'python -m gen_rl.main {shlex.join(flags)}'
 
 
+def rerun_commands(
+  config: ml_collections.ConfigDict, workdir: str, flags: Sequence[str]
+) -> dict[str, str]:
+  """{what it does: command line} for the report; arguments as above."""
+  resume = resume_command(config.name, workdir, flags)
+  elsewhere = [f for f in flags if not f.lstrip('-').startswith('workdir')]
+  return {
+    'Reproduce (an empty workdir)': resume_command(
+      config.name, 'runs/again', elsewhere
+    ),
+    'Resume, or train on': resume,
+    'Evaluate the last checkpoint': f'{resume} --mode=eval',
+  }
+
+
 def train_and_evaluate(
   config: ml_collections.ConfigDict,
   workdir: str,
   own_rewards: combine.Weighted | None = None,
+  started: float | None = None,
 ) -> dict[str, Any]:
   """Trains from the newest checkpoint of `workdir`, or from the start.
 
@@ -63,6 +77,7 @@ def train_and_evaluate(
       rewards that live in a notebook.
     workdir: folder for checkpoints, metrics.jsonl, TensorBoard files,
       result.json and report.html.
+    started: seconds since the epoch from which wall time counts; default now.
 
   Returns:
     What result.json holds.
@@ -72,6 +87,9 @@ def train_and_evaluate(
     FloatingPointError: too many updates in a row were not finite.
     SystemExit: code 0 after SIGTERM, with the state saved.
   """
+  started = time.time() if started is None else started
+  if jax.default_backend() == 'cpu':
+    system.keep_freed_memory()
   clock = progress.Stopwatch()
   mesh = sharding.data_mesh()
   built = assemble.setup(config, own_rewards)
@@ -86,9 +104,16 @@ def train_and_evaluate(
   _, host_rewards = combine.split(built.rewards or {})
   state = assemble.initial_state(config, built, base, tx, advantage)
   state = sharding.replicate(state, mesh)
+  origin = tree.checksum((base, state.frozen['rewards']))
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
   elapsed_before, first_metric = 0.0, None
   if restored:
+    if restored.extra['origin'] != origin:
+      raise checkpoint.CheckpointError(
+        f'the run in {workdir} began from other parameters than '
+        f'{config.init!r} holds now, or with other reward models; use a new '
+        'workdir'
+      )
     state = restored.state
     batches.set_state(restored.extra['data'])
     elapsed_before = restored.extra['wall_seconds']
@@ -109,11 +134,12 @@ def train_and_evaluate(
   old_handler = signal.signal(signal.SIGTERM, lambda *_: stop_asked.append(1))
 
   def wall() -> float:
-    return elapsed_before + time.time() - _PROCESS_START
+    return elapsed_before + time.time() - started
 
   def save() -> None:
     extra = dict(
       data=batches.get_state(),
+      origin=origin,
       wall_seconds=wall(),
       seconds_to_first_metric=first_metric,
     )
@@ -122,11 +148,11 @@ def train_and_evaluate(
   kl_from_base = None
   if config.rollout.name == 'policy':
     kl_from_base = evaluate_lib.kl_from_base(
-      built.policy, eval_batch, config.eval.samples, config.eval.seed
+      built.all_decisions, eval_batch, config.eval.samples, config.eval.seed
     )
 
   def run_eval(
-    step: int, params: Params
+    at: int, params: Params
   ) -> tuple[evaluate_lib.Evaluation, float | None]:
     """Evaluates and logs; also returns the KL from the base, if defined."""
     kl = None
@@ -135,10 +161,12 @@ def train_and_evaluate(
       if kl_from_base:
         kl = 0.0 if params is base else kl_from_base(params, base)
     kl_metrics = {} if kl is None else {'kl/base': kl}
-    writer.write_scalars(step, {**result.metrics(), **kl_metrics})
+    writer.write_scalars(at, {**result.metrics(), **kl_metrics})
+    nonlocal first_metric
+    first_metric = first_metric or wall()
     pictures, gold = result.shown(config.eval.shown)
     writer.write_images(
-      step,
+      at,
       {
         'samples': image.grid(
           pictures[:, 0],
@@ -154,11 +182,26 @@ def train_and_evaluate(
     traj, inputs, outs = step.sample(state, batch, key)
     with clock.stage('host rewards'):
       host_outs, host_metrics = evaluate.evaluate_host(
-        host_rewards, inputs, jax.random.fold_in(key, state.step)
+        host_rewards,
+        inputs,
+        jax.random.fold_in(key, state.step),
+        **config.host_rewards,
       )
     state, logged = step.learn(state, traj, {**outs, **host_outs}, key)
     # reward/invalid of `logged` counts rows that any reward could not score.
     return state, {**host_metrics, **logged}
+
+  def stop_if_asked(done: int) -> None:
+    if not stop_asked:
+      return
+    save()
+    checkpoint.check(manager, wait=True)
+    print(
+      f'\nStopped at step {done} after SIGTERM; the state is saved. '
+      f'Resume with: {resume_command(config.name, workdir, sys.argv[1:])}',
+      flush=True,
+    )
+    raise SystemExit(0)
 
   with contextlib.ExitStack() as stack:
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
@@ -168,7 +211,7 @@ def train_and_evaluate(
     base_result = None
     if start == 0:
       base_result, _ = run_eval(0, base)
-      first_metric = wall()
+      stop_if_asked(0)
     line = progress.Progress(config.steps, start)
 
     for i in range(start, config.steps):
@@ -185,16 +228,17 @@ def train_and_evaluate(
         reward=logged.get('reward/score'),
         samples_per_step=rows,
       )
-      if done % config.log.every == 0 or done == config.steps:
+      diverged = logged['optim/skipped_in_a_row'] >= config.stop_after_skipped
+      if done % config.log.every == 0 or done == config.steps or diverged:
         writer.write_scalars(
           done, {**logged, **clock.summary(rows)}, samples=done * rows
         )
-      if logged['optim/skipped_in_a_row'] >= config.stop_after_skipped:
+      if diverged:
         raise FloatingPointError(
           f'the last {int(logged["optim/skipped_in_a_row"])} updates (to step '
           f'{done}) were not finite and were skipped; the newest checkpoint '
-          'holds the parameters from before; lower optimizer.lr or look at '
-          f'{workdir}/metrics.jsonl'
+          f'holds the parameters from before; see {workdir}/metrics.jsonl, and '
+          'try a lower optimizer.lr in a new workdir'
         )
       if done % config.eval.every == 0 and done < config.steps:
         run_eval(done, train_state.full_params(state, averaged))
@@ -202,21 +246,15 @@ def train_and_evaluate(
       if done % config.checkpoint.every == 0 or done == config.steps:
         with clock.stage('checkpoint'):
           save()
-      if stop_asked:
-        save()
-        checkpoint.check(manager, wait=True)
-        print(
-          f'\nStopped at step {done} after SIGTERM; the state is saved. '
-          'Resume with: ' + resume_command(config.name, workdir, sys.argv[1:]),
-          flush=True,
-        )
-        raise SystemExit(0)
+      checkpoint.check(manager)
+      stop_if_asked(done)
     line.close()
 
     trained = train_state.full_params(state, averaged)
     trained_result, kl = run_eval(config.steps, trained)
     if base_result is None:
       base_result = evaluate_params(base)
+    stop_if_asked(config.steps)
     if config.export:
       export(config, workdir, trained, trained_result)
 
@@ -256,6 +294,7 @@ def train_and_evaluate(
       {'Held-out prompts, before and after': comparison},
       config,
       environment,
+      rerun_commands(config, workdir, sys.argv[1:]),
     )
     print(results.table(result))
     print(f'Report: {path}')

@@ -1,5 +1,6 @@
 """The command line, and what it says when a person gets something wrong."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -110,8 +111,52 @@ def test_resolve_leaves_the_other_arguments_alone():
 )
 def test_overrides_of_fields_that_do_not_exist(override, words):
   with pytest.raises(ValueError) as error:
-    main.check_overrides(flow_grpo.get_config(), ['seed', override])
+    main.check_overrides(flow_grpo.get_config(), {'seed': '1', override: '1'})
   assert all(word in str(error.value) for word in (override, *words))
+
+
+def test_overrides_may_name_keywords_of_the_function():
+  config = flow_grpo.get_config()
+  main.check_overrides(config, {'objective.pg.clip_high': '0.1'})
+  main.check_overrides(config, {'data.weights.text': '2'})
+  file = {'data.prompts.path': 'x.txt'}
+  with pytest.raises(ValueError, match="no field 'path'.*name, split, tasks"):
+    main.check_overrides(config, file)
+  main.check_overrides(config, {'data.prompts.name': 'txt', **file})
+
+
+def test_overridden_name_drops_what_the_other_function_took():
+  config = flow_grpo.get_config()
+  config.data.prompts.name = 'txt'
+  config.data.prompts.path = 'x.txt'
+  overrides = {'data.prompts.name': 'txt', 'data.prompts.path': 'x.txt'}
+  main.drop_leftovers(config, overrides)
+  assert config.data.prompts.to_dict() == dict(name='txt', path='x.txt')
+  config.data.prompts.split = 'rl'  # asked for: an error of build, not silence
+  main.drop_leftovers(config, overrides | {'data.prompts.split': 'rl'})
+  assert config.data.prompts.split == 'rl'
+
+
+def test_overrides_of_an_argument_list():
+  argv = ['main', '--config=x', '--config.a.b=1', '--noconfig.c', '--config.d']
+  assert main.overrides_of([*argv, '5', '--', '--config.e=1']) == {
+    'a.b': '1', 'c': '--config.d', 'd': '5'
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
+    ('eval.every', 0, 'at least 1'),
+    ('microbatches', 0, 'at least 1'),
+    ('rewards.oracle.weight', 0.0, 'no reward with a weight'),
+    ('objective.pg.weight', 0.0, 'no term with a weight'),
+    ('trainable', '(', 'no regular expression'),
+  ],
+)
+def test_runs_that_could_not_train(field, value, words):
+  with pytest.raises(build.ConfigError, match=words):
+    assemble.setup(_config(**{field: value}))
 
 
 def _caught(function):
@@ -133,6 +178,8 @@ def test_sentences_and_bugs():
   assert says(lambda: pathlib.Path('/no/such/file').read_text()) == (
     '/no/such/file: No such file or directory'
   )
+  full = OSError(errno.ENOSPC, 'No space left on device')  # of a write
+  assert 'newest whole checkpoint is kept' in main.sentence(full)
   unknown = flags.UnrecognizedFlagError('x')
   assert main.sentence(unknown) == str(unknown)
   # Raised in our code, but not by it: numpy, Python, a wrong call.
@@ -277,7 +324,7 @@ def test_prompt_files_name_file_and_line(name, text, words, tmp_path):
 
 def test_oracle_on_prompts_that_say_nothing_about_themselves(tmp_path):
   path = tmp_path / 'prompts.txt'
-  path.write_text('a red circle\n' * 4)
+  path.write_text('a red dragon\n' * 4)
   config = _prompts(path)
   (step, tx, advantage), built = _builds(config)
   key = jax.random.key(0)

@@ -23,10 +23,10 @@ def open_writer(workdir, **kw):
 def test_a_line_has_step_time_samples_and_values(tmp_path):
   with open_writer(tmp_path, clock=lambda: 12.3456) as w:
     w.write_scalars(
-      3, {'reward/mean': jnp.float32(0.1), 'n': np.int64(7)}, samples=96
+      3, {'reward/score': jnp.float32(0.1), 'n': np.int64(7)}, samples=96
     )
   assert lines(tmp_path) == [
-    {'step': 3, 'time': 12.346, 'samples': 96, 'reward/mean': 0.1, 'n': 7}
+    {'step': 3, 'time': 12.346, 'samples': 96, 'reward/score': 0.1, 'n': 7}
   ]
 
 

@@ -7,11 +7,12 @@ import pytest
 from gen_rl import metrics, report, results, testing
 
 HISTORY = [
-  {'step': s, 'time': 0.0, 'samples': 96 * s, 'reward/mean': s / 10,
-   'reward/std': 0.1, 'train/grad_norm': None if s == 2 else 1.0}
+  {'step': s, 'time': 0.0, 'samples': 96 * s, 'reward/score': s / 10,
+   'reward/std': 0.1, 'optim/grad_norm': None if s == 2 else 1.0}
   | ({'eval/strict': 0.6 + s / 50, 'eval/proxy': 0.7} if s % 5 == 0 else {})
   for s in range(11)
 ]  # fmt: skip
+COMMANDS = {'Run it again': 'python -m gen_rl.main --config=x'}
 EVIL = '<script>alert("x")</script> & "quoted"'
 VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
 
@@ -65,6 +66,7 @@ def page(tmp_path):
     {'Held-out prompts': comparison(), 'Sheet': np.zeros((9, 9, 3))},
     ml_collections.ConfigDict({'lr': 1e-4, 'note': EVIL, 'shape': (2, 3)}),
     {'python': '3.11', 'cpus': 2},
+    COMMANDS,
   )
   assert path == tmp_path / 'report.html'
   return Page(path.read_text())
@@ -89,7 +91,7 @@ def test_report_has_all_sections(page):
   assert tags.count('svg') == 3
   assert tags.count('img') == 2 * 2 * 3 + 1
   text = ' '.join(''.join(page.text).split())
-  assert 'configs/flow_grpo.py:tiny' in text and 'lr: 0.0001' in text
+  assert COMMANDS['Run it again'] in text and 'lr: 0.0001' in text
   assert results.verdict(testing.result()) in text
 
 
@@ -108,16 +110,16 @@ def test_report_without_history_grids_or_numbers(tmp_path):
   for part in (result['base'], result['trained']):
     part.update(strict=None, strict_per_task={}, proxy=None, diversity=None)
   result.update(kl=float('nan'), samples_per_second=None)
-  path = report.write_report(tmp_path, result, [], {}, {}, {})
+  path = report.write_report(tmp_path, result, [], {}, {}, {}, {})
   assert 'nan' not in ''.join(Page(path.read_text()).text).lower()
 
 
 def test_large_pictures_are_shrunk(tmp_path):
   path = report.write_report(
-    tmp_path, testing.result(), [], {'x': comparison(1, 1, 600)}, 'a: 1', {}
+    tmp_path, testing.result(), [], {'x': comparison(1, 1, 600)}, 'a: 1', {}, {}
   )
   small = report.write_report(
-    tmp_path, testing.result(), [], {'x': comparison(1, 1, 256)}, 'a: 1', {}
+    tmp_path, testing.result(), [], {'x': comparison(1, 1, 256)}, 'a: 1', {}, {}
   )
   assert path.stat().st_size < 1.2 * small.stat().st_size
 
@@ -125,7 +127,7 @@ def test_large_pictures_are_shrunk(tmp_path):
 def test_prompts_and_pictures_must_agree(tmp_path):
   bad = comparison()._replace(prompts=['one'])
   with pytest.raises(ValueError, match='1 prompts'):
-    report.write_report(tmp_path, testing.result(), [], {'x': bad}, {}, {})
+    report.write_report(tmp_path, testing.result(), [], {'x': bad}, {}, {}, {})
 
 
 def test_read_history_takes_file_or_workdir(tmp_path):

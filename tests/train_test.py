@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from gen_rl import (
@@ -22,6 +24,7 @@ from gen_rl import (
   sharding,
   train,
 )
+from gen_rl.types import Reward, RewardOut
 from gen_rl.utils import tree
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -124,6 +127,51 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   for name in ('base', 'trained', 'kl', 'steps', 'updates_skipped'):
     assert a[name] == b[name], name
   assert b['wall_seconds'] > 0 and b['seconds_to_first_metric'] > 0
+
+  # the other modes of the command, on what the run left
+  finish(start(cut, cache, '--mode=eval'))
+  again = json.loads((cut / 'eval.json').read_text())
+  assert again['step'] == STEPS
+  assert {k: again[k] for k in b['trained']} == b['trained']
+  out = finish(start(cut, cache, '--mode=sample', '--prompt=two red circles'))
+  assert 'of 8 are what the prompt asks for' in out
+  assert (cut / 'sample.png').stat().st_size > 0
+
+
+def test_a_reward_in_python_trains_in_the_same_loop(tmp_path):
+  """Also when it fails: its rows are left out, the run goes on."""
+  calls = []
+
+  def score(params, inputs, key):
+    calls.append(len(inputs.media))
+    if len(calls) % 3 == 0:
+      raise OSError('no answer')
+    value = inputs.media.mean((1, 2, 3))
+    return RewardOut(value, dict(twice=2 * value), np.ones(len(value), bool))
+
+  config = tiny_config(**{'steps': 3, 'rewards.oracle.weight': 0.0})
+  own = dict(bright=(Reward('bright', (), score, where='host'), 1.0))
+  result = train.train_and_evaluate(config, str(tmp_path), own)
+  assert result['steps'] == 3 and result['updates_skipped'] == 0
+  assert 0 < result['base']['proxy'] < 1  # scored on the host as well
+  lines = [line for line in logged(tmp_path) if 'reward/score' in line]
+  groups = config.data.prompts_per_step
+  assert len(lines) == 3 and all('reward/bright/twice' in x for x in lines)
+  lost = [line['reward/bright/invalid'] for line in lines]
+  assert sum(lost) > 0 and max(lost) < groups * config.data.group_size
+
+
+def test_a_workdir_of_another_base_is_refused(tmp_path):
+  config = tiny_config(**{'log.tensorboard': False})
+  train.train_and_evaluate(config, str(tmp_path))
+  built = assemble.setup(config)
+  params = jax.tree.map(
+    lambda x: x + 1, assemble.initial_params(config, built.policy)
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(assemble, 'initial_params', lambda *_: params)
+    with pytest.raises(checkpoint.CheckpointError, match='other parameters'):
+      train.train_and_evaluate(config, str(tmp_path))
 
 
 def tiny_config(**changes):

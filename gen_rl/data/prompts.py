@@ -104,22 +104,38 @@ def _lines(path: str) -> list[tuple[int, str]]:
   return out
 
 
+def _understood(texts: Sequence[str]) -> dict[str, Any]:
+  """`info` and `tasks` of sentences of ShapesWorld, if all of them are."""
+  specs = [grammar.parse(text) for text in texts]
+  if None in specs:
+    return {}
+  rows = [grammar.spec_arrays(spec) for spec in specs]
+  return dict(
+    info={name: np.stack([row[name] for row in rows]) for name in rows[0]},
+    tasks=tuple(grammar.TASKS[spec.task] for spec in specs),
+  )
+
+
 def txt(path: str) -> Prompts:
   """One prompt per line; blank lines are skipped.
+
+  Where every line is a sentence of ShapesWorld, `info` and `tasks` are those
+  of `shapes`, so that its oracle can judge.
 
   Raises:
     FileNotFoundError: no such file.
     ValueError: the file is empty or a line is not UTF-8.
   """
   texts = tuple(text for _, text in _lines(path))
-  return Prompts(str(path), texts, np.arange(len(texts), dtype=np.int32))
+  ids = np.arange(len(texts), dtype=np.int32)
+  return Prompts(str(path), texts, ids, **_understood(texts))
 
 
 def metadata_jsonl(path: str) -> Prompts:
   """GenEval metadata: one JSON object a line with a "prompt" field.
 
   "tag" is the task label. All fields but the prompt are kept as Python
-  objects in `extra` (absent ones are None).
+  objects in `extra` (absent ones are None). Sentences of ShapesWorld as `txt`.
 
   Raises:
     FileNotFoundError: no such file.
@@ -144,16 +160,20 @@ def metadata_jsonl(path: str) -> Prompts:
     records.append(record)
   names = {name: None for record in records for name in record}
   tagged = all(isinstance(record.get('tag'), str) for record in records)
+  texts = tuple(record['prompt'].strip() for record in records)
+  understood = _understood(texts)
+  tags = tuple(record['tag'] for record in records) if tagged else ()
   return Prompts(
     str(path),
-    tuple(record['prompt'].strip() for record in records),
+    texts,
     np.arange(len(records), dtype=np.int32),
+    info=understood.get('info', {}),
     extra={
       name: tuple(record.get(name) for record in records)
       for name in names
       if name != 'prompt'
     },
-    tasks=tuple(record['tag'] for record in records) if tagged else (),
+    tasks=tags or understood.get('tasks', ()),
   )
 
 

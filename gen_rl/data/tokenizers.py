@@ -58,7 +58,7 @@ def _rows(
     if len(ids) > length and not truncate:
       raise ValueError(
         f'prompt {text!r} has {len(ids)} tokens but the limit is {length};'
-        ' raise the token length, shorten the prompt or allow truncation'
+        ' raise data.length, shorten the prompt or set data.truncate'
       )
     row[: len(ids)] = ids[:length]
   return out

@@ -82,7 +82,12 @@ def denoising(
     )
   start_spec = dict(window_start or dict(name='fixed_window'))
   if start_spec['name'] == 'fixed_window':
-    start_spec.setdefault('start', window_low)
+    first = start_spec.setdefault('start', window_low)
+    if not 0 <= first <= steps - 1 - width:
+      raise ValueError(
+        f'policy: a window of {width} steps cannot start at step {first}; with '
+        f'steps={steps} it may start at 0..{steps - 1 - width}'
+      )
   guided = guidance.cfg(net, guidance_scale)
   scale = 'unit' if unit_log_prob else 'full'
 

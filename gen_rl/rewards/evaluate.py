@@ -116,7 +116,12 @@ def evaluate_host(
     for answer in mine:
       if isinstance(answer, Exception):
         _log_once(label, answer)
-    outs[label] = _concatenate(mine, [c.stop - c.start for c in chunks])
+    # The same parts at every step, also where every call of a step failed.
+    parts = _parts_of.setdefault(label, set())
+    parts.update(*(a.parts for a in mine if isinstance(a, RewardOut)))
+    outs[label] = _concatenate(
+      mine, [c.stop - c.start for c in chunks], sorted(parts)
+    )
     failed = ~outs[label].valid
     metrics[f'reward/{label}/invalid'] = np.float32(failed.sum())
     invalid |= failed
@@ -196,11 +201,12 @@ def _run(
 
 
 def _concatenate(
-  answers: Sequence[RewardOut | Exception], rows: Sequence[int]
+  answers: Sequence[RewardOut | Exception],
+  rows: Sequence[int],
+  parts: Sequence[str],
 ) -> RewardOut:
   """Joins calls by row; failed ones get NaN scores and valid=False."""
   good = [a for a in answers if isinstance(a, RewardOut)]
-  parts = sorted(set().union(*(a.parts for a in good)))
   dense = next((a.dense for a in good if a.dense is not None), None)
 
   def missing(n: int) -> np.ndarray:
@@ -220,6 +226,7 @@ def _concatenate(
   return jax.tree.map(lambda *x: np.concatenate(x), *whole)
 
 
+_parts_of: dict[str, set[str]] = {}  # {label: names seen}, per process
 _logged: set[tuple[str, str]] = set()  # (reward, kind of failure), per process
 
 

@@ -73,7 +73,8 @@ def _checked(inputs: RewardInputs) -> RewardInputs:
     raise ConfigError(
       'the ShapesWorld oracle needs to know what a prompt asks for, and these '
       f'prompts do not say ({", ".join(missing)} missing); use '
-      'data.prompts.name="shapes", or another reward'
+      'data.prompts.name="shapes", a file whose every line is a sentence of '
+      'ShapesWorld, or another reward'
     )
   return inputs
 

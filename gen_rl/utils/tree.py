@@ -6,6 +6,7 @@ name in regular expressions, checkpoints and safetensors files.
 
 import re
 from typing import Any
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,16 @@ def named(tree: PyTree) -> dict[str, Any]:
   """{name: leaf} of any pytree, in flattening order."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {_name(path): leaf for path, leaf in leaves}
+
+
+def checksum(tree: PyTree) -> int:
+  """CRC-32 over names, types, shapes and bytes of all leaves."""
+  crc = 0
+  for name, leaf in named(tree).items():
+    leaf = np.ascontiguousarray(jax.device_get(leaf))
+    crc = zlib.crc32(f'{name} {leaf.dtype} {leaf.shape}'.encode(), crc)
+    crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
+  return crc
 
 
 def nest(leaves: dict[str, Any]) -> dict[str, Any]:

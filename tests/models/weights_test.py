@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from safetensors import flax as safetensors_flax
 
+from configs import flow_grpo
+from gen_rl import assemble
 from gen_rl.models import weights
 from gen_rl.utils import tree as tree_lib
 
@@ -94,3 +96,13 @@ def test_find():
   assert weights.find('a/b.safetensors') == 'a/b.safetensors'
   found = weights.find('asset:base').replace('\\', '/')
   assert found.endswith('gen_rl/assets/base.safetensors')
+
+
+def test_the_shipped_base_draws():
+  """The file fits the main job's model, and holds what the model card says."""
+  config = flow_grpo.get_config()
+  config.eval.samples = 2
+  built = assemble.setup(config)
+  evaluate, _ = assemble.make_evaluator(config, built)
+  result = evaluate(assemble.initial_params(config, built.policy))
+  assert 0.45 < result.strict < 0.8  # 0.55-0.70, and two standard errors
