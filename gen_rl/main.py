@@ -29,6 +29,8 @@ import types
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from gen_rl.utils import memory
+
 # Before jax is imported: TensorFlow and XLA are not to fill the terminal.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
@@ -308,6 +310,7 @@ def _raised_by_us(traceback: types.TracebackType | None) -> bool:
 
 def cli() -> None:
   """Entry point of the command."""
+  memory.keep_freed_memory()
   try:
     app.run(main, resolve(sys.argv), flags_parser=flags.FLAGS)
   except KeyboardInterrupt:

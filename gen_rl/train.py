@@ -88,8 +88,6 @@ def train_and_evaluate(
     SystemExit: code 0 after SIGTERM, with the state saved.
   """
   started = time.time() if started is None else started
-  if jax.default_backend() == 'cpu':
-    system.keep_freed_memory()
   clock = progress.Stopwatch()
   mesh = sharding.data_mesh()
   built = assemble.setup(config, own_rewards)

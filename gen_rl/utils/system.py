@@ -1,6 +1,5 @@
 """What the machine and the checkout are: memory, commit, versions."""
 
-import ctypes
 import importlib
 import os
 import platform
@@ -12,8 +11,6 @@ import time
 import jax
 
 _IMPORTED = time.time()
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def peak_rss_bytes() -> int:
@@ -35,26 +32,6 @@ def process_start() -> float:
   except OSError:
     return _IMPORTED
   return time.time() - age
-
-
-def keep_freed_memory() -> None:
-  """Tells glibc to reuse freed memory instead of giving it back at once.
-
-  XLA's CPU backend allocates its temporaries at every execution. By default
-  each large block is mapped afresh, and the kernel clears every page of it
-  again: a third of the time of a training step. Does nothing without glibc.
-  """
-  if sys.platform != 'linux':
-    return
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if mallopt is None:  # another C library
-    return
-  for option, value in (
-    (_M_MMAP_MAX, 0),  # no block is a mapping of its own
-    (_M_TRIM_THRESHOLD, -1),  # as unsigned: the heap never shrinks
-    (_M_ARENA_MAX, 1),  # one heap, so that threads share what is free
-  ):
-    mallopt(option, value)
 
 
 def git_commit() -> str | None:

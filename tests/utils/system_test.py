@@ -1,12 +1,10 @@
 import json
-import platform
 import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
-import pytest
 
 from gen_rl.utils import system
 
@@ -28,31 +26,6 @@ def test_process_start_is_before_any_import():
     [sys.executable, '-c', code], check=True, capture_output=True, text=True
   )
   assert -0.1 < float(out.stdout) < time.time() - before
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc only')
-def test_freed_memory_is_kept():
-  code = """
-import resource
-import numpy as np
-from gen_rl.utils import system
-
-def faults():
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  for _ in range(10):
-    np.ones(8_000_000)  # 64 MB
-  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-default = faults()
-system.keep_freed_memory()
-faults()
-print(default, faults())
-"""
-  out = subprocess.run(
-    [sys.executable, '-c', code], check=True, capture_output=True, text=True
-  )
-  default, kept = map(int, out.stdout.split())
-  assert kept < default / 10
 
 
 def test_environment_is_json_and_names_no_host():
