@@ -4,8 +4,8 @@
   python -m gen_rl.main --config=configs/flow_grpo.py:fast
 
 The base knows what its prompts ask for but, having seen wrong captions, does
-not always do it. GRPO on the oracle's partial credit teaches it to. Prompts
-that are evaluated are of combinations neither pretraining nor RL has seen.
+not always do it. GRPO on the oracle's partial credit teaches it to, on the
+combinations that pretraining saw; it is evaluated on others.
 
 Trained is the prompt's path into the net (text encoder, its keys and values,
 pooled text: 16 % of the parameters), as LoRA would restrict a large model:
@@ -57,7 +57,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.policy.transition.name = 'flow_sde'
   c.policy.noise = 0.7
   c.trainable = r'text|pooled'
-  c.steps = 400
+  c.steps = 500
+  c.data.prompts.split = 'train+rl'
   c.data.update(prompts_per_step=14, group_size=12)
   c.optimizer.update(lr=5e-4, decay='linear')
   c.ema = 0.98

@@ -28,8 +28,8 @@ ROOT = HERE.parents[1]
 ARMS = {
   'main': '',
   'fast': ':fast',
-  'proxy': ':proxy',
-  'proxy_kl': ':proxy,kl',
+  'proxy': ':proxy,fast',
+  'proxy_kl': ':proxy,kl,fast',
   'jpeg': ':jpeg',
 }
 TASKS = (
