@@ -28,8 +28,9 @@ ROOT = HERE.parents[1]
 ARMS = {
   'main': '',
   'fast': ':fast',
-  'proxy': ':proxy,fast',
-  'proxy_kl': ':proxy,kl,fast',
+  'all': ':all',
+  'proxy': ':proxy',
+  'proxy_kl': ':proxy,kl',
   'jpeg': ':jpeg',
 }
 TASKS = (
