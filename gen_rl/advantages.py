@@ -46,20 +46,31 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float32, Int
 
 from gen_rl.types import Advantage, Array, Metrics, PyTree, RewardOut
 
+# What `update` returns: (adv, weight, state, metrics).
+_Update = tuple[Float32[Array, 'b 1'], Float32[Array, ' b'], PyTree, Metrics]
 
-def _valid_scores(rewards: RewardOut) -> tuple[Array, Array]:
-  """Scores [b] with 0 where invalid, and valid [b] bool."""
+
+def _valid_scores(
+  rewards: RewardOut,
+) -> tuple[Float32[Array, ' b'], Bool[Array, ' b']]:
+  """Scores with 0 where invalid, and which are valid."""
   score = jax.lax.stop_gradient(rewards.score.astype(jnp.float32))
   valid = rewards.valid.astype(bool) & jnp.isfinite(score)
   return jnp.where(valid, score, 0.0), valid
 
 
 def _moments(
-  score: Array, valid: Array, ddof: int = 0
-) -> tuple[Array, Array, Array, Array]:
+  score: Float32[Array, '*p n'], valid: Bool[Array, '*p n'], ddof: int = 0
+) -> tuple[
+  Float32[Array, '*p 1'],
+  Float32[Array, '*p 1'],
+  Float32[Array, '*p 1'],
+  Bool[Array, '*p 1'],
+]:
   """Statistics of the valid entries along the last axis, which is kept.
 
   Returns count, mean, standard deviation (two-pass; 0 when count <= ddof) and
@@ -78,16 +89,16 @@ def _moments(
 
 
 def _finish(
-  raw: Array,
-  keep: Array,
-  valid: Array,
-  std: Array,
-  count: Array,
+  raw: Float32[Array, ' b'],
+  keep: Bool[Array, ' b'],
+  valid: Bool[Array, ' b'],
+  std: Float32[Array, 'P 1'],
+  count: Float32[Array, 'P 1'],
   group_size: int,
   clip: float | None,
   drop_zero: bool,
-) -> tuple[Array, Array, Metrics]:
-  """Clips and weighs raw advantages [b]; `std`, `count` are [P 1]."""
+) -> tuple[Float32[Array, 'b 1'], Float32[Array, ' b'], Metrics]:
+  """Clips and weighs raw advantages; `std`, `count` of each group."""
   raw = jnp.where(keep, raw, 0.0)
   adv = raw if clip is None else jnp.clip(raw, -clip, clip)
   signal = keep & (adv != 0)
@@ -113,7 +124,9 @@ def _group_relative(group_size, advantage, ddof, clip, drop_zero) -> Advantage:
       'samples of one prompt and needs at least 2.'
     )
 
-  def update(rewards: RewardOut, group: Array, state: PyTree):
+  def update(
+    rewards: RewardOut, group: Int[Array, ' b'], state: PyTree
+  ) -> _Update:
     del group  # rows are prompt-major
     score, valid = _valid_scores(rewards)
     scores = score.reshape(-1, group_size)
@@ -275,7 +288,9 @@ def history(
     )
     return dict(scores=scores, count=state['count'] + new)
 
-  def update(rewards: RewardOut, group: Array, state: PyTree):
+  def update(
+    rewards: RewardOut, group: Int[Array, ' b'], state: PyTree
+  ) -> _Update:
     score, valid = _valid_scores(rewards)
     slot = group.astype(jnp.int32) % num_prompts
     state = write(score, valid, slot, state)

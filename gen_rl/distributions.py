@@ -27,8 +27,9 @@ from typing import Literal
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32, Int
 
-Array = jax.Array
+from gen_rl.types import AnyArray, Array
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -157,8 +158,8 @@ class Categorical(struct.PyTreeNode):
     draw = _per_decision(jax.random.categorical, keys)
     return draw(keys, _f32(self.logits)).astype(jnp.int32)
 
-  def log_prob(self, actions: Array) -> Array:
-    """Log softmax(logits)[action], [b k]; `actions` int [b k] in [0, v)."""
+  def log_prob(self, actions: Int[AnyArray, '*k']) -> Float32[Array, '*k']:
+    """Log softmax(logits)[action], [b k]; `actions` [b k] in [0, v)."""
     logits = _f32(self.logits)
     chosen = jnp.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -9,7 +9,8 @@ Axis letters, used in every shape comment and signature:
   d  model width      n  attention heads      v  vocabulary
 
 Pytree fields carry a plain `Array` and a shape comment: shape-typed fields
-break vmap, scan and eval_shape. Functions carry their shapes in docstrings.
+break vmap, scan and eval_shape. Pure functions carry jaxtyping shapes, which
+cost nothing in a run and are checked in the tests (tests/conftest.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +18,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from flax import struct
 import jax
+import numpy as np
 
 Array = jax.Array
+AnyArray = jax.Array | np.ndarray  # of what also takes numpy arrays
 PyTree = Any
 Params = PyTree
 Metrics = dict[str, Array]

@@ -208,7 +208,9 @@ def test_invalid_row_equals_absent_row():
 def test_no_gradient():
   def f(score):
     adv, *_ = advantages.grpo(4).update(
-      RewardOut(score=score, parts={}, valid=jnp.ones(8, bool)), None, ()
+      RewardOut(score=score, parts={}, valid=jnp.ones(8, bool)),
+      jnp.zeros(8, jnp.int32),
+      (),
     )
     return (adv**2).sum()
 

@@ -19,13 +19,19 @@ are broadcast. Results are float32. Where a conversion is singular (the score
 and v from x0 at s = 0, v from x1 or from the score at s = 1) it returns 0.
 """
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float, Float32
 
-Array = jax.Array
+from gen_rl.types import AnyArray, Array
+
+# In a signature all `*x` are one shape [n ...], all `*s` a prefix of it.
+Latent = Float[AnyArray, '*x']
+Float32Latent = Float32[Array, '*x']
+Times = Float32[Array, '*s']
 
 
-def expand(s: Array, x: Array) -> Array:
+def expand(s: ArrayLike, x: AnyArray) -> Array:
   """Appends axes to `s` [n] until it broadcasts against `x` [n ...]."""
   s = jnp.asarray(s, jnp.float32)
   return s.reshape(s.shape + (1,) * (x.ndim - s.ndim))
@@ -37,72 +43,78 @@ def divide(a: Array, b: Array) -> Array:
   return jnp.where(valid, a / jnp.where(valid, b, 1.0), 0.0)
 
 
-def _inputs(x: Array, y: Array, s: Array) -> tuple[Array, Array, Array]:
+def _inputs(
+  x: AnyArray, y: AnyArray, s: ArrayLike
+) -> tuple[Array, Array, Array]:
   x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
   return x, y, expand(s, x)
 
 
-def corrupt(x0: Array, x1: Array, s: Array) -> Array:
-  """x_s [n ...] of (1) from data `x0`, noise `x1` and times `s`."""
+def corrupt(x0: Latent, x1: Latent, s: ArrayLike) -> Float32Latent:
+  """x_s of (1) from data `x0`, noise `x1` and times `s`."""
   x0, x1, s = _inputs(x0, x1, s)
   return (1.0 - s) * x0 + s * x1
 
 
-def x0_from_velocity(x: Array, v: Array, s: Array) -> Array:
+def x0_from_velocity(x: Latent, v: Latent, s: ArrayLike) -> Float32Latent:
   """(2)."""
   x, v, s = _inputs(x, v, s)
   return x - s * v
 
 
-def x1_from_velocity(x: Array, v: Array, s: Array) -> Array:
+def x1_from_velocity(x: Latent, v: Latent, s: ArrayLike) -> Float32Latent:
   """(3), the noise prediction."""
   x, v, s = _inputs(x, v, s)
   return x + (1.0 - s) * v
 
 
-def score_from_velocity(x: Array, v: Array, s: Array) -> Array:
+def score_from_velocity(x: Latent, v: Latent, s: ArrayLike) -> Float32Latent:
   """(4)."""
   x, v, s = _inputs(x, v, s)
   return divide(-(x + (1.0 - s) * v), s)
 
 
-def velocity_from_x0(x: Array, x0: Array, s: Array) -> Array:
+def velocity_from_x0(x: Latent, x0: Latent, s: ArrayLike) -> Float32Latent:
   """Inverse of (2)."""
   x, x0, s = _inputs(x, x0, s)
   return divide(x - x0, s)
 
 
-def velocity_from_x1(x: Array, x1: Array, s: Array) -> Array:
+def velocity_from_x1(x: Latent, x1: Latent, s: ArrayLike) -> Float32Latent:
   """Inverse of (3); `x1` is a noise (eps) prediction."""
   x, x1, s = _inputs(x, x1, s)
   return divide(x1 - x, 1.0 - s)
 
 
-def velocity_from_score(x: Array, score: Array, s: Array) -> Array:
+def velocity_from_score(
+  x: Latent, score: Latent, s: ArrayLike
+) -> Float32Latent:
   """Inverse of (4)."""
   x, score, s = _inputs(x, score, s)
   return divide(-s * score - x, 1.0 - s)
 
 
 def flow_from_vp(
-  x_vp: Array, alpha: Array, sigma: Array
-) -> tuple[Array, Array]:
-  """(5): x_s [n ...] and s [n] from a variance-preserving latent."""
+  x_vp: Latent, alpha: ArrayLike, sigma: ArrayLike
+) -> tuple[Float32Latent, Times]:
+  """(5): x_s and s from a variance-preserving latent."""
   alpha = jnp.asarray(alpha, jnp.float32)
   sigma = jnp.asarray(sigma, jnp.float32)
   x_vp = jnp.asarray(x_vp, jnp.float32)
   return x_vp / expand(alpha + sigma, x_vp), sigma / (alpha + sigma)
 
 
-def vp_from_flow(x: Array, s: Array) -> tuple[Array, Array, Array]:
-  """Inverse of (5): x_vp [n ...], alpha [n], sigma [n]."""
+def vp_from_flow(x: Latent, s: ArrayLike) -> tuple[Float32Latent, Times, Times]:
+  """Inverse of (5): x_vp, alpha and sigma."""
   s = jnp.asarray(s, jnp.float32)
   x = jnp.asarray(x, jnp.float32)
   norm = jnp.sqrt(jnp.square(1.0 - s) + jnp.square(s))
   return x / expand(norm, x), (1.0 - s) / norm, s / norm
 
 
-def velocity_from_vp_velocity(x: Array, u: Array, s: Array) -> Array:
+def velocity_from_vp_velocity(
+  x: Latent, u: Latent, s: ArrayLike
+) -> Float32Latent:
   """(6) then v = eps - x0, from the flow latent `x` and a v-prediction `u`."""
   x_vp, alpha, sigma = vp_from_flow(x, s)
   alpha, sigma = expand(alpha, x_vp), expand(sigma, x_vp)

@@ -21,18 +21,22 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float, Float32, Int32, Key
 import numpy as np
 
-Array = jax.Array
+from gen_rl.types import AnyArray, Array
 
 
-def shift_time(t: Array, shift: float | Array) -> Array:
-  """(1), any shape; maps [0, 1] onto itself."""
+def shift_time(
+  t: Float[AnyArray, '*t'], shift: ArrayLike
+) -> Float[AnyArray, '*t']:
+  """(1); maps [0, 1] onto itself."""
   return shift * t / (1.0 + (shift - 1.0) * t)
 
 
-def linear(steps: int, shift: float = 1.0) -> Array:
-  """Grid [steps + 1] float32, exactly 1 at the start and 0 at the end."""
+def linear(steps: int, shift: float = 1.0) -> Float32[Array, ' {steps}+1']:
+  """Grid of times, exactly 1 at the start and 0 at the end."""
   if steps < 1:
     raise ValueError(f'steps={steps}; a grid needs at least 1.')
   if shift <= 0:
@@ -48,8 +52,8 @@ def dynamic_shift(
   max_tokens: int = 4096,
   base_shift: float = 0.5,
   max_shift: float = 1.15,
-) -> Array:
-  """FLUX's grid [steps + 1]; `tokens` is the number of image tokens.
+) -> Float32[Array, ' {steps}+1']:
+  """FLUX's grid; `tokens` is the number of image tokens.
 
   mu goes linearly from `base_shift` at `base_tokens` to `max_shift` at
   `max_tokens` (and beyond both).
@@ -64,8 +68,8 @@ def noise_levels(
   noise: float | Array,
   window_start: int | Array = 0,
   window: int | Array | None = None,
-) -> Array:
-  """Noise level of each step, [T] float32: `noise` in the window, 0 outside.
+) -> Float32[Array, '... {steps}']:
+  """Noise level of each step: `noise` in the window, 0 outside.
 
   Args:
     steps: T, static.
@@ -87,19 +91,21 @@ def _check_window(low: int, high: int, window: int) -> None:
     )
 
 
-def fixed_window(start: int = 0) -> Array:
-  """The same start always, int32 []."""
+def fixed_window(start: int = 0) -> Int32[Array, '']:
+  """The same start always."""
   return jnp.asarray(start, jnp.int32)
 
 
-def random_window(key: Array, window: int, high: int, low: int = 0) -> Array:
-  """Start ~ U{low, ..., high - window}, int32 [] (Flow-GRPO-Fast)."""
+def random_window(
+  key: Key[Array, ''], window: int, high: int, low: int = 0
+) -> Int32[Array, '']:
+  """Start ~ U{low, ..., high - window} (Flow-GRPO-Fast)."""
   _check_window(low, high, window)
   return jax.random.randint(key, (), low, high - window + 1)
 
 
 def progressive_window(
-  iteration: int | Array,
+  iteration: int | Int32[Array, ''],
   window: int,
   high: int,
   low: int = 0,
@@ -108,8 +114,8 @@ def progressive_window(
   decay: float = 0.0,
   threshold: int = 13,
   roll_back: bool = True,
-) -> Array:
-  """Start of MixGRPO's sliding window at a (traced) iteration, int32 [].
+) -> Int32[Array, '']:
+  """Start of MixGRPO's sliding window at a (traced) iteration.
 
   Args:
     iteration: counted from 0.
@@ -134,15 +140,18 @@ def progressive_window(
   return jnp.asarray(starts, jnp.int32)[place]
 
 
-def uniform(keys: Array, shift: float = 1.0) -> Array:
-  """Training times ~ U(0, 1), then (1); typed keys [b] -> [b] float32."""
+def uniform(keys: Key[Array, ' b'], shift: float = 1.0) -> Float32[Array, ' b']:
+  """Training times ~ U(0, 1), then (1)."""
   return shift_time(jax.vmap(jax.random.uniform)(keys), shift)
 
 
 def logit_normal(
-  keys: Array, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
-) -> Array:
-  """Training times sigmoid(N(mean, std^2)), then (1); keys [b] -> [b].
+  keys: Key[Array, ' b'],
+  mean: float = 0.0,
+  std: float = 1.0,
+  shift: float = 1.0,
+) -> Float32[Array, ' b']:
+  """Training times sigmoid(N(mean, std^2)), then (1).
 
   arXiv 2403.03206, section 3.1; (mean, std) = (0, 1) was their best.
   """

@@ -44,12 +44,13 @@ depend on the noise. `noise` must lie in [0, 1] for ddim and cps.
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float32
 
 from gen_rl.diffusion import process
+from gen_rl.types import Array
 
-Array = jax.Array
 # (x [n ...], v [n ...], t [n], t_next [n], noise [n])
 #   -> (mean [n ...], std [n])
 Transition = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array]]
@@ -66,7 +67,13 @@ def _transition(
 ) -> Transition:
   """From (t, t_next, noise) -> (multiple of x1, std) to a transition."""
 
-  def transition(x, v, t, t_next, noise):
+  def transition(
+    x: process.Latent,
+    v: process.Latent,
+    t: ArrayLike,
+    t_next: ArrayLike,
+    noise: ArrayLike,
+  ) -> tuple[process.Float32Latent, Float32[Array, '...']]:
     x, v = jnp.asarray(x, jnp.float32), jnp.asarray(v, jnp.float32)
     t, t_next, noise = jnp.broadcast_arrays(
       *(jnp.asarray(y, jnp.float32) for y in (t, t_next, noise))

@@ -24,9 +24,10 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int
 import numpy as np
 
-from gen_rl.types import Array
+from gen_rl.types import AnyArray, Array
 
 RELATIONS = ('left of', 'right of', 'above', 'below')
 OPPOSITE = (1, 0, 3, 2)
@@ -103,13 +104,17 @@ def _rank(det: Detections, same: Array) -> Array:
   return (before & same & det.valid[:, None, :]).sum(-1)
 
 
-def related(box: Array, other: Array, relation: Array) -> Array:
-  """Equation (3), bool: does `box` stand in `relation` to `other`?
+def related(
+  box: Float[AnyArray, '*#n 4'],
+  other: Float[AnyArray, '*#n 4'],
+  relation: Int[AnyArray, '*#n'],
+) -> Bool[Array, '*n']:
+  """Equation (3): does `box` stand in `relation` to `other`?
 
   Args:
-    box: [... 4] centre and size.
-    other: [... 4].
-    relation: [...] int 0..3.
+    box: centre and size.
+    other: likewise; shapes broadcast.
+    relation: 0..3; any other never holds.
   """
   offset = box[..., :2] - other[..., :2]
   slack = SHRINK * (box[..., 2:] + other[..., 2:])
@@ -145,7 +150,7 @@ def _all_related(
 
 def strict_score(
   det: Detections, clauses: Clauses, quirks: bool = True
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Float32[Array, ' b'], dict[str, Float32[Array, ' b']]]:
   """Flow-GRPO's training reward: the mean of a list of entries in (-inf, 1].
 
   Per include clause: its count reward (1). If the count is wrong and the
@@ -167,9 +172,9 @@ def strict_score(
       always, floored at 0; position is 1 if all pairs hold, else 0.
 
   Returns:
-    (score [b], {'strict': [b]}), float32; strict is 1 where every count,
-    colour and position is exactly as asked. Without clauses the score is 0, as
-    published, and strict 1.
+    (score, {'strict': strict}); strict is 1 where every count, colour and
+    position is exactly as asked. Without clauses the score is 0, as published,
+    and strict 1.
   """
   det, clauses = jax.tree.map(jnp.asarray, (det, clauses))
   used, of_class, colored = _matches(det, clauses)
@@ -210,8 +215,8 @@ def strict_score(
   return score, {'strict': strict.astype(jnp.float32)}
 
 
-def correct(det: Detections, clauses: Clauses) -> Array:
-  """The benchmark's verdict, bool [b].
+def correct(det: Detections, clauses: Clauses) -> Bool[Array, ' b']:
+  """The benchmark's verdict.
 
   Of each include clause the `count` most confident detections of the class
   must exist, all have the colour, and all pairs stand as asked; there may be
@@ -236,8 +241,8 @@ def correct(det: Detections, clauses: Clauses) -> Array:
   return ok & ~many.any(-1)
 
 
-def exact(det: Detections, clauses: Clauses) -> Array:
-  """Exactly what was asked for and nothing else, bool [b].
+def exact(det: Detections, clauses: Clauses) -> Bool[Array, ' b']:
+  """Exactly what was asked for and nothing else.
 
   Each include clause has exactly `count` detections of its class and colour,
   all pairs stand as asked, and every detection belongs to some clause. Two

@@ -25,11 +25,11 @@ import io
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jaxtyping import Float, Float32, Int32, Shaped
 import numpy as np
 from PIL import Image
 
-from gen_rl.types import Array, Reward, RewardInputs, RewardOut
+from gen_rl.types import AnyArray, Array, Reward, RewardInputs, RewardOut
 
 HEADER = 625  # SOI + APP0 + 2 DQT + SOF0 + 4 DHT + SOS + EOI, in bytes
 
@@ -112,8 +112,8 @@ _DCT = np.cos(np.pi / 8 * np.outer(np.arange(8), np.arange(8) + 0.5)) / 2
 _DCT[0] /= np.sqrt(2)
 
 
-def quantization_tables(quality: int) -> np.ndarray:
-  """Luma and chroma steps [2 8 8] int32 for quality 1..100, as in libjpeg."""
+def quantization_tables(quality: int) -> Int32[np.ndarray, '2 8 8']:
+  """Luma and chroma steps for quality 1..100, as in libjpeg."""
   if not 1 <= quality <= 100:
     raise ValueError(f'JPEG quality is 1..100, not {quality}')
   scale = 5000 // quality if quality < 50 else 200 - 2 * quality
@@ -267,19 +267,21 @@ def _shift(x: Array, left: Array) -> Array:
   return jnp.where(left >= 0, up, down) & 0xFFFF
 
 
-def jpeg_bytes(images: ArrayLike, quality: int = 95) -> Array:
+def jpeg_bytes(
+  images: Float[AnyArray, 'b h w c'], quality: int = 95
+) -> Float32[Array, ' b']:
   """Size of each image as a baseline 4:2:0 JPEG file, equations (1) to (6).
 
   The bytes Pillow writes with `save(f, 'JPEG', quality=quality)`: standard
   Huffman tables (no `optimize`), a JFIF header, no metadata.
 
   Args:
-    images: [b h w 3] in [0, 1], any h and w; rounded to 8 bits first. Values
+    images: RGB in [0, 1], any h and w; rounded to 8 bits first. Values
       outside are clipped, a NaN counts as 0 (the rewards below mark it).
     quality: 1..100, static.
 
   Returns:
-    Bytes [b], float32; piecewise constant, so without a gradient.
+    Bytes; piecewise constant, so without a gradient.
 
   Raises:
     ValueError: the quality or the number of channels is wrong.
@@ -306,19 +308,21 @@ def jpeg_bytes(images: ArrayLike, quality: int = 95) -> Array:
   return (HEADER + size + stuffed).astype(jnp.float32)
 
 
-def jpeg_surrogate(images: ArrayLike, quality: int = 95) -> Array:
+def jpeg_surrogate(
+  images: Float[AnyArray, 'b h w c'], quality: int = 95
+) -> Float32[Array, ' b']:
   """A smooth stand-in for `jpeg_bytes`, equation (7), with a finite gradient.
 
   It has a kink wherever a coefficient is 0, most of them in a flat image: take
   small steps, large ones overshoot and make the file bigger.
 
   Args:
-    images: [b h w 3] in [0, 1].
+    images: RGB in [0, 1].
     quality: 1..100, static.
 
   Returns:
-    About bytes [b], float32: 0 to 25% too few on photographs, correlation
-    with `jpeg_bytes` above 0.99 at qualities 50 to 100.
+    About bytes: 0 to 25% too few on photographs, correlation with
+    `jpeg_bytes` above 0.99 at qualities 50 to 100.
 
   Raises:
     ValueError: the quality or the number of channels is wrong.
@@ -408,8 +412,8 @@ def host_jpeg_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
   return Reward('host_jpeg_compressibility', (), score, where='host')
 
 
-def libjpeg_bytes(image: np.ndarray, quality: int = 95) -> int:
-  """Size of the file that libjpeg writes of [h w 3] uint8 or in [0, 1]."""
+def libjpeg_bytes(image: Shaped[np.ndarray, 'h w 3'], quality: int = 95) -> int:
+  """Size of the file that libjpeg writes; `image` is uint8 or in [0, 1]."""
   if image.dtype != np.uint8:
     image = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
   with io.BytesIO() as file:
@@ -419,7 +423,7 @@ def libjpeg_bytes(image: np.ndarray, quality: int = 95) -> int:
     return file.tell()
 
 
-def _check(images: ArrayLike) -> None:
+def _check(images: AnyArray) -> None:
   if images.ndim != 4 or images.shape[-1] != 3:
     raise ValueError(
       f'JPEG takes RGB images [b h w 3], not an array of shape {images.shape}'

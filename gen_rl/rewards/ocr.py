@@ -20,25 +20,25 @@ import re
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jaxtyping import Bool, Float32, Int, Int32
 import numpy as np
 
-from gen_rl.types import Array
+from gen_rl.types import AnyArray, Array
 
 
 def levenshtein(
-  a: ArrayLike, b: ArrayLike, a_len: ArrayLike, b_len: ArrayLike
-) -> Array:
+  a: Int[AnyArray, 'b l_a'],
+  b: Int[AnyArray, 'b l_b'],
+  a_len: Int[AnyArray, ' b'],
+  b_len: Int[AnyArray, ' b'],
+) -> Int32[Array, ' b']:
   """Edit distance (insert, delete, replace: 1 each) of padded int strings.
 
   Args:
-    a: [b m] int; what stands after a_len does not matter.
-    b: [b n] int.
-    a_len: [b] int, 0..m.
-    b_len: [b] int, 0..n.
-
-  Returns:
-    [b] int32.
+    a: strings; what stands after a_len does not matter.
+    b: likewise.
+    a_len: 0..l_a.
+    b_len: 0..l_b.
   """
   a, b, a_len, b_len = map(jnp.asarray, (a, b, a_len, b_len))
   column = jnp.arange(b.shape[1] + 1)
@@ -58,9 +58,12 @@ def levenshtein(
 
 
 def contains(
-  a: ArrayLike, b: ArrayLike, a_len: ArrayLike, b_len: ArrayLike
-) -> Array:
-  """Bool [b]: is b[:b_len] a substring of a[:a_len]? Shapes as above."""
+  a: Int[AnyArray, 'b l_a'],
+  b: Int[AnyArray, 'b l_b'],
+  a_len: Int[AnyArray, ' b'],
+  b_len: Int[AnyArray, ' b'],
+) -> Bool[Array, ' b']:
+  """Is b[:b_len] a substring of a[:a_len]?"""
   a, b, a_len, b_len = map(jnp.asarray, (a, b, a_len, b_len))
   m, n = a.shape[1], b.shape[1]
   offset, at = jnp.arange(m + 1)[:, None], jnp.arange(n)
@@ -71,22 +74,15 @@ def contains(
 
 
 def ocr_score(
-  read: ArrayLike,
-  target: ArrayLike,
-  read_len: ArrayLike,
-  target_len: ArrayLike,
-) -> Array:
+  read: Int[AnyArray, 'b l_r'],
+  target: Int[AnyArray, 'b l_t'],
+  read_len: Int[AnyArray, ' b'],
+  target_len: Int[AnyArray, ' b'],
+) -> Float32[Array, ' b']:
   """Equations (1) and (2) on padded int strings, made by `encode`.
 
-  Args:
-    read: [b m] int.
-    target: [b n] int.
-    read_len: [b] int.
-    target_len: [b] int.
-
-  Returns:
-    [b] float32 in [0, 1]; NaN where the target is empty (nothing to score:
-    such a row is not valid).
+  In [0, 1]; NaN where the target is empty (nothing to score: such a row is
+  not valid).
   """
   dist = levenshtein(read, target, read_len, target_len)
   dist = jnp.minimum(dist, target_len)
@@ -100,10 +96,10 @@ def normalize(text: str) -> str:
   return text.lower().replace(' ', '')
 
 
-def encode(texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-  """Normalised texts as code points: (int32 [b length], int32 lengths [b]).
-
-  Padded with 0.
+def encode(
+  texts: Sequence[str], length: int
+) -> tuple[Int32[np.ndarray, 'b {length}'], Int32[np.ndarray, ' b']]:
+  """Normalised texts as code points, padded with 0, and their lengths.
 
   Raises:
     ValueError: a text is longer than `length`.

@@ -10,6 +10,7 @@ most `JUNK_PIXELS` of coloured area that belongs to nothing.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Shaped
 
 from gen_rl.build import ConfigError
 from gen_rl.rewards import geneval, ocr
@@ -19,12 +20,14 @@ from gen_rl.worlds import shapes, shapes_oracle
 _NEEDED = ('include_class', 'word', 'word_color')
 
 
-def judge(images: Array, info: dict[str, Array]) -> tuple[Array, Array]:
-  """Partial credit [b] in [0, 1] and strict verdict [b] bool.
+def judge(
+  images: Float[Array, 'b 24 24 3'], info: dict[str, Shaped[Array, 'b ...']]
+) -> tuple[Float[Array, ' b'], Bool[Array, ' b']]:
+  """Partial credit in [0, 1] and strict verdict.
 
   Args:
-    images: [b 24 24 3] in [0, 1].
-    info: `grammar.spec_arrays`, rows [b ...].
+    images: in [0, 1].
+    info: `grammar.spec_arrays`.
   """
   found = shapes_oracle.look(images)
   detections = geneval.Detections(

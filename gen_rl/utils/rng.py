@@ -21,21 +21,28 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Key
 
-from gen_rl.types import Array
+from gen_rl.types import AnyArray, Array
 
 
-def row_keys(root: Array, step: Array, prompt_id: Array, group: int) -> Array:
+def row_keys(
+  root: Key[Array, ''],
+  step: ArrayLike,
+  prompt_id: Int[AnyArray, ' P'],
+  group: int,
+) -> Key[Array, ' P*{group}']:
   """Keys of the rows of a batch, eq. (1).
 
   Args:
-    root: one typed key, `jax.random.key(seed)`.
+    root: `jax.random.key(seed)`.
     step: int scalar, may be traced.
-    prompt_id: int [P].
+    prompt_id: one per group.
     group: G, samples of each prompt (static).
 
   Returns:
-    Typed keys [P*G], prompt-major: row p * G + g.
+    Keys, prompt-major: row p * G + g.
   """
   at_step = jax.random.fold_in(root, step)
   prompts = jax.vmap(lambda p: jax.random.fold_in(at_step, p))(prompt_id)
@@ -47,12 +54,12 @@ def row_keys(root: Array, step: Array, prompt_id: Array, group: int) -> Array:
   return members.reshape(-1)
 
 
-def step_keys(keys: Array, i: Array) -> Array:
-  """Keys [b] of decision `i` (int scalar, may be traced) of each row, (2)."""
+def step_keys(keys: Key[Array, ' b'], i: ArrayLike) -> Key[Array, ' b']:
+  """Keys of decision `i` (int scalar, may be traced) of each row, (2)."""
   return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
 
 
-def stream_keys(keys: Array, purpose: str) -> Array:
+def stream_keys(keys: Key[Array, '*b'], purpose: str) -> Key[Array, '*b']:
   """Keys for a purpose ('init', 'nll') of rows [b], or of one key, eq. (3)."""
   tag = (1 << 31) | (zlib.crc32(purpose.encode()) >> 1)
 
@@ -62,11 +69,15 @@ def stream_keys(keys: Array, purpose: str) -> Array:
   return fold(keys) if keys.ndim == 0 else jax.vmap(fold)(keys)
 
 
-def normal(keys: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def normal(
+  keys: Key[Array, ' b'], shape: tuple[int, ...], dtype=jnp.float32
+) -> Float[Array, 'b ...']:
   """Standard normal [b *shape]; row r depends on keys[r] alone."""
   return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
-def uniform(keys: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def uniform(
+  keys: Key[Array, ' b'], shape: tuple[int, ...], dtype=jnp.float32
+) -> Float[Array, 'b ...']:
   """Uniform [0, 1) [b *shape]; row r depends on keys[r] alone."""
   return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(keys)

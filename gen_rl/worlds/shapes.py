@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float32, Int32
 import numpy as np
 from PIL import ImageFont
 
@@ -61,8 +62,8 @@ class Scene(NamedTuple):
 
 
 @functools.cache
-def object_templates() -> np.ndarray:
-  """Coverage in [0, 1] of every (shape, size): [4 2 WINDOW WINDOW]."""
+def object_templates() -> Float32[np.ndarray, '4 2 11 11']:
+  """Coverage in [0, 1] of every (shape, size), WINDOW x WINDOW."""
   samples = 8
   axis = (np.arange(WINDOW * samples) + 0.5) / samples - WINDOW / 2
   y, x = np.meshgrid(axis, axis, indexing='ij')
@@ -83,8 +84,8 @@ def object_templates() -> np.ndarray:
 
 
 @functools.cache
-def glyph_templates() -> np.ndarray:
-  """Bitmaps of LETTERS: [len(LETTERS) 8 6] of 0 and 1."""
+def glyph_templates() -> Float32[np.ndarray, 'letters 8 6']:
+  """Bitmaps of LETTERS, of 0 and 1."""
   font = ImageFont.load_default_imagefont()
   out = []
   for letter in LETTERS:
@@ -96,8 +97,8 @@ def glyph_templates() -> np.ndarray:
 
 
 @functools.cache
-def word_letters() -> np.ndarray:
-  """Index into LETTERS of every letter of every text: [words 3]."""
+def word_letters() -> Int32[np.ndarray, 'words 3']:
+  """Index into LETTERS of every letter of every text."""
   return np.array(
     [[LETTERS.index(c) for c in text] for text in grammar.TEXTS], np.int32
   )
@@ -160,8 +161,8 @@ def compose(key: Array, spec: dict[str, Array]) -> Scene:
   )
 
 
-def draw(scene: Scene) -> Array:
-  """Renders one scene: [SIZE SIZE 3] in [0, 1]."""
+def draw(scene: Scene) -> Float32[Array, '24 24 3']:
+  """Renders one scene, in [0, 1]."""
   image = jnp.full((SIZE, SIZE, 3), scene.background)
   templates = jnp.asarray(object_templates())
   palette = jnp.asarray(PALETTE)
@@ -186,8 +187,8 @@ def draw(scene: Scene) -> Array:
   return image * (1 - alpha) + palette[scene.word_color] * alpha
 
 
-def render(key: Array, spec: dict[str, Array]) -> Array:
-  """A picture of what a prompt asks for: [SIZE SIZE 3] in [0, 1]. One row."""
+def render(key: Array, spec: dict[str, Array]) -> Float32[Array, '24 24 3']:
+  """A picture of what a prompt asks for, in [0, 1]. One row."""
   return draw(compose(key, spec))
 
 

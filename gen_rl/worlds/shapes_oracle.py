@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 import numpy as np
 
 from gen_rl.types import Array
@@ -45,8 +46,8 @@ class Found(NamedTuple):
   text_junk: Array  # [b] coverage outside the word, pixels
 
 
-def coverage(images: Array) -> Array:
-  """Coverage of each palette colour: [b h w 3] -> [b h w 6] in [0, 1]."""
+def coverage(images: Float[Array, 'b h w 3']) -> Float32[Array, 'b h w 6']:
+  """Coverage of each palette colour; both in [0, 1]."""
   images = images.astype(jnp.float32)
   grey = images.mean(-1)
   neutral = (jnp.ptp(images, -1) < 0.15).astype(jnp.float32)
@@ -161,8 +162,8 @@ def _word(masks: Array) -> tuple[Array, Array, Array]:
   return letters, color, (_visible(ink) * ~inside).sum((1, 2))
 
 
-def look(images: Array) -> Found:
-  """Everything the oracle sees: images [b 24 24 3] in [0, 1]."""
+def look(images: Float[Array, 'b 24 24 3']) -> Found:
+  """Everything the oracle sees; images in [0, 1]."""
   masks = coverage(images)
   shape, color, box, score, object_junk = _objects(masks)
   letters, letter_color, text_junk = _word(masks)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -102,3 +103,12 @@ def test_times_broadcast_over_any_prefix():
   got = process.corrupt(x0, x1, s)
   np.testing.assert_allclose(got, np.repeat(s[..., None], 4, -1))
   np.testing.assert_allclose(process.corrupt(x0, x1, 0.5), 0.5)
+
+
+def test_latents_of_different_shapes_are_refused_while_testing():
+  """The shapes stated in gen_rl are checked: numpy would broadcast these."""
+  x0, x1 = jnp.zeros((2, 3)), jnp.ones((1, 3))
+  with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'x1'"):
+    process.corrupt(x0, x1, 0.5)
+  with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'x1'"):
+    jax.jit(process.corrupt)(x0, x1, 0.5)
