@@ -60,18 +60,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.policy.transition.name = 'flow_sde'
   c.policy.noise = 0.7
+  c.policy.shift = 2.0
   c.policy.update(
     window=3, window_high=5, window_start=dict(name='random_window')
   )
   c.trainable = r'text|pooled'
-  c.steps = 200
+  c.steps = 120
   c.data.prompts.split = 'train+rl'
   c.data.update(prompts_per_step=42, group_size=12)
   c.optimizer.update(lr=5e-4, decay='linear')
   c.ema = 0.98
   c.microbatches = 3  # memory
-  c.eval.every = 50
-  c.checkpoint.every = 50
+  c.eval.every = 30
+  c.checkpoint.every = 40
   c.objective.pg = config_dict.create(
     name='clipped_pg', clip=1e-2, ratio='guard', weight=1.0
   )
