@@ -102,6 +102,7 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   c.model.update(width=16, layers=1, heads=2, text_width=16, text_layers=1)
   c.data.prompts_per_step = 4
   c.data.group_size = min(c.data.group_size, 2)
+  c.microbatches = min(c.microbatches, 2)
   c.optimizer.warmup = 1
   c.eval.update(every=1, num_prompts=7, samples=2, steps=2, shown=4)
   c.log.tensorboard = False
