@@ -65,14 +65,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     window=3, window_high=5, window_start=dict(name='random_window')
   )
   c.trainable = r'text|pooled'
-  c.steps = 120
+  c.steps = 180
   c.data.prompts.split = 'train+rl'
   c.data.update(prompts_per_step=42, group_size=12)
+  # About as often as the base fails.
+  c.data.weights = dict(
+    single_object=1.0, two_object=2.0, counting=2.0, colors=1.0, position=2.0,
+    color_attr=2.0, text=0.5,
+  )  # fmt: skip
   c.optimizer.update(lr=5e-4, decay='linear')
   c.ema = 0.98
   c.microbatches = 3  # memory
-  c.eval.every = 30
-  c.checkpoint.every = 40
+  c.eval.every = 45
+  c.checkpoint.every = 45
   c.objective.pg = config_dict.create(
     name='clipped_pg', clip=1e-2, ratio='guard', weight=1.0
   )
@@ -98,11 +103,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
   if 'ocr' in variants:
     c.data.prompts.tasks = ('text',)
+    c.data.weights = {}
   if 'proxy' in variants:
     c.rewards.oracle.weight = 0.0
     c.rewards.detector = config_dict.create(name='shapes_detector', weight=1.0)
     # The detector has never seen a word.
     c.data.prompts.tasks = tuple(t for t in grammar.TASKS if t != 'text')
+    del c.data.weights['text']
   if 'kl' in variants:
     c.objective.kl.weight = 0.2
   if 'tiny' in variants:
