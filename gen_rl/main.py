@@ -139,7 +139,8 @@ def drop_leftovers(
   """Removes what another function took, where `name` was set by an override.
 
   `--config.data.prompts.name=txt` leaves a `split` behind that `txt` does not
-  know. What an override set itself stays, to be complained about.
+  know, and weights of tasks it may not have. What an override set itself stays,
+  to be complained about.
   """
   for override in overrides:
     path, _, field = override.rpartition('.')
@@ -149,6 +150,9 @@ def drop_leftovers(
     for part in path.split('.'):
       node = node[part]
     known = _keywords(path, node.get('name'))
+    weighted = any(o.startswith('data.weights') for o in overrides)
+    if path == 'data.prompts' and not weighted:
+      config.data.weights = {}  # by tasks of the other source
     for key in list(node) if known else ():
       asked = f'{path}.{key}' in overrides
       if not asked and key not in ('name', 'weight', *known):

@@ -132,6 +132,7 @@ def test_overridden_name_drops_what_the_other_function_took():
   overrides = {'data.prompts.name': 'txt', 'data.prompts.path': 'x.txt'}
   main.drop_leftovers(config, overrides)
   assert config.data.prompts.to_dict() == dict(name='txt', path='x.txt')
+  assert config.data.weights.to_dict() == {}
   config.data.prompts.split = 'rl'  # asked for: an error of build, not silence
   main.drop_leftovers(config, overrides | {'data.prompts.split': 'rl'})
   assert config.data.prompts.split == 'rl'
