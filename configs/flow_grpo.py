@@ -4,8 +4,10 @@
   python -m gen_rl.main --config=configs/flow_grpo.py:fast
 
 The base knows what its prompts ask for but, having seen wrong captions, does
-not always do it. GRPO on the oracle's partial credit teaches it to, on the
-combinations that pretraining saw; it is evaluated on others.
+not always do it. GRPO on the oracle's partial credit and verdict teaches it to,
+on the combinations that pretraining saw; it is evaluated on others. Two CPU
+cores take 5 to 6 minutes from 0.695 to 0.910 held-out strict accuracy (mean of
+three seeds, experiments/flow_grpo).
 
 Trained is the prompt's path into the net (text encoder, its keys and values,
 pooled text: 16 % of the parameters), as LoRA would restrict a large model:

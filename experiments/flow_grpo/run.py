@@ -49,7 +49,9 @@ FIELDS = (
 _ARMS = flags.DEFINE_list('arms', list(ARMS), 'Which arms to run.')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Which seeds.')
 _RUNS = flags.DEFINE_string('runs', 'runs/experiments', 'Folder of the runs.')
-_JPEG = flags.DEFINE_list('jpeg_bytes', [], 'ARM,SEED: print the sizes only.')
+_JPEG = flags.DEFINE_list(
+  'jpeg_bytes', [], 'ARM,SEED,WORKDIR: print the sizes only.'
+)
 _REPORT = flags.DEFINE_bool('report', False, 'Only table and plot.')
 
 
@@ -95,8 +97,7 @@ def run(arm: str, seed: str) -> dict:
     row |= {f'{prefix}{k}': v for k, v in part['strict_per_task'].items()}
   # In a process of its own: this one must not hold the accelerator.
   sizes = subprocess.run(
-    [sys.executable, __file__, f'--jpeg_bytes={arm},{seed}',
-     f'--runs={_RUNS.value}'],
+    [sys.executable, __file__, f'--jpeg_bytes={arm},{seed},{workdir}'],
     check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True,
   ).stdout.split()[-2:]  # fmt: skip
   row |= dict(zip(('base_jpeg_bytes', 'jpeg_bytes'), sizes))
@@ -106,11 +107,10 @@ def run(arm: str, seed: str) -> dict:
 def folder(arm: str, seed: str) -> pathlib.Path:
   """Of a run; another one after each commit, so that no row mixes two."""
   commit = (system.git_commit() or 'installed')[:10]
-  name = f'flow_grpo-{arm}-{seed}-{commit}'
-  return (ROOT / _RUNS.value).resolve() / name
+  return (ROOT / _RUNS.value).resolve() / f'flow_grpo-{arm}-{seed}-{commit}'
 
 
-def libjpeg_bytes(arm: str, seed: str) -> tuple[float, float]:
+def libjpeg_bytes(arm: str, seed: str, workdir: str) -> tuple[float, float]:
   """Mean file size of the evaluation's pictures, base and trained (Pillow)."""
   from configs import flow_grpo
   from gen_rl import assemble, inference
@@ -127,9 +127,7 @@ def libjpeg_bytes(arm: str, seed: str) -> tuple[float, float]:
     return sum(jpeg.libjpeg_bytes(picture) for picture in media) / len(media)
 
   base = assemble.initial_params(settings, built.policy)
-  trained = inference.load_params(
-    settings, str(folder(arm, seed)), built.policy
-  )
+  trained = inference.load_params(settings, workdir, built.policy)
   return size(base), size(trained.params)
 
 
