@@ -166,9 +166,12 @@ def check(manager: ocp.CheckpointManager, wait: bool = False) -> None:
 
   With `wait`, returns when nothing is being written any more.
   """
+  if manager.is_saving_in_progress() and not wait:
+    # Asking takes the error away from the thread that finalizes the save: it
+    # would take the save for complete and delete the checkpoint before it.
+    return
   try:
-    if wait or not manager.is_saving_in_progress():
-      manager.wait_until_finished()
+    manager.wait_until_finished()
     manager.check_for_errors()
   except Exception as error:
     raise _failed(manager, error) from None

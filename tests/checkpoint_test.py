@@ -434,3 +434,20 @@ def test_orbax_is_quiet(tmp_path):
   )
   lines = (run.stdout + run.stderr).splitlines()
   assert [x for x in lines if 'mine' not in x] == []
+
+
+def test_a_save_in_progress_is_not_asked_for_its_error():
+  """Its thread would not see the error, and delete the checkpoint before."""
+
+  class Saving:
+    asked = False
+
+    def is_saving_in_progress(self):
+      return True
+
+    def check_for_errors(self):
+      self.asked = True
+
+  manager = Saving()
+  checkpoint.check(manager)
+  assert not manager.asked

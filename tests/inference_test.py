@@ -119,7 +119,7 @@ def test_another_model_than_the_checkpoints(tmp_path, policy, caplog):
   inference.load_params(_config(seed=5), str(tmp_path), policy)
   assert not caplog.records  # of no consequence for what the model is
   inference.load_params(_config(**{'policy.shift': 1.5}), str(tmp_path), policy)
-  assert 'policy.shift: 3.0 -> 1.5' in caplog.text
+  assert 'policy.shift: 2.0 -> 1.5' in caplog.text
   wide = _config(**{'model.width': 24})
   with pytest.raises(checkpoint.CheckpointError, match='where .* is wanted'):
     inference.load_params(wide, str(tmp_path), assemble.setup(wide).policy)

@@ -238,7 +238,7 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_balance_needs_tasks(tmp_path):
-  (tmp_path / 'p.txt').write_text('a circle\n')
+  (tmp_path / 'p.txt').write_text('a dragon\n')
   source = prompts.txt(str(tmp_path / 'p.txt'))
   with pytest.raises(ValueError, match='no task labels'):
     _batches(source, 1, balance=True)
