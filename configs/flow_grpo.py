@@ -28,7 +28,8 @@ Variants, joined by commas ("fast,tiny"):
   jpeg   reward: small JPEG files, exact size on the device
   jpeg_host  the same, measured on the host by writing the files
   ocr    quoted words only
-  proxy  reward: a learned detector that can be fooled; the oracle only judges
+  proxy  reward: a learned detector that can be fooled, all parameters trained so
+         that it can be; the oracle only judges
   kl     with a KL term to the base (proxy,kl: does it stop the fooling?)
   tiny   two quick steps of all of it, for tests
 """
@@ -109,11 +110,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'proxy' in variants:
     c.rewards.oracle.weight = 0.0
     c.rewards.detector = config_dict.create(name='shapes_detector', weight=1.0)
+    c.trainable = ''
+    c.optimizer.lr = 1e-4
+    c.steps = 120
     # The detector has never seen a word.
     c.data.prompts.tasks = tuple(t for t in grammar.TASKS if t != 'text')
     del c.data.weights['text']
   if 'kl' in variants:
-    c.objective.kl.weight = 0.2
+    c.objective.kl.weight = 0.5
   if 'tiny' in variants:
     base.make_tiny(c)
   return c
