@@ -28,8 +28,8 @@ Variants, joined by commas ("fast,tiny"):
   jpeg   reward: small JPEG files, exact size on the device
   jpeg_host  the same, measured on the host by writing the files
   ocr    quoted words only
-  proxy  reward: a learned detector that can be fooled, all parameters trained so
-         that it can be; the oracle only judges
+  proxy  reward: a learned detector that can be fooled, all parameters trained,
+         so that it is; the oracle only judges
   kl     with a KL term to the base (proxy,kl: does it stop the fooling?)
   tiny   two quick steps of all of it, for tests
 """
