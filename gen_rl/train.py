@@ -53,7 +53,7 @@ def rerun_commands(
 ) -> dict[str, str]:
   """{what it does: command line} for the report; arguments as above."""
   resume = resume_command(config.name, workdir, flags)
-  elsewhere = [f for f in flags if not f.lstrip('-').startswith('workdir')]
+  elsewhere = [*flags, '--workdir=runs/again']  # of two, the last one counts
   return {
     'Reproduce (an empty workdir)': resume_command(
       config.name, 'runs/again', elsewhere
