@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gen_rl import advantages
+from gen_rl.build import ConfigError
 from gen_rl.types import RewardOut
 
 
@@ -345,6 +346,100 @@ def test_history_state_is_fixed_shape_and_scans():
   np.testing.assert_array_equal(state['count'], [10, 0, 0, 10])
 
 
+# --- one reward at a time
+
+
+def update(advantage, parts, valid=None, state=None):
+  b = len(next(iter(parts.values())))
+  parts = {k: jnp.asarray(x, jnp.float32) for k, x in parts.items()}
+  out = rewards_out(np.full(b, 1e6), valid).replace(parts=parts)
+  state = advantage.init() if state is None else state
+  return advantage.update(out, jnp.zeros(b, jnp.int32), state)
+
+
+def test_per_reward_table():
+  # a: TABLE; b: in a group of equal and one of 0 0 8 8, deviation 4: -1 -1 1 1
+  b = [5.0, 5.0, 5.0, 5.0, 0.0, 0.0, 8.0, 8.0]
+  advantage = advantages.per_reward(
+    4, dict(a=0.4, b=0.6), each=dict(name='grpo', eps=0.0)
+  )
+  adv, weight, _, metrics = update(advantage, dict(a=TABLE, b=b, other=b))
+  sd = 3.5**0.5
+  np.testing.assert_allclose(
+    adv[:, 0],
+    [-0.8 / sd, -0.4 / sd, 0, 1.2 / sd, -0.6, -0.6, 0.6, 0.6],
+    rtol=1e-6,
+  )
+  np.testing.assert_array_equal(weight, [1, 1, 0, 1, 1, 1, 1, 1])
+  assert metrics['advantage/zero_std_fraction'] == 0
+  assert metrics['advantage/a/zero_std_fraction'] == 0.5
+  np.testing.assert_allclose(metrics['advantage/b/std_mean'], 2)
+  # the unit of a reward does not matter, its weight does
+  scaled, *_ = update(advantage, dict(a=TABLE, b=1e3 * np.array(b)))
+  np.testing.assert_allclose(scaled, adv, rtol=1e-6)
+
+
+def test_per_reward_of_one_is_that_advantage():
+  score, valid = ragged(0, 6, 4)
+  clean = np.where(valid, score, 0.0)  # as `combine.merge` leaves them
+  for name, each in dict(
+    grpo=advantages.grpo(4), rloo=advantages.rloo(4),
+    dr_grpo=advantages.dr_grpo(4),
+  ).items():  # fmt: skip
+    expected, kept, _ = run(each, clean, valid)
+    alone = advantages.per_reward(4, dict(x=1.0), each=name)
+    adv, weight, *_ = update(alone, dict(x=clean), valid)
+    np.testing.assert_array_equal(adv[:, 0], expected)
+    np.testing.assert_array_equal(weight, kept)
+
+
+@pytest.mark.parametrize(
+  'second, expected', [((1.0, 0.0), 0.5**0.5), ((1.0, 1.0), 2**0.5)]
+)
+def test_decoupled_rewards_tell_two_successes_from_one(second, expected):
+  """The example of GDPO: a sum of scores gives .707 to both."""
+  parts = dict(a=[0.0, second[0]], b=[0.0, second[1]])
+  each = dict(name='grpo', ddof=1, eps=0.0)
+  advantage = advantages.per_reward(2, dict(a=1.0, b=1.0), each)
+  adv, *_ = update(advantage, parts)
+  np.testing.assert_allclose(adv[:, 0], [-expected, expected], rtol=1e-6)
+  summed, *_ = run(
+    advantages.grpo(2, ddof=1, eps=0.0), np.add(parts['a'], parts['b'])
+  )
+  np.testing.assert_allclose(summed, [-(0.5**0.5), 0.5**0.5], rtol=1e-6)
+
+
+def test_whitened():
+  # a: -1 1 | -1 1 | 0 0, b: 0 0 | -1 1 | -1 1; the sum: -1 1 -2 2 -1 1
+  parts = dict(a=[0.0, 1, 0, 5, 3, 3], b=[2.0, 2, 0, 1, 0, 9])
+  each = dict(name='grpo', eps=0.0)
+  advantage = advantages.per_reward(2, dict(a=1.0, b=1.0), each, True, eps=0.0)
+  adv, weight, *_ = update(advantage, parts)
+  sd = (12 / 6) ** 0.5
+  np.testing.assert_allclose(
+    adv[:, 0], np.array([-1, 1, -2, 2, -1, 1]) / sd, rtol=1e-6
+  )
+  np.testing.assert_array_equal(weight, 1)
+  adv, weight, *_ = update(advantage, dict(a=np.ones(4), b=np.ones(4)))
+  np.testing.assert_array_equal(adv, 0)
+  np.testing.assert_array_equal(weight, 0)
+
+
+def test_per_reward_keeps_every_history_and_drops_invalid_rows():
+  each = dict(name='history', num_prompts=2, buffer=4, min_count=2, eps=0.0)
+  advantage = advantages.per_reward(2, dict(a=1.0, b=-2.0), each)
+  valid = np.array([True, False])
+  parts = dict(a=[1.0, 0.0], b=[4.0, 0.0])
+  _, weight, state, metrics = update(advantage, parts, valid)
+  assert int(state['a']['count'][0]) == int(state['b']['count'][0]) == 1
+  np.testing.assert_array_equal(weight, 0)
+  assert metrics['advantage/invalid'] == 0.5
+  # rings 1 3 and 4 2: +1 and -1, times 1 and -2
+  parts = dict(a=[3.0, 0.0], b=[2.0, 0.0])
+  adv, *_ = update(advantage, parts, valid, state)
+  np.testing.assert_allclose(adv[:, 0], [3, 0], rtol=1e-6)
+
+
 # --- arguments
 
 
@@ -357,3 +452,84 @@ def test_errors_name_the_choices():
     advantages.history(4, 10, buffer=8, min_count=9)
   with pytest.raises(ValueError, match='at least 1'):
     advantages.history(4, 0)
+
+
+# --- preferences
+
+
+def test_best_worst():
+  adv, weight, _ = run(advantages.best_worst(4), TABLE)
+  np.testing.assert_array_equal(adv, [-1, 0, 0, 1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(weight, [1, 0, 0, 1, 0, 0, 0, 0])
+  # Ties go to the first; invalid rows are neither.
+  adv, weight, _ = run(
+    advantages.best_worst(4), [5, 1, 1, 9.0], [True, True, True, False]
+  )
+  np.testing.assert_array_equal(adv, [1, -1, 0, 0])
+  adv, weight, _ = run(advantages.best_worst(2), [1, 5.0], [True, False])
+  np.testing.assert_array_equal(weight, [0, 0])
+
+
+# --- decisions with rewards of their own
+
+# R_0 .. R_3. Row 0: d = -1, 3, 1, Delta = 3: trends - + +: turns at 2.
+# Row 1: d = 1, -2, 0, Delta = -1: trends - + 0: turns at 2.
+# Row 2: d = 2, -1, 1, Delta = 2: trends + - +: turns at 1 and 3.
+# Row 3: d = 0, 0, 0: no trend, no turn.
+SCORES = jnp.array(
+  [[0, -1, 2, 3], [0, 1, -1, -1], [0, 2, 1, 2], [4, 4, 4, 4]], jnp.float32
+)
+TURNS = [[0, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+  ('mode', 'expected'),
+  [
+    ('incremental', [[-1, 3, 1], [1, -2, 0], [2, -1, 1], [0, 0, 0]]),
+    # At a turn R_3 - R_{j-1}: 3 - -1, -1 - 1, 2 - 0 and 2 - 1.
+    ('turning', [[-1, 4, 1], [1, -2, 0], [2, -1, 1], [0, 0, 0]]),
+    ('bonus', [[3, 6, 3], [-1, -3, -1], [4, 2, 3], [0, 0, 0]]),
+    ('outcome', [[3, 3, 3], [-1, -1, -1], [2, 2, 2], [4, 4, 4]]),
+  ],
+)
+def test_turning_rewards(mode, expected):
+  rewards, turning = advantages.turning_rewards(SCORES, mode)
+  np.testing.assert_array_equal(turning, TURNS)
+  np.testing.assert_array_equal(rewards, expected)
+
+
+def test_consistent_turning_points():
+  # Row 0 at 2: the rest goes on up (3 - 2). Row 1 at 2: nothing follows, 0.
+  # Row 2 at 1: the rest is 2 - 2 = 0; at 3: nothing follows.
+  _, turning = advantages.turning_rewards(SCORES, 'turning', consistent=True)
+  np.testing.assert_array_equal(turning, [[0, 1, 0], [0] * 3, [0] * 3, [0] * 3])
+
+
+def test_turning_points_normalise_each_decision_by_itself():
+  advantage = advantages.turning_points(2, 'incremental', eps=0.0)
+  assert advantage.stepwise
+  rewards = rewards_out(SCORES[:, -1]).replace(before=SCORES[:, :-1])
+  group = jnp.zeros(4, jnp.int32)
+  adv, weight, _, metrics = advantage.update(rewards, group, ())
+  # of two the deviation is half the difference; 0 where they agree
+  np.testing.assert_allclose(
+    adv, [[-1, 1, 1], [1, -1, -1], [1, -1, 1], [-1, 1, -1]], rtol=1e-6
+  )
+  np.testing.assert_array_equal(weight, 1)
+  assert metrics['advantage/turning_fraction'] == pytest.approx(4 / 12)
+
+
+def test_turning_points_drop_rows_that_were_not_scored():
+  before = SCORES[:, :-1].at[0, 1].set(jnp.nan)
+  rewards = rewards_out(SCORES[:, -1]).replace(before=before)
+  advantage = advantages.turning_points(4)
+  adv, weight, _, metrics = advantage.update(
+    rewards, jnp.zeros(4, jnp.int32), ()
+  )
+  assert np.isfinite(adv).all() and (adv[0] == 0).all()
+  np.testing.assert_array_equal(weight, [0, 1, 1, 1])
+  assert metrics['advantage/invalid'] == 0.25
+  with pytest.raises(ValueError, match='incremental'):
+    advantages.turning_rewards(SCORES, 'sideways')
+  with pytest.raises(ConfigError, match='dr_grpo'):
+    advantages.per_reward(4, dict(a=1.0), each='drgrpo')
