@@ -15,6 +15,7 @@ import optax
 from gen_rl import (
   advantages,
   build,
+  minibatch,
   models,
   objectives,
   optim,
@@ -32,6 +33,7 @@ from gen_rl.models import weights
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
+from gen_rl.utils import rng
 
 # Where the function is found that a part of a config names.
 SPECS = {
@@ -44,10 +46,15 @@ SPECS = {
   'policy.window_start': schedules,
   'rollout': pictures,
   'rewards.*': rewards,
+  'monitors.*': rewards,
   'eval.gold.*': rewards,
   'advantage': advantages,
+  'advantage.each': advantages,
   'objective.*': objectives,
   'optimizer': optim,
+  'copies.*': optim,
+  'critic.optimizer': optim,
+  'critic.reals': pictures,
 }
 
 
@@ -71,6 +78,8 @@ class Setup(NamedTuple):
   all_decisions: Policy  # the same with every noisy step one: KL sums them all
   sampler: Any  # (params, rows) -> latents, deterministic; None: predicts none
   rewards: combine.Weighted | None
+  monitors: combine.Weighted  # device rewards that are not trained on
+  segments: Any  # the sampler in parts, for `search`; None: predicts none
 
 
 def setup(
@@ -91,15 +100,30 @@ def setup(
     models, config.model, vocab=tokenizer.size, length=config.data.length
   )
   policy = build.build(policies, config.policy, net=net)
-  every = dict(window=0, window_low=0, window_high=0, window_start=None)
+  every = dict(
+    window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
+    solver='euler', deterministic=False,
+  )  # fmt: skip
   every = {k: v for k, v in every.items() if k in config.policy}
   all_decisions = build.build(policies, {**config.policy, **every}, net=net)
-  sampler = policy.velocity and denoising.ode_sampler(
+  sampling = (
     net,
     config.eval.steps,
     config.policy.get('shift', 1.0),
     config.policy.get('guidance_scale', 1.0),
   )
+  sampler = policy.velocity and denoising.ode_sampler(
+    *sampling, config.eval.solver
+  )
+  segments = policy.velocity and denoising.ode_segments(*sampling)
+  if config.eval.sampler == 'policy':
+    sampler = lambda params, rows: (
+      policy.rollout(params, rows, jnp.zeros((), jnp.int32)).sample
+    )
+  elif config.eval.sampler != 'ode':
+    raise build.ConfigError(
+      f'config.eval.sampler is {config.eval.sampler!r}; it is ode or policy'
+    )
   built = build.build_all(rewards, config.rewards)
   weighted = {
     label: (reward, build.weight(config.rewards[label]))
@@ -107,8 +131,22 @@ def setup(
   }
   weighted |= own_rewards or {}
   check(config, bool(weighted))
+  monitors = build.build_all(rewards, config.monitors)
+  for label, monitor in monitors.items():
+    if monitor.where != 'device':
+      raise build.ConfigError(
+        f'config.monitors.{label} runs on the {monitor.where}; monitors are '
+        'scored on the device'
+      )
   return Setup(
-    source, tokenizer, policy, all_decisions, sampler, weighted or None
+    source,
+    tokenizer,
+    policy,
+    all_decisions,
+    sampler,
+    weighted or None,
+    {label: (monitor, 1.0) for label, monitor in monitors.items()},
+    segments,
   )
 
 
@@ -161,7 +199,11 @@ def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
   """What turns rows into (data, cond); None where the policy samples."""
   if config.rollout.name == 'policy':
     return None
-  return build.build(pictures, {**config.rollout, **(changes or {})})
+  return build.build(
+    pictures,
+    {**config.rollout, **(changes or {})},
+    group_size=config.data.group_size,
+  )
 
 
 def make_batches(
@@ -187,6 +229,20 @@ def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
   if spec.get('name', config.data.prompts.name) == config.data.prompts.name:
     spec = config.data.prompts.to_dict() | spec
   return build.build(prompts, spec)
+
+
+def comparable_rewards(
+  config: ml_collections.ConfigDict, built: Setup
+) -> combine.Weighted | None:
+  """Rewards that mean the same for any samples, or None.
+
+  Not those of data, which judge what was given, nor those that are trained,
+  whose scale moves.
+  """
+  if config.rollout.name != 'policy' or not built.rewards:
+    return None
+  kept = {k: v for k, v in built.rewards.items() if v[0].critic is None}
+  return kept if any(weight for _, weight in kept.values()) else None
 
 
 def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
@@ -220,7 +276,8 @@ def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
     texts=texts,
     tasks=tasks,
     gold={label: (reward, 1.0) for label, reward in gold.items()},
-    proxy=built.rewards,
+    proxy=comparable_rewards(config, built),
+    monitors=built.monitors,
     host_rewards=config.host_rewards.to_dict(),
     samples=config.eval.samples,
     seed=config.eval.seed,
@@ -240,16 +297,31 @@ def make_step(
   )
   advantage = None
   if built.rewards:
-    advantage = build.build(advantages, config.advantage, group_size=group_size)
-  one_update = config.updates * config.epochs == 1
+    advantage = build.build(
+      advantages,
+      config.advantage,
+      group_size=group_size,
+      reward_weights=combine.weights(built.rewards),
+    )
+  behaviour = config.behaviour
+  one_update = config.updates * config.epochs == 1 and behaviour == 'params'
   built_objectives = build.build_all(
-    objectives, config.objective, on_policy=one_update
+    objectives, config.objective, on_policy=one_update, group_size=group_size
+  )
+  # An objective that takes the size of a group compares its rows.
+  whole_groups = any(
+    build.takes(objectives, spec, 'group_size')
+    for spec in config.objective.values()
+    if build.weight(spec)
   )
   encode = encoder(config)
   rollout = rollout_lib.data_rollout(encode) if encode else None
   rows = config.data.prompts_per_step * group_size
-  if error := train_step.geometry_error(
-    rows, config.updates, config.microbatches
+  if error := minibatch.geometry_error(
+    rows,
+    config.updates,
+    config.microbatches,
+    group_size if whole_groups else 1,
   ) or sharding.rows_error(rows, mesh):
     raise build.ConfigError(error)
   step = train_step.make(
@@ -261,12 +333,20 @@ def make_step(
     tx,
     rollout=rollout,
     rewards=built.rewards,
+    monitors=built.monitors,
     advantage=advantage,
     group_size=group_size,
     microbatches=config.microbatches,
     updates=config.updates,
     epochs=config.epochs,
     ema_decay=config.ema,
+    copies=build.build_all(optim, config.copies),
+    behaviour=behaviour,
+    whole_groups=whole_groups,
+    critic_tx=build.build(optim, config.critic.optimizer),
+    reals=build.build(
+      pictures, config.critic.reals, group_size=config.data.group_size
+    ),
     mesh=mesh if mesh.size > 1 else None,
   )
   return step, tx, advantage
@@ -278,11 +358,14 @@ def parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
   An objective that compares with a copy takes its name as `ref`.
   """
   names = {
-    build.argument(objectives, spec, 'ref')
+    build.argument(objectives, spec, key)
     for spec in config.objective.values()
     if build.weight(spec)
+    for key in ('ref', 'old')
   }
-  return sorted(names - {None, 'ema', 'old'}) + (['ema'] if config.ema else [])
+  names |= {*config.copies, config.behaviour}
+  names -= {None, 'ema', 'old', 'params'}
+  return sorted(names) + (['ema'] if config.ema else [])
 
 
 def initial_state(
@@ -300,5 +383,8 @@ def initial_state(
     advantage,
     trainable=config.trainable,
     refs=parameter_copies(config),
-    reward_params=combine.params(device_rewards),
+    reward_params=combine.params({**device_rewards, **built.monitors}),
+    critics=combine.critics(device_rewards),
+    critic_tx=build.build(optim, config.critic.optimizer),
+    key=rng.stream_keys(jax.random.key(config.seed), 'critics'),
   )

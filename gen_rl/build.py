@@ -125,6 +125,12 @@ def argument(module: types.ModuleType, spec: Spec, key: str) -> Any:
   return kwargs.get(key, default)
 
 
+def takes(module: types.ModuleType, spec: Spec, key: str) -> bool:
+  """Has the function a spec names a parameter `key`?"""
+  name = spec if isinstance(spec, str) else plain(spec)['name']
+  return key in inspect.signature(find(module, name)).parameters
+
+
 def weight(spec: Spec) -> float:
   """The `weight` of a spec; 1 where it has none."""
   return 1.0 if isinstance(spec, str) else spec.get('weight', 1.0)

@@ -38,6 +38,7 @@ class Evaluation(NamedTuple):
   media: np.ndarray  # [P n h w c], or points [P n 2]
   gold: np.ndarray  # [P n]
   texts: list[str]  # [P]
+  monitors: dict[str, float] = {}  # means of their scores
 
   def metrics(self) -> dict[str, float]:
     """Scalars for the log."""
@@ -46,6 +47,8 @@ class Evaluation(NamedTuple):
       out['eval/proxy'] = self.proxy
     per_task = self.strict_per_task.items()
     out |= {f'eval/strict/{task}': value for task, value in per_task}
+    monitors = self.monitors.items()
+    out |= {f'eval/monitor/{label}': value for label, value in monitors}
     parts = self.parts.items()
     return out | {f'eval/gold/{part}': value for part, value in parts}
 
@@ -65,10 +68,15 @@ class Evaluation(NamedTuple):
     return dict(
       strict=self.strict,
       strict_per_task=self.strict_per_task,
-      parts=self.parts,
+      parts=self.parts | self.monitors,
       proxy=self.proxy,
       diversity=self.diversity,
     )
+
+
+def verdicts(gold: np.ndarray) -> np.ndarray:
+  """Gold scores, NaN where not valid -> True, False, or None: not judged."""
+  return np.where(np.isfinite(gold), gold > 0.5, None)
 
 
 def diversity(media: Array, samples: int) -> Array:
@@ -94,6 +102,7 @@ def sampled(
   samples: int,
   seed: int,
   host_rewards: Mapping[str, Any] | None = None,
+  monitors: combine.Weighted | None = None,
 ) -> Callable[[Params], Evaluation]:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -108,10 +117,13 @@ def sampled(
     samples: n per prompt.
     seed: of the initial noise.
     host_rewards: keywords of `rewards.evaluate.evaluate_host`.
+    monitors: {label: (Reward, weight)} on the device whose means are logged.
   """
   gold_reward = combine.combine(gold)
   device, host = combine.split(proxy or {})
   weights = combine.weights({**device, **host})
+  monitors = dict(monitors or {})
+  scored = device | monitors
 
   @jax.jit
   def run(params: Params, prompts, gold_params, device_params):
@@ -122,13 +134,18 @@ def sampled(
     inputs = RewardInputs(media, rows.info, samples)
     keys = rng.stream_keys(rows.keys, 'reward')
     verdict = gold_reward.score(gold_params, inputs, keys)
-    trained = reward_calls.evaluate(device, inputs, keys, device_params)
-    return inputs, verdict, trained, diversity(media, samples)
+    outs = reward_calls.evaluate(scored, inputs, keys, device_params)
+    return inputs, verdict, outs, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
     inputs, verdict, outs, spread = jax.device_get(
-      run(params, dict(batch), gold_reward.params, combine.params(device))
+      run(params, dict(batch), gold_reward.params, combine.params(scored))
     )
+    watched = {label: outs.pop(label) for label in monitors}
+    means = {
+      label: float(out.score[out.valid].mean())
+      for label, out in watched.items()
+    }
     media = inputs.media
     score = np.where(verdict.valid, verdict.score, np.nan)
     if host:
@@ -146,7 +163,8 @@ def sampled(
       for name, part in verdict.parts.items()
       if name not in gold
     }
-    return _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
+    result = _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
+    return result._replace(monitors=means)
 
   return evaluate_params
 

@@ -25,10 +25,12 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  search,
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
+from gen_rl.rewards import combine
 from gen_rl.rewards import shapes as shapes_reward
 from gen_rl.types import Array, Params, Policy, Rows
 from gen_rl.utils import files, image, tree
@@ -170,11 +172,14 @@ def sample(
   prompt: str,
   num: int = 8,
   out: str | os.PathLike[str] | None = None,
+  best_of: int = 1,
 ) -> Pictures:
   """Draws `num` pictures of a prompt into one PNG.
 
   Where the prompt is a sentence of ShapesWorld and the pictures are of its
   size, the oracle judges them: green borders are correct, red ones are not.
+  With `best_of`, the config's rewards choose what it judges (where the oracle
+  is one of them, its verdict says nothing new).
 
   Args:
     config: of the run; `seed` chooses the noise.
@@ -182,9 +187,10 @@ def sample(
     prompt: a sentence.
     num: n, pictures.
     out: the PNG; default `workdir`/sample.png.
+    best_of: candidates of each picture.
 
   Raises:
-    ConfigError: an empty prompt, no pictures asked for.
+    ConfigError: an empty prompt, no pictures asked for, no reward to choose by.
     ValueError: the prompt has more tokens than the model takes.
     CheckpointError, WeightsError: see `load_params`.
     OSError: the PNG cannot be written.
@@ -194,9 +200,22 @@ def sample(
     raise ConfigError('sampling needs a prompt: --prompt="two red circles"')
   if num < 1:
     raise ConfigError(f'--num is how many pictures to draw, not {num}')
+  if best_of < 1:
+    raise ConfigError(
+      f'--best_of is how many candidates to draw, not {best_of}'
+    )
   built = assemble.setup(config)
   if built.sampler is None:
     raise ConfigError(f'the policy {config.policy.name!r} draws no pictures')
+  judge = None
+  if best_of > 1:
+    device, host = combine.split(built.rewards or {})
+    if host or not device:
+      raise ConfigError(
+        '--best_of chooses by the rewards of the config, and '
+        + (f'{", ".join(host)} runs on the host' if host else 'it has none')
+      )
+    judge = combine.combine(device)
   if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
     prompt = prompt.rstrip(' .')
   tokens = built.tokenizer.encode(
@@ -222,18 +241,39 @@ def sample(
     else {k: v[None] for k, v in grammar.spec_arrays(spec).items()},
   )
   rows = rollout_lib.make_rows(
-    batch, num, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
+    batch, num * best_of, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
   )
 
   @jax.jit
-  def draw(params: Params, rows: Rows) -> tuple[Array, Array | None]:
-    media = built.policy.decode(params, built.sampler(params, rows))
+  def draw(
+    params: Params, reward_params: Params, rows: Rows
+  ) -> tuple[Array, Array | None, Array | None]:
+    score = None
+    if judge:
+      verify = search.verifier(built.policy, params, judge, reward_params)
+      found = search.best_of_n(
+        built.segments, params, verify, rows, best_of, chunk=256
+      )
+      latents, score = found.sample, found.score
+    else:
+      latents = built.sampler(params, rows)
+    media = built.policy.decode(params, latents)
     if spec is None or media.shape[1:] != (shapes.SIZE, shapes.SIZE, 3):
-      return media, None
-    _, strict = shapes_reward.judge(media, rows.info)
-    return media, strict & jnp.isfinite(media).all((1, 2, 3))
+      return media, None, score
+    info = jax.tree.map(lambda x: x[:num], rows.info)  # all rows ask the same
+    _, strict = shapes_reward.judge(media, info)
+    return media, strict & jnp.isfinite(media).all((1, 2, 3)), score
 
-  media, correct = jax.device_get(draw(loaded.params, rows))
+  reward_params = judge.params if judge else ()
+  media, correct, score = jax.device_get(
+    draw(loaded.params, reward_params, rows)
+  )
+  if score is not None and not np.isfinite(score).all():
+    print(
+      'gen_rl: the rewards of the config cannot judge some of these pictures; '
+      'of such candidates the first one is shown',
+      file=sys.stderr,
+    )
   path = pathlib.Path(out or os.path.join(workdir, 'sample.png'))
   if media.ndim == 2:
     picture = image.scatter(media)

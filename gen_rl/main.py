@@ -49,6 +49,11 @@ _MODE = flags.DEFINE_enum(
 )
 _PROMPT = flags.DEFINE_string('prompt', None, 'What to sample.')
 _NUM = flags.DEFINE_integer('num', 8, 'Pictures to sample.')
+_BEST_OF = flags.DEFINE_integer(
+  'best_of',
+  1,
+  'Candidates of each sampled picture; the rewards of the config choose.',
+)
 _OUT = flags.DEFINE_string(
   'out', None, 'PNG to write; default <workdir>/sample.png.'
 )
@@ -139,9 +144,15 @@ def drop_leftovers(
   """Removes what another function took, where `name` was set by an override.
 
   `--config.data.prompts.name=txt` leaves a `split` behind that `txt` does not
-  know, and weights of tasks it may not have. What an override set itself stays,
-  to be complained about.
+  know, and weights of tasks it may not have; so does
+  `--config.data.prompts.tasks="('text',)"` of the tasks left out. What an
+  override set itself stays, to be complained about.
   """
+  weighted = any(o.startswith('data.weights') for o in overrides)
+  if 'data.prompts.tasks' in overrides and not weighted:
+    tasks = config.data.prompts.tasks
+    for task in set(config.data.weights) - set(tasks):
+      del config.data.weights[task]
   for override in overrides:
     path, _, field = override.rpartition('.')
     if field != 'name' or not path:
@@ -150,7 +161,6 @@ def drop_leftovers(
     for part in path.split('.'):
       node = node[part]
     known = _keywords(path, node.get('name'))
-    weighted = any(o.startswith('data.weights') for o in overrides)
     if path == 'data.prompts' and not weighted:
       config.data.weights = {}  # by tasks of the other source
     for key in list(node) if known else ():
@@ -266,7 +276,14 @@ def main(argv: list[str]) -> None:
   if _MODE.value == 'eval':
     inference.evaluate(config, workdir)
   else:
-    inference.sample(config, workdir, _PROMPT.value, _NUM.value, _OUT.value)
+    inference.sample(
+      config,
+      workdir,
+      _PROMPT.value,
+      _NUM.value,
+      _OUT.value,
+      _BEST_OF.value,
+    )
 
 
 def sentence(error: BaseException) -> str | None:

@@ -25,7 +25,7 @@ import optax.contrib
 from gen_rl.build import ConfigError
 from gen_rl.types import PyTree
 
-__all__ = ('adamw', 'muon')
+__all__ = ('adamw', 'constant_decay', 'muon', 'ramp_decay')
 
 
 def adamw(
@@ -148,6 +148,27 @@ def schedule(
     return lr * ramp * shapes[decay](jnp.clip((t - warmup) / span, 0, 1))
 
   return at
+
+
+def constant_decay(decay: float = 0.99) -> optax.Schedule:
+  """Schedule of d of a copy, c <- d c + (1 - d) params: always `decay`.
+
+  0 copies the parameters, 1 never moves.
+  """
+  return lambda step: jnp.full((), decay, jnp.float32)
+
+
+def ramp_decay(
+  rate: float = 1e-3, limit: float = 0.5, start: int = 0
+) -> optax.Schedule:
+  """Schedule of d of a copy that lags more and more (arXiv 2509.16117).
+
+  d = clip(rate (step - start), 0, limit): DiffusionNFT's behaviour policy at
+  rate 0.001, limit 0.5, or rate 0.0075, limit 0.999, start 75.
+  """
+  return lambda step: jnp.clip(
+    rate * (jnp.asarray(step, jnp.float32) - start), 0.0, limit
+  )
 
 
 def in_float32(

@@ -25,6 +25,13 @@ PANELS = (
   ('Held-out: gold oracle and proxy', ('eval/strict', 'eval/proxy'), None, 1),
   ('Held-out: gold oracle per task', ('eval/strict/*',), None, 1),
   ('Reward in training', ('reward/*', '!*std*', '!*valid*'), None, 9),
+  ('Held-out: monitors', ('eval/monitor/*',), None, 1),
+  (
+    'What the advantages are about',
+    ('monitor/*/advantage_corr', 'monitor/*/equal_share'),
+    None,
+    9,
+  ),
   ('Diversity within a prompt', ('eval/diversity', 'diversity/*'), None, 1),
   ('KL from the base, nats a sample', ('kl/base',), None, 1),
   ('KL terms of the loss', ('*/kl', '*/kl_*'), None, 9),
@@ -41,7 +48,7 @@ class Comparison(NamedTuple):
   prompts: Sequence[str]  # P
   before: Any  # [P n h w c] float [0, 1] or uint8
   after: Any  # [P n h w c]
-  correct_before: Any = None  # [P n] bool
+  correct_before: Any = None  # [P n] of True, False, None (not judged)
   correct_after: Any = None
   reward_before: Any = None  # [P n]
   reward_after: Any = None

@@ -11,7 +11,8 @@ result.json, schema_version 1. A number nobody measured is null.
     strict              fraction of samples the gold oracle calls correct
     strict_per_task     {task: that fraction among the prompts of the task}
     proxy               mean reward as trained on
-    parts               {name: mean} of what else the gold reward says; optional
+    parts               {name: mean} of what else the gold reward says, and of
+                        the monitors; optional
     diversity           mean distance between samples of one prompt
   kl                  from the base to the trained policy, nats per sample
   wall_seconds        from start of the process to this file

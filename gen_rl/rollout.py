@@ -41,6 +41,7 @@ def make_rows(
     info=jax.tree.map(repeat, dict(batch['info'])),
     group=repeat(batch['prompt_id']),
     keys=rng.row_keys(seed_key, step, batch['prompt_id'], group_size),
+    group_keys=repeat(rng.group_keys(seed_key, step, batch['prompt_id'])),
     key=rng.stream_keys(key, 'shared'),
     media=None if media is None else repeat(media),
   )

@@ -13,10 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_rl import advantages, objectives, optim, train_state, train_step
+from gen_rl import (
+  advantages,
+  build,
+  objectives,
+  optim,
+  train_state,
+  train_step,
+)
 from gen_rl.models import dit as dit_lib
 from gen_rl.models.layers import Net
 from gen_rl.policies import denoising
+from gen_rl.rewards import combine
 from gen_rl.types import (
   Advantage,
   Array,
@@ -107,13 +115,30 @@ def color_reward(
       out = spoil(out, channel)
     return RewardOut(out, dict(red=mean[:, 0]), jnp.ones(len(mean), bool))
 
-  return Reward('color', (), score, where=where)
+  return Reward('color', (), score, where=where, differentiable=True)
 
 
 def make_policy(net: Net | None = None, **kwargs: Any) -> Policy:
   """Four denoising steps of a net, the perceptron by default."""
   kwargs = dict(steps=4, shift=2.0, noise=0.6) | kwargs
   return denoising.denoising(net or perceptron(), **kwargs)
+
+
+def terms() -> dict[str, tuple[Objective, float]]:
+  """Every objective, {name: (objective, 1.0)}, for one update per rollout.
+
+  Those that compare rows do so in groups of 4, as `make_step` has them.
+  """
+  made = {
+    name: build.build(objectives, name, group_size=4)
+    for name in objectives.__all__
+  }
+  # The published temperature is for nets whose errors change little.
+  made |= {n: getattr(objectives, n)(4, beta=10.0) for n in ('dpo', 'kto')}
+  made |= dict(
+    guard=objectives.clipped_pg(ratio='guard'), kl_path=objectives.kl(path=True)
+  )
+  return {name: (objective, 1.0) for name, objective in made.items()}
 
 
 def make_step(
@@ -165,7 +190,9 @@ def make_step(
     tx,
     advantage,
     refs=('ref', 'ema'),
-    reward_params=dict(color=()),
+    reward_params=combine.params(
+      {'color': (reward, 1.0), **kwargs.get('monitors', {})}
+    ),
   )
   return step, state
 

@@ -170,7 +170,7 @@ def train_and_evaluate(
           pictures[:, 0],
           captions=result.texts[: config.eval.shown],
           rewards=gold[:, 0],
-          correct=gold[:, 0] > 0.5,
+          correct=evaluate_lib.verdicts(gold[:, 0]),
         )
       },
     )
@@ -185,7 +185,8 @@ def train_and_evaluate(
         jax.random.fold_in(key, state.step),
         **config.host_rewards,
       )
-    state, logged = step.learn(state, traj, {**outs, **host_outs}, key)
+    outs = {**outs, **host_outs}
+    state, logged = step.learn(state, traj, inputs.info, outs, key)
     # reward/invalid of `logged` counts rows that any reward could not score.
     return state, {**host_metrics, **logged}
 
@@ -282,8 +283,8 @@ def train_and_evaluate(
       prompts=trained_result.texts[: config.eval.shown],
       before=before,
       after=after,
-      correct_before=gold_before > 0.5,
-      correct_after=gold_after > 0.5,
+      correct_before=evaluate_lib.verdicts(gold_before),
+      correct_after=evaluate_lib.verdicts(gold_after),
     )
     path = report.write_report(
       workdir,

@@ -1,13 +1,13 @@
 """All that training changes, as one pytree: what a checkpoint holds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from gen_rl.types import Advantage, Array, Params, PyTree
+from gen_rl.types import Advantage, Array, Critic, Params, PyTree
 from gen_rl.utils import tree
 
 
@@ -23,6 +23,7 @@ class TrainState(struct.PyTreeNode):
   opt_state: PyTree
   refs: dict[str, Params]  # copies of `params`: "ref", "ema"
   adv_state: PyTree  # of the advantage
+  aux: dict[str, PyTree]  # {reward: {"params", "opt_state"} of its critic}
   skipped: Array  # [] int32, updates dropped because not finite
   skipped_in_a_row: Array  # [] int32
 
@@ -35,6 +36,9 @@ def create(
   trainable: str = '',
   refs: Iterable[str] = (),
   reward_params: PyTree = (),
+  critics: Mapping[str, Critic] | None = None,
+  critic_tx: optax.GradientTransformation | None = None,
+  key: Array | None = None,
 ) -> TrainState:
   """The state before the first step.
 
@@ -45,12 +49,19 @@ def create(
     trainable: regular expression on parameter names; '' trains all.
     refs: names of the parameter copies to keep.
     reward_params: {label: params} of the device rewards.
+    critics: {label: critic} of rewards that are trained too.
+    critic_tx: their optimizer.
+    key: their parameters are drawn from.
   """
   # Copies throughout: the state is donated to the step, which deletes its
   # buffers, while the caller may still evaluate with what he gave, and one
   # buffer cannot be donated twice.
   params, reward_params = jax.tree.map(jnp.array, (params, reward_params))
   train, rest = tree.split(params, trainable)
+  aux = {}
+  for i, (label, critic) in enumerate((critics or {}).items()):
+    drawn = critic.init(jax.random.fold_in(key, i))
+    aux[label] = dict(params=drawn, opt_state=critic_tx.init(drawn))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=train,
@@ -58,6 +69,7 @@ def create(
     opt_state=tx.init(train),
     refs={name: jax.tree.map(jnp.copy, train) for name in refs},
     adv_state=() if advantage is None else advantage.init(),
+    aux=aux,
     skipped=jnp.zeros((), jnp.int32),
     skipped_in_a_row=jnp.zeros((), jnp.int32),
   )

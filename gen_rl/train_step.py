@@ -8,6 +8,9 @@ Host rewards cut the same functions in other places: `sample` (rollout and
 device rewards, jitted), scoring on the host, `learn` (advantage and update,
 jitted). Nothing else differs, and the results agree.
 
+The policy that samples is the one trained, or the copy of its parameters
+named `behaviour`, which follows it by the schedule of its copy.
+
 The loss of a minibatch is
 
   L = sum_j w_j  sum_bk(value_j m_j) / max(sum_bk m_j, 1)                (1)
@@ -23,13 +26,15 @@ that keeps values for the gradient may round otherwise than one that does not).
 """
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gen_rl import critics as critics_lib
+from gen_rl import minibatch
+from gen_rl import replay as replay_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, evaluate
@@ -43,9 +48,9 @@ from gen_rl.types import (
   Params,
   Policy,
   PyTree,
-  Replay,
   RewardInputs,
   RewardOut,
+  RowKeys,
   Rows,
   Trajectory,
 )
@@ -62,46 +67,6 @@ class Step(NamedTuple):
   learn: Callable[..., tuple[TrainState, Metrics]]
 
 
-def geometry_error(rows: int, updates: int, microbatches: int) -> str | None:
-  """Why `rows` cannot be cut into minibatches and microbatches, or None."""
-  parts = updates * microbatches
-  if rows % parts == 0:
-    return None
-  fit = [m for m in range(1, rows // updates + 1) if rows % (updates * m) == 0]
-  return (
-    f'{rows} rows (prompts_per_step * group_size) cannot be cut into '
-    f'updates={updates} x microbatches={microbatches} equal parts'
-    + (
-      f'; with updates={updates}, microbatches may be '
-      f'{", ".join(map(str, fit))}'
-      if fit
-      else f'; updates must divide {rows}'
-    )
-  )
-
-
-def _fold(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-  """lax.scan, as a Python loop on CPUs.
-
-  XLA's CPU backend runs convolution gradients inside a while loop many times
-  slower than outside of one.
-  """
-  if jax.default_backend() != 'cpu':
-    return jax.lax.scan(body, carry, xs)
-  outs = []
-  for i in range(jax.tree.leaves(xs)[0].shape[0]):
-    carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-    outs.append(out)
-  return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
-
-
-def _cut(x: PyTree, parts: int) -> PyTree:
-  """[b ...] -> [parts b/parts ...] on every leaf."""
-  return jax.tree.map(
-    lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), x
-  )
-
-
 def _expand_mask(mask: Array, weight: Array) -> Array:
   return mask * weight[:, None]
 
@@ -113,12 +78,18 @@ def make(
   *,
   rollout: Callable[..., Trajectory] | None = None,
   rewards: combine.Weighted | None = None,
+  monitors: combine.Weighted | None = None,
   advantage: Advantage | None = None,
   group_size: int = 1,
   microbatches: int = 1,
   updates: int = 1,
   epochs: int = 1,
   ema_decay: float = 0.0,
+  copies: Mapping[str, Callable[[Array], Array]] | None = None,
+  behaviour: str = 'params',
+  whole_groups: bool = False,
+  critic_tx: optax.GradientTransformation | None = None,
+  reals: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Step:
   """Composes the step.
@@ -130,28 +101,62 @@ def make(
     rollout: (params, rows, step) -> Trajectory; default: the policy's own.
     rewards: {label: (Reward, weight)}; None for data batches, which get
       advantage 0 and weight 1.
+    monitors: {label: (Reward, weight)} scored on the device beside the
+      rewards and logged, not trained on; the weights say nothing.
     advantage: turns scores into advantages; goes with `rewards`.
     group_size: G, samples per prompt.
     microbatches: gradient accumulation inside one optimizer step.
     updates: optimizer steps (minibatches) per pass over a rollout.
     epochs: passes over a rollout.
     ema_decay: of refs["ema"], per optimizer step; 0 keeps no average.
+    copies: {name: step -> d}: after each step, refs[name] becomes
+      d refs[name] + (1 - d) params.
+    behaviour: which parameters sample, "params" or a name in `refs`.
+    whole_groups: minibatches hold whole groups, for objectives that compare
+      their rows.
+    critic_tx: optimizer of the rewards that are trained too (critics).
+    reals: rows -> (latents, cond), a function of `data.pictures`: what critics
+      learn to tell from samples.
     mesh: rows are sharded over all of its axes; None: no constraint.
 
   Returns:
     The Step. `batch` is what the pipeline yields, `key` the run's root key.
 
   Raises:
-    ConfigError: rewards without an advantage, or the other way round.
+    ConfigError: rewards without an advantage, or the other way round; a
+      step-wise advantage or a critic without what it needs; monitors without
+      rewards, or with a label of theirs.
   """
   if (rewards is None) != (advantage is None):
     raise ConfigError(
       'rewards and an advantage go together: a config has both, or neither '
       '(training on data)'
     )
+  monitors = dict(monitors or {})
+  if monitors and rewards is None:
+    raise ConfigError('monitors are scored beside rewards, and there are none')
+  if both := sorted(set(monitors) & set(rewards or {})):
+    raise ConfigError(
+      f'{", ".join(both)}: a reward and a monitor need labels of their own'
+    )
   rollout = rollout or rollout_lib.policy_rollout(policy)
   device_rewards, host_rewards = combine.split(rewards or {})
+  stepwise = advantage is not None and advantage.stepwise
+  if stepwise and (policy.complete is None or host_rewards):
+    raise ConfigError(
+      'this advantage scores every decision: it goes with a policy that can '
+      'finish a sample without noise, and with rewards on the device'
+    )
+  critics = combine.critics(device_rewards)
+  if critics and (reals is None or host_rewards or critic_tx is None):
+    raise ConfigError(
+      f'the reward {", ".join(critics)} is trained: it needs critic.reals, and '
+      'rewards on the device only'
+    )
   reward_weights = combine.weights({**device_rewards, **host_rewards})
+  unit = group_size if whole_groups else 1
+  # Where the parameters that are updated may not be those that sampled.
+  recompute = updates * epochs > 1 or behaviour != 'params'
 
   def shard(x: PyTree) -> PyTree:
     if mesh is None:
@@ -167,13 +172,23 @@ def make(
   def full(params: Params, state: TrainState) -> Params:
     return tree.merge(params, state.frozen['policy'])
 
+  def reward_params(state: TrainState) -> dict[str, Params]:
+    trained = {
+      label: (state.frozen['rewards'][label], state.aux[label]['params'])
+      for label in critics
+    }
+    return {**state.frozen['rewards'], **trained}
+
+  def sampling(state: TrainState) -> Params:
+    return state.params if behaviour == 'params' else state.refs[behaviour]
+
   def sample(
     state: TrainState, batch: Mapping[str, Any], key: Array
   ) -> tuple[Trajectory, RewardInputs, dict[str, RewardOut]]:
     rows: Rows = shard(
       rollout_lib.make_rows(batch, group_size, key, state.step)
     )
-    params = full(state.params, state)
+    params = full(sampling(state), state)
     traj = jax.lax.stop_gradient(rollout(params, rows, state.step))
     if rewards is None:
       return traj, RewardInputs((), rows.info, group_size), {}
@@ -181,76 +196,76 @@ def make(
     inputs = RewardInputs(media, rows.info, group_size)
     keys = rng.stream_keys(rows.keys, 'reward')
     outs = evaluate.evaluate(
-      device_rewards, inputs, keys, state.frozen['rewards']
+      device_rewards | monitors, inputs, keys, reward_params(state)
     )
+    if stepwise:
+      done = policy.complete(params, rows, state.step, traj)  # [b k ...]
+
+      def score(latent: Array) -> dict[str, Array]:
+        media = policy.decode(params, latent)
+        found = evaluate.evaluate(
+          device_rewards,
+          inputs._replace(media=media),
+          keys,
+          reward_params(state),
+        )
+        return {
+          label: jnp.where(out.valid, out.score, jnp.nan)
+          for label, out in found.items()
+        }
+
+      before = jax.lax.map(score, jax.lax.stop_gradient(done).swapaxes(0, 1))
+      outs = {
+        label: out.replace(before=before[label].T) if label in before else out
+        for label, out in outs.items()
+      }
     return traj, inputs, outs
 
   def judge(
-    state: TrainState, traj: Trajectory, outs: Mapping[str, RewardOut]
+    state: TrainState,
+    traj: Trajectory,
+    info: Mapping[str, Array],
+    outs: Mapping[str, RewardOut],
   ) -> tuple[TrainState, Experience, Metrics]:
     b = traj.group.shape[0]
     if advantage is None:
       one = jnp.ones(b, jnp.float32)
       out = RewardOut(jnp.zeros(b), {}, jnp.ones(b, bool))
-      return state, Experience(traj, jnp.zeros((b, 1)), one, out), {}
-    out = combine.merge(outs, reward_weights)
+      zero = jnp.zeros((b, 1))
+      return state, Experience(traj, zero, one, out, info), {}
+    watched = {label: outs[label] for label in monitors}
+    scored = {label: x for label, x in outs.items() if label not in monitors}
+    out = combine.merge(scored, reward_weights)
     adv, weight, adv_state, metrics = advantage.update(
       out, traj.group, state.adv_state
     )
-    metrics = {**combine.summarize(out), **metrics}
+    watched = combine.watch(watched, adv, out.valid, group_size)
+    metrics = {**combine.summarize(out), **metrics, **watched}
     state = state.replace(adv_state=adv_state)
-    return state, Experience(traj, adv, weight, out), metrics
+    return state, Experience(traj, adv, weight, out, info), metrics
 
   def collect(state, batch, key):
-    traj, _, outs = sample(state, batch, key)
-    return judge(state, traj, outs)
+    traj, inputs, outs = sample(state, batch, key)
+    return judge(state, traj, dict(inputs.info), outs)
 
-  def make_replay(
-    copies: dict[str, Params], exp: Experience, first: Array | bool = False
-  ) -> Replay:
-    """Answers for one microbatch; each copy is evaluated at most once.
+  def scorer(state: TrainState) -> Callable[..., RewardOut] | None:
+    """Rewards as a differentiable function of samples, if they all are."""
+    used = [reward for reward, _ in device_rewards.values()]
+    if not used or host_rewards or not all(r.differentiable for r in used):
+      return None
 
-    `first`: the old parameters are the current ones, and so are the answers.
-    """
-
-    def of(which: str) -> Params:
-      if which not in copies:
-        raise ConfigError(
-          f'an objective asks for the parameter copy {which!r}; this run '
-          f'keeps {", ".join(copies)}'
-        )
-      return copies[which]
-
-    def fixed(which: str, x: PyTree) -> PyTree:
-      return x if which == 'params' else jax.lax.stop_gradient(x)
-
-    @functools.cache
-    def dist(which: str):
-      found = fixed(which, policy.dist(of(which), exp.traj))
-      if which != 'old':
-        return found
-      return tree.where(first, fixed(which, dist('params')), found)
-
-    @functools.cache
-    def log_prob(which: str) -> Array:
-      return dist(which).log_prob(exp.traj.actions)
-
-    @functools.cache
-    def velocity(which: str) -> Array:
-      if policy.velocity is None:
-        raise ConfigError('this policy does not predict velocities')
-      return fixed(which, policy.velocity(of(which), exp.traj))
-
-    def nll(which: str, keys: Array) -> Array:
-      return fixed(
-        which, policy.nll(of(which), exp.traj.sample, exp.traj.cond, keys)
+    def score(params, samples, info, keys):
+      inputs = RewardInputs(policy.decode(params, samples), info, group_size)
+      outs = evaluate.evaluate(
+        device_rewards, inputs, keys, reward_params(state)
       )
+      return combine.merge(outs, reward_weights)
 
-    return Replay(dist, log_prob, nll, velocity)
+    return score
 
-  def terms(copies, exp, keys, first):
-    replay = make_replay(copies, exp, first)
-    if updates * epochs > 1 and exp.traj.log_prob.size:
+  def terms(state, copies, exp, keys, first):
+    replay = replay_lib.make(policy, copies, exp, first, scorer(state))
+    if recompute and exp.traj.log_prob.size:
       own = jax.lax.stop_gradient(replay.log_prob('params'))
       own = jnp.where(first, own, exp.traj.log_prob)
       exp = exp.replace(traj=exp.traj.replace(log_prob=own))
@@ -267,7 +282,7 @@ def make(
     copies |= dict(old=full(old, state), params=full(params, state))
     loss, sums, peaks = jnp.zeros(()), {}, {}
     for label, (value, mask, weight, metrics) in terms(
-      copies, exp, keys, first
+      state, copies, exp, keys, first
     ).items():
       part = jnp.where(mask > 0, value * mask, 0.0).sum() / totals[label]
       loss += weight * part
@@ -289,7 +304,9 @@ def make(
     # Masks do not depend on parameters: the compiler drops the networks here.
     totals = {
       label: jnp.maximum(mask.sum(), 1.0)
-      for label, (_, mask, _, _) in terms(copies, exp, keys, first).items()
+      for label, (_, mask, _, _) in terms(
+        state, copies, exp, keys, first
+      ).items()
     }
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
 
@@ -299,7 +316,10 @@ def make(
       grads, sums = jax.tree.map(jnp.add, (grads, sums), (g, s))
       return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
 
-    pieces = (_cut(exp, microbatches), _cut(keys, microbatches))
+    pieces = (
+      minibatch.cut(exp, microbatches),
+      minibatch.cut(keys, microbatches),
+    )
     shapes = jax.eval_shape(
       lambda s, x: grad_fn(s.params, s, old, first, *x, totals),
       state,
@@ -307,7 +327,7 @@ def make(
     )
     start = (shapes[0], *shapes[1])
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
-    (grads, sums, peaks), _ = _fold(accumulate, start, pieces)
+    (grads, sums, peaks), _ = minibatch.fold(accumulate, start, pieces)
 
     norm = optax.global_norm(grads)
     deltas, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -335,51 +355,77 @@ def make(
 
   def update(state: TrainState, exp: Experience, key: Array):
     b = exp.weight.shape[0]
-    if error := geometry_error(b, updates, microbatches):
+    if error := minibatch.geometry_error(b, updates, microbatches, unit):
       raise ConfigError(error)
     key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
     order_key = rng.stream_keys(key, 'order')
-    row_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b))
-    old = state.params
-    if updates * epochs > 1 and exp.traj.log_prob.size:
-      exp = exp.replace(traj=rescore(state, exp))
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    group_key = rng.stream_keys(key, 'group')
+    row_keys = RowKeys(
+      fold(key, jnp.arange(b)), fold(group_key, exp.traj.group)
+    )
+    old = sampling(state)
+    if recompute and exp.traj.log_prob.size:
+      exp = exp.replace(traj=rescore(full(old, state), exp))
     logs = []
     carry = (state, old)
     for epoch in range(epochs):
       order = jnp.arange(b)
       if updates > 1:
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), b)
-      keys = rng.step_keys(row_keys, epoch)
+        shuffled = jax.random.permutation(
+          jax.random.fold_in(order_key, epoch), b // unit
+        )
+        order = (unit * shuffled[:, None] + jnp.arange(unit)).reshape(-1)
+      keys = RowKeys(*(rng.step_keys(k, epoch) for k in row_keys))
       xs = jax.tree.map(lambda a, o=order: a[o], (exp, keys))
       first = (jnp.arange(updates) == 0) & (epoch == 0)
-      carry, log = _fold(minibatch_step, carry, (*_cut(xs, updates), first))
+      first &= behaviour == 'params'
+      carry, log = minibatch.fold(
+        minibatch_step, carry, (*minibatch.cut(xs, updates), first)
+      )
       logs.append(log)
     sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
-    state = carry[0].replace(step=state.step + 1)
+    state = carry[0]
+    for name, decay in (copies or {}).items():
+      moved = optax.incremental_update(
+        state.params, state.refs[name], 1.0 - decay(state.step)
+      )
+      state = state.replace(refs={**state.refs, name: moved})
+    state = state.replace(step=state.step + 1)
     metrics = jax.tree.map(jnp.mean, sums) | jax.tree.map(jnp.max, peaks)
     metrics['optim/skipped'] = state.skipped
     metrics['optim/skipped_in_a_row'] = state.skipped_in_a_row
     return state, metrics
 
-  def rescore(state: TrainState, exp: Experience) -> Trajectory:
+  def rescore(params: Params, exp: Experience) -> Trajectory:
     """Old log-probs by this program, at the microbatch geometry."""
 
     def one(_, piece):
-      replay = make_replay(dict(params=full(state.params, state)), piece)
+      replay = replay_lib.make(policy, dict(params=params), piece)
       return (), replay.log_prob('params')
 
-    _, log_prob = _fold(one, (), _cut(exp, updates * microbatches))
+    _, log_prob = minibatch.fold(
+      one, (), minibatch.cut(exp, updates * microbatches)
+    )
     return exp.traj.replace(
       log_prob=jax.lax.stop_gradient(log_prob.reshape(exp.traj.log_prob.shape))
     )
 
   def fused(state, batch, key):
-    state, exp, collected = collect(state, batch, key)
+    traj, inputs, outs = sample(state, batch, key)
+    state, exp, collected = judge(state, traj, dict(inputs.info), outs)
+    if critics:
+      rows = shard(rollout_lib.make_rows(batch, group_size, key, state.step))
+      real = policy.decode(full(state.params, state), reals(rows)[0])
+      state, trained = critics_lib.step(
+        critics, critic_tx, state, real, inputs.media, rows.keys
+      )
+      collected |= trained
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 
-  def learn(state, traj, outs, key):
-    state, exp, collected = judge(state, traj, outs)
+  def learn(state, traj, info, outs, key):
+    state, exp, collected = judge(state, traj, dict(info), outs)
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 

@@ -61,6 +61,22 @@ class Trajectory(struct.PyTreeNode):
   group: Array  # [b]        prompt id, int32
 
 
+class Noised(struct.PyTreeNode):
+  """Samples on the straight path to noise, at k drawn times each."""
+
+  x: Array  # [b k ...]  (1 - t) x0 + t x1
+  t: Array  # [b k]
+  x0: Array  # [b ...]    the samples
+  x1: Array  # [b k ...]  the noise
+
+
+class RowKeys(NamedTuple):
+  """Keys of an update's rows."""
+
+  own: Array  # [b] of the row alone
+  group: Array  # [b] shared by the rows of a prompt: paired noise
+
+
 class Rows(struct.PyTreeNode):
   """What is to be sampled: prompts repeated for the members of their group."""
 
@@ -68,6 +84,7 @@ class Rows(struct.PyTreeNode):
   info: dict[str, Array]  # {name: [b ...]}
   group: Array  # [b] prompt id, int32
   keys: Array  # [b] typed keys, one per (seed, step, prompt, member)
+  group_keys: Array  # [b] typed keys, one per (seed, step, prompt)
   key: Array  # [] key of this step, for choices all rows share
   media: PyTree = None  # [b h w c] given pictures, for data batches
 
@@ -81,9 +98,17 @@ class Policy(NamedTuple):
   dist: Callable[..., Dist]  # (params, Trajectory) -> Dist, all decisions
   nll: Callable[..., Array]  # (params, x, cond, keys [b]) -> [b]
   decode: Callable[..., PyTree]  # (params, latent) -> media in [0, 1]
-  # (params, Trajectory) -> velocities [b k ...] at the stored states, for
-  # policies that predict them
+  # Of policies that predict velocities:
+  # (params, x [b k ...], t [b k], cond) -> velocities [b k ...]
   velocity: Callable[..., Array] | None = None
+  # (x0 [b ...], keys [b], draws) -> Noised with k = draws
+  noised: Callable[..., Noised] | None = None
+  # (params, Rows, step, Trajectory) -> samples [b k ...]: those of the
+  # trajectory finished without noise from the state before each decision
+  complete: Callable[..., Array] | None = None
+  # (params, Trajectory, cut [b], detach_inputs) -> samples [b ...], equal to
+  # the stored ones, with gradients through the network calls from `cut` on
+  finish: Callable[..., Array] | None = None
   # (params, x, cond) -> bool [b], for policies that predict labels: are all of
   # a row's right?
   correct: Callable[..., Array] | None = None
@@ -104,16 +129,31 @@ class RewardOut(struct.PyTreeNode):
   parts: dict[str, Array]  # {name: [b]} logged one by one
   valid: Array  # [b] bool; False: left out of group statistics and loss
   dense: Array | None = None  # [b h w] optional per-pixel reward
+  # [b k] optional: the score of the row, had it been finished without noise
+  # from the state before each decision; NaN where not valid
+  before: Array | None = None
+
+
+class Critic(NamedTuple):
+  """The part of a reward that is trained while the policy is."""
+
+  init: Callable[[Array], Params]  # key -> params
+  # (Reward.params, params, real media, fake media, keys [b]) -> [b]
+  loss: Callable[..., Array]
 
 
 class Reward(NamedTuple):
-  """`device` rewards are pure and jittable; `host` ones take numpy arrays."""
+  """`device` rewards are pure and jittable; `host` ones take numpy arrays.
+
+  With a critic, `score` gets (params, the critic's) in place of params.
+  """
 
   name: str
   params: PyTree
   score: Callable[..., RewardOut]  # (params, RewardInputs, key) -> RewardOut
   where: Literal['device', 'host', 'remote'] = 'device'
   differentiable: bool = False
+  critic: Critic | None = None
 
 
 class Advantage(NamedTuple):
@@ -123,6 +163,7 @@ class Advantage(NamedTuple):
   # (RewardOut, group [b], state) -> (adv [b 1] | [b k], weight [b], state,
   # metrics)
   update: Callable[..., tuple[Array, Array, PyTree, Metrics]]
+  stepwise: bool = False  # asks for RewardOut.before
 
 
 class Experience(struct.PyTreeNode):
@@ -132,6 +173,7 @@ class Experience(struct.PyTreeNode):
   adv: Array  # [b 1] | [b k]
   weight: Array  # [b] 0 drops a row (invalid reward, zero advantage)
   rewards: RewardOut
+  info: dict[str, Array] = struct.field(default_factory=dict)  # of the rows
 
 
 class Replay(NamedTuple):
@@ -146,6 +188,14 @@ class Replay(NamedTuple):
   log_prob: Callable[[str], Array]  # [b k] of the stored actions
   nll: Callable[..., Array]  # (which, keys [b]) -> [b], paired noise
   velocity: Callable[[str], Array]  # [b k ...] at the stored states
+  # (keys [b], draws) -> Noised: the samples at drawn times, whoever asks
+  noised: Callable[..., Noised] = None
+  # (which, Noised) -> velocities [b k ...] there
+  velocity_at: Callable[..., Array] = None
+  # (which, cut [b], detach_inputs) -> samples [b ...], see Policy.finish
+  finish: Callable[..., Array] = None
+  # (samples, keys [b]) -> RewardOut of the device rewards, with gradients
+  score: Callable[..., RewardOut] = None
 
 
 class Term(struct.PyTreeNode):
@@ -155,5 +205,5 @@ class Term(struct.PyTreeNode):
   mask: Array  # [b k]
 
 
-# (Replay, Experience, row keys [b]) -> (Term, {name: [b k] unreduced})
-Objective = Callable[[Replay, Experience, Array], tuple[Term, Metrics]]
+# (Replay, Experience, RowKeys) -> (Term, {name: [b k] unreduced})
+Objective = Callable[[Replay, Experience, RowKeys], tuple[Term, Metrics]]

@@ -101,6 +101,25 @@ def evaluator(seed=1, proxy=True, **kwargs):
   )
 
 
+def test_monitors_are_means_beside_the_verdict():
+  params = POLICY.init(KEY)
+  monitors = dict(
+    even=(gold(spoil=True), 1.0), tint=(testing.color_reward(), 1.0)
+  )
+  run = evaluate.sampled(
+    POLICY, denoising.ode_sampler(NET, 3), PROMPTS, list('abcd'), PROMPT_TASKS,
+    dict(gold=(gold(), 1.0)), None, samples=3, seed=1,
+    monitors=monitors,
+  )  # fmt: skip
+  a, b = evaluator()(params), run(params)
+  np.testing.assert_array_equal(a.media, b.media)
+  assert (b.strict, b.proxy) == (a.strict, None)
+  # prompts 0, 2 and 3: prompt 1 could not be scored
+  assert b.monitors == pytest.approx({'even': 1.0, 'tint': a.proxy / 2})
+  assert b.metrics()['eval/monitor/even'] == 1
+  assert b.summary()['parts'] == b.monitors
+
+
 def test_diversity_by_hand():
   # prompt 0: samples 0, 0 and 3 -> distances 0, 3, 3; prompt 1: all equal
   media = jnp.array([0, 0, 3, 5, 5, 5.0])[:, None, None, None] * jnp.ones(
@@ -154,6 +173,9 @@ def test_two_parameters_share_their_noise():
 def test_rows_without_a_verdict_are_left_out():
   result = evaluator(spoil=True)(POLICY.init(KEY))
   assert np.isnan(result.gold[1]).all()
+  marks = evaluate.verdicts(result.gold)
+  assert marks[1].tolist() == [None] * 3
+  assert marks[0].tolist() == [True] * 3
   assert result.strict == 1.0
   assert result.strict_per_task == dict(x=1.0, y=1.0)
 

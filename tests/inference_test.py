@@ -17,6 +17,7 @@ from gen_rl import (
   sharding,
 )
 from gen_rl import evaluate as evaluate_lib
+from gen_rl.policies import denoising
 from gen_rl.utils import image, rng
 from gen_rl.worlds import grammar, shapes
 
@@ -199,9 +200,17 @@ def painter(monkeypatch):
     third = jnp.arange(len(right)) % 3 == 2
     return 2 * jnp.where(third[:, None, None, None], noise, right) - 1
 
+  segments = denoising.Segments(
+    steps=2,
+    calls=1,
+    noise=lambda rows: sampler(None, rows),
+    run=lambda params, x, cond, start, stop: (x, x[None]),
+  )
   setup = assemble.setup
   monkeypatch.setattr(
-    assemble, 'setup', lambda config: setup(config)._replace(sampler=sampler)
+    assemble,
+    'setup',
+    lambda c: setup(c)._replace(sampler=sampler, segments=segments),
   )
   monkeypatch.setattr(
     assemble, 'initial_params', lambda _, policy: _params(policy, 0)
@@ -219,6 +228,27 @@ def test_sample_is_judged_by_the_oracle(tmp_path, painter, capsys):
   pixels = np.asarray(Image.open(drawn.path)).reshape(-1, 3).tolist()
   green, red = pixels.count([*image.GREEN]), pixels.count([*image.RED])
   assert green / red == pytest.approx(5 / 2, rel=0.01)  # areas of the borders
+
+
+def test_the_best_of_some_by_the_reward(tmp_path, painter, capsys):
+  """Every third candidate is noise; the reward of the config never takes it."""
+  args = str(tmp_path), 'two red circles'
+  assert inference.sample(_config(), *args, 6, best_of=1).correct.sum() == 4
+  drawn = inference.sample(_config(), *args, 6, best_of=3)
+  assert drawn.media.shape == (6, 24, 24, 3)
+  assert drawn.correct.all() and '6 of 6' in capsys.readouterr().out
+
+
+def test_best_of_needs_a_reward_that_can_judge(tmp_path, painter, capsys):
+  args = str(tmp_path), 'the word "cat"'
+  detector = flow_grpo.get_config('proxy,tiny')  # has never seen a word
+  inference.sample(detector, *args, 2, best_of=2)
+  assert 'cannot judge' in capsys.readouterr().err
+  host = flow_grpo.get_config('jpeg_host,tiny')
+  with pytest.raises(build.ConfigError, match='jpeg runs on the host'):
+    inference.sample(host, *args, 2, best_of=2)
+  with pytest.raises(build.ConfigError, match='--best_of'):
+    inference.sample(_config(), *args, 2, best_of=0)
 
 
 def test_other_seeds_other_pictures(tmp_path, painter):

@@ -138,6 +138,19 @@ def test_overridden_name_drops_what_the_other_function_took():
   assert config.data.prompts.split == 'rl'
 
 
+def test_narrowed_tasks_drop_the_weights_of_the_others():
+  config = flow_grpo.get_config()
+  config.data.prompts.tasks = ('text', 'counting')
+  overrides = {'data.prompts.tasks': "('text', 'counting')"}
+  main.drop_leftovers(config, overrides)
+  assert config.data.weights.to_dict() == dict(text=0.5, counting=2.0)
+  # a weight that was asked for stays, to be complained about
+  config = flow_grpo.get_config()
+  config.data.prompts.tasks = ('text',)
+  main.drop_leftovers(config, overrides | {'data.weights.colors': '2'})
+  assert len(config.data.weights) == 7
+
+
 def test_overrides_of_an_argument_list():
   argv = ['main', '--config=x', '--config.a.b=1', '--noconfig.c', '--config.d']
   assert main.overrides_of([*argv, '5', '--', '--config.e=1']) == {

@@ -23,6 +23,7 @@ from gen_rl import types
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
+_OURS = {'gen_rl', 'configs', 'experiments'}
 # Import name -> distribution, where they differ.
 _DISTRIBUTION = {
   'PIL': 'pillow',
@@ -72,7 +73,7 @@ def _imported(*folders):
           continue
         for module in modules:
           top = module.split('.')[0]
-          if top not in sys.stdlib_module_names | {'gen_rl', 'configs'}:
+          if top not in sys.stdlib_module_names | _OURS:
             name = _DISTRIBUTION.get(top, top)
             found.setdefault(name, set()).add(str(path.relative_to(_ROOT)))
   return found

@@ -11,7 +11,9 @@ import pytest
 
 from gen_rl import (
   advantages,
+  minibatch,
   objectives,
+  optim,
   rollout,
   testing,
   train_state,
@@ -19,7 +21,8 @@ from gen_rl import (
 )
 from gen_rl.build import ConfigError
 from gen_rl.policies import denoising
-from gen_rl.types import Term
+from gen_rl.rewards import evaluate
+from gen_rl.types import Reward, RewardOut, Term
 
 KEY = jax.random.key(0)
 
@@ -199,11 +202,77 @@ def test_policy_gradient_learns_a_colour():
   assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.05
 
 
+def red(fail=False):
+  """A monitor: how red; with `fail`, it can score nothing."""
+
+  def score(params, inputs, key):
+    mean = inputs.media.mean((1, 2))
+    valid = jnp.full(len(mean), not fail)
+    return RewardOut(mean[:, 0] + params, dict(green=mean[:, 1]), valid)
+
+  return Reward('red', jnp.float32(0), score)
+
+
+def test_monitors_are_logged_and_change_nothing():
+  plain, logs = testing.run(*testing.make_step())
+  monitors = dict(red=(red(), 1.0), blind=(red(fail=True), 1.0))
+  watched, more = testing.run(*testing.make_step(monitors=monitors))
+  for a, b in zip(
+    jax.tree.leaves(plain.params), jax.tree.leaves(watched.params)
+  ):
+    np.testing.assert_array_equal(a, b)
+  for a, b in zip(logs, more):
+    new = set(b) - set(a)
+    assert new == {
+      f'monitor/{label}{name}'
+      for label in ('red', 'blind')
+      for name in ('', '/green', '/advantage_corr', '/equal_share')
+    }
+    # the reward's part `red` is the same number
+    assert b['monitor/red'] == pytest.approx(a['reward/color/red'], rel=1e-5)
+    assert abs(b['monitor/red/advantage_corr']) <= 1
+    assert np.isnan(b['monitor/blind'])
+    assert b['reward/invalid'] == 0
+
+
+def test_monitor_of_the_reward_itself_is_what_the_advantage_is_about():
+  step, state = testing.make_step(
+    advantage=advantages.dr_grpo(4),
+    monitors=dict(same=(testing.color_reward(), 1.0)),
+  )
+  _, logs = testing.run(step, state)
+  assert logs[0]['monitor/same/advantage_corr'] == pytest.approx(1, abs=1e-4)
+
+
+def test_monitors_beside_a_host_reward():
+  host = testing.color_reward(where='host')
+  step, state = testing.make_step(reward=host, monitors=dict(red=(red(), 1.0)))
+  key = jax.random.key(testing.SEED)
+  traj, inputs, outs = step.sample(state, testing.batch(), key)
+  assert list(outs) == ['red']
+  more, _ = evaluate.evaluate_host(dict(color=(host, 1.0)), inputs, key)
+  _, split = step.learn(state, traj, inputs.info, {**outs, **more}, key)
+  _, (fused, *_) = testing.run(
+    *testing.make_step(monitors=dict(red=(red(), 1.0)))
+  )
+  assert set(fused) == set(split)
+  for name in ('monitor/red', 'monitor/red/advantage_corr', 'reward/score'):
+    assert split[name] == pytest.approx(fused[name], rel=1e-3)
+
+
+def test_monitors_need_rewards_and_labels_of_their_own():
+  watched = dict(red=(red(), 1.0))
+  with pytest.raises(ConfigError, match='there are none'):
+    train_step.make(scalar_policy(), {}, optax.sgd(0.1), monitors=watched)
+  with pytest.raises(ConfigError, match='color: a reward and a monitor'):
+    testing.make_step(monitors=dict(color=(red(), 1.0)))
+
+
 def test_geometry_error_names_what_would_do():
-  assert train_step.geometry_error(24, 2, 3) is None
-  error = train_step.geometry_error(24, 2, 5)
+  assert minibatch.geometry_error(24, 2, 3) is None
+  error = minibatch.geometry_error(24, 2, 5)
   assert '24 rows' in error and '1, 2, 3, 4, 6, 12' in error
-  assert 'must divide 24' in train_step.geometry_error(24, 7, 1)
+  assert 'must divide 24' in minibatch.geometry_error(24, 7, 1)
   step, state = data_step(
     scalar_policy(),
     dict(x=(constant('a', [1] * 4, [1] * 4), 1.0)),
@@ -225,3 +294,126 @@ def test_what_is_missing_is_named():
                           refs=('ref',))  # fmt: skip
   with pytest.raises(ConfigError, match='does not predict velocities'):
     step.train_step(state, testing.batch(), KEY)
+
+
+# --- copies of the parameters, whole groups, rewards of decisions
+
+
+def test_copies_follow_by_their_schedule():
+  # a falls by lr * slope = 0.5 a step: 1, 0.5, 0, -0.5
+  terms = dict(x=(constant('a', [1] * 4, [1] * 4), 1.0))
+  copies = dict(
+    slow=optim.constant_decay(0.75),
+    lagging=optim.ramp_decay(rate=0.25, limit=0.5, start=1),
+  )
+  step, state = data_step(
+    scalar_policy(), terms, optax.sgd(0.5), refs=('slow', 'lagging', 'ref'),
+    copies=copies,
+  )  # fmt: skip
+  seen = []
+  for _ in range(4):
+    state, _ = step.train_step(state, testing.batch(), KEY)
+    seen.append([float(state.refs[n]['a']) for n in ('slow', 'lagging')])
+  # slow: 3/4 c + 1/4 p. lagging: d = 0, 0, 1/4, 1/2 at steps 0 .. 3
+  slow, lagging, expected = 1.0, 1.0, []
+  for p, d in zip((0.5, 0.0, -0.5, -1.0), (0, 0, 0.25, 0.5)):
+    slow, lagging = 0.75 * slow + 0.25 * p, d * lagging + (1 - d) * p
+    expected.append([slow, lagging])
+  np.testing.assert_allclose(seen, expected, rtol=1e-6)
+  assert float(state.refs['ref']['a']) == 1.0
+
+
+def test_the_behaviour_copy_samples_and_is_the_old_policy():
+  """Samples and old log-probs are the copy's, whatever the parameters are."""
+  policy = testing.make_policy()
+  pg = objectives.clipped_pg(10.0, on_policy=False)
+  step, state = testing.make_step(
+    policy, dict(pg=(pg, 1.0)), behaviour='ref', tx=optax.sgd(0.0)
+  )
+  moved = jax.tree.map(lambda p: 1.3 * p, state.params)
+  state = state.replace(params=moved)
+  traj, _, _ = jax.device_get(step.sample(state, testing.batch(), KEY))
+  rows = rollout.make_rows(testing.batch(), 4, KEY, jnp.int32(0))
+  mine = policy.rollout(state.refs['ref'], rows, jnp.int32(0))
+  np.testing.assert_allclose(traj.sample, mine.sample, atol=1e-5)
+  log_ratio = policy.dist(moved, mine).log_prob(mine.actions) - mine.log_prob
+  _, log = step.train_step(state, testing.batch(), KEY)
+  assert log['pg/log_ratio_abs_max'] == pytest.approx(
+    np.abs(log_ratio).max(), rel=1e-3
+  )
+
+
+def test_whole_groups_stay_together():
+  """Minibatches of a shuffled batch hold whole groups, in their order."""
+  seen = []
+
+  def objective(replay, exp, keys):
+    jax.debug.callback(lambda g: seen.append(np.asarray(g)), exp.traj.group)
+    value = replay.dist('params')['a'] * jnp.ones((exp.weight.shape[0], 1))
+    return Term(value, jnp.ones_like(value)), {}
+
+  batch = testing.batch(range(6))
+  step, state = data_step(
+    scalar_policy(), dict(x=(objective, 1.0)), optax.sgd(0.1), group_size=4,
+    updates=3, whole_groups=True,
+  )  # fmt: skip
+  state, _ = step.train_step(state, batch, KEY)
+  jax.effects_barrier()
+  assert seen and all(len(g) == 8 for g in seen)
+  for g in seen:
+    np.testing.assert_array_equal(g.reshape(2, 4), g[::4, None].repeat(4, 1))
+  orders = {tuple(g[::4]) for g in seen}
+  assert sorted(sum(orders, ())) == list(range(6))
+  error = minibatch.geometry_error(24, 2, 2, unit=4)
+  assert '6 groups' in error and 'microbatches may be 1, 3' in error
+
+
+def test_rows_of_a_group_share_their_group_key():
+  keys = []
+
+  def objective(replay, exp, row_keys):
+    both = [jax.random.key_data(k) for k in row_keys]
+    jax.debug.callback(lambda *k: keys.append(k), exp.traj.group, *both)
+    value = replay.dist('params')['a'] * jnp.ones((exp.weight.shape[0], 1))
+    return Term(value, jnp.ones_like(value)), {}
+
+  step, state = data_step(
+    scalar_policy(), dict(x=(objective, 1.0)), optax.sgd(0.1), group_size=3,
+    microbatches=2,
+  )  # fmt: skip
+  step.train_step(state, testing.batch(), KEY)
+  jax.effects_barrier()
+  own, shared = set(), {}
+  for group, mine, theirs in keys:
+    own |= {tuple(k) for k in np.asarray(mine)}
+    for g, k in zip(np.asarray(group), np.asarray(theirs)):
+      shared.setdefault(int(g), set()).add(tuple(k))
+  assert len(own) == 12 and len(shared) == 4
+  assert all(len(found) == 1 for found in shared.values())
+  assert len(set.union(*shared.values())) == 4
+
+
+def test_decisions_get_the_scores_of_their_completions():
+  policy = testing.make_policy()
+  step, state = testing.make_step(
+    policy,
+    dict(pg=(objectives.clipped_pg(1e-2), 1.0)),
+    advantage=advantages.turning_points(4, 'incremental'),
+  )
+  traj, inputs, outs = jax.device_get(step.sample(state, testing.batch(), KEY))
+  reward = testing.color_reward()
+  rows = rollout.make_rows(testing.batch(), 4, KEY, jnp.int32(0))
+  done = policy.complete(state.params, rows, jnp.int32(0), traj)
+  for j in range(3):
+    media = policy.decode(state.params, done[:, j])
+    score = reward.score((), inputs._replace(media=media), KEY).score
+    np.testing.assert_allclose(outs['color'].before[:, j], score, atol=1e-5)
+  _, exp, log = step.collect(state, testing.batch(), KEY)
+  assert exp.adv.shape == (16, 3)
+  assert np.abs(np.diff(exp.adv, axis=1)).max() > 0.1
+  assert 0 <= log['advantage/turning_fraction'] <= 1
+  with pytest.raises(ConfigError, match='scores every decision'):
+    testing.make_step(
+      policy, reward=testing.color_reward(where='host'),
+      advantage=advantages.turning_points(4),
+    )  # fmt: skip

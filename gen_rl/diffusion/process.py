@@ -19,11 +19,12 @@ are broadcast. Results are float32. Where a conversion is singular (the score
 and v from x0 at s = 0, v from x1 or from the score at s = 1) it returns 0.
 """
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float32
 
-from gen_rl.types import AnyArray, Array
+from gen_rl.types import AnyArray, Array, Noised
 
 # In a signature all `*x` are one shape [n ...], all `*s` a prefix of it.
 Latent = Float[AnyArray, '*x']
@@ -92,6 +93,35 @@ def velocity_from_score(
   """Inverse of (4)."""
   x, score, s = _inputs(x, score, s)
   return divide(-s * score - x, 1.0 - s)
+
+
+@jax.custom_jvp
+def clip(x: Float[AnyArray, '*x']) -> Float[Array, '*x']:
+  """Clips to [0, 1] and lets all of the gradient pass (straight-through).
+
+  Most pixels of a clean picture lie at or beyond an end: a gradient that
+  stopped there would never reach them again.
+  """
+  return jnp.clip(x, 0.0, 1.0)
+
+
+@clip.defjvp
+def _clip_jvp(primals, tangents):
+  return clip(*primals), tangents[0]
+
+
+def event_mean(x: Float[AnyArray, 'b k ...']) -> Float32[Array, 'b k']:
+  """Mean over all but the first two axes, in float32."""
+  x = jnp.asarray(x, jnp.float32)
+  return jnp.mean(x, tuple(range(2, x.ndim)))
+
+
+def matching_error(
+  v: Float[AnyArray, 'b k ...'], at: Noised
+) -> Float32[Array, 'b k']:
+  """Flow-matching error, the mean over the event of (v - (x1 - x0))^2."""
+  target = at.x1 - at.x0[:, None]
+  return event_mean(jnp.square(v.astype(jnp.float32) - target))
 
 
 def flow_from_vp(

@@ -45,6 +45,33 @@ def linear(steps: int, shift: float = 1.0) -> Float32[Array, ' {steps}+1']:
   return jnp.asarray(shift_time(t, shift), jnp.float32)
 
 
+def compressed_tail(
+  steps: int, end: int | Int32[Array, ''], ratio: float, shift: float = 1.0
+) -> tuple[Float32[Array, ' {steps}+1'], Int32[Array, '']]:
+  """A grid with fewer steps after step `end` (MixGRPO-Flash).
+
+  Args:
+    steps: T of the whole grid.
+    end: steps before this one stay; may be traced.
+    ratio: share of the remaining steps that is kept, at least one of them.
+    shift: as in `linear`.
+
+  Returns:
+    (grid, the number N of steps up to time 0); the grid is 0 from N on.
+  """
+  if not 0 < ratio <= 1:
+    raise ValueError(f'ratio={ratio}; it must be in (0, 1].')
+  end = jnp.asarray(end, jnp.int32)
+  rest = steps - end
+  kept = jnp.ceil(ratio * rest - 1e-6).astype(jnp.int32)
+  kept = jnp.where(rest > 0, jnp.maximum(kept, 1), 0)
+  i = jnp.arange(steps + 1)
+  stretched = end + (i - end) * rest / jnp.maximum(kept, 1)
+  place = jnp.where(i <= end, i, jnp.minimum(stretched, steps))
+  t = jnp.where(i >= end + kept, 0.0, 1.0 - place / steps)
+  return shift_time(t, shift), end + kept
+
+
 def dynamic_shift(
   steps: int,
   tokens: int,

@@ -56,6 +56,8 @@ class Detector(NamedTuple):
 
   init: Callable[[Array], Params]  # key -> params
   apply: Callable[[Params, Array], Maps]  # (params, images [b h w 3])
+  # (params, images) -> what the last layer sees, [b i j d]
+  features: Callable[[Params, Array], Array]
 
 
 class Net(nn.Module):
@@ -64,13 +66,15 @@ class Net(nn.Module):
   channels: tuple[int, int, int]
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, features: bool = False) -> Array:
     fine, middle, coarse = self.channels
     x = x.astype(jnp.float32) - 0.5
     x = nn.relu(nn.Conv(fine, (3, 3), strides=2, name='conv1')(x))
     x = nn.relu(nn.Conv(middle, (3, 3), name='conv2')(x))
     x = nn.relu(nn.Conv(coarse, (3, 3), strides=2, name='conv3')(x))
     x = nn.relu(nn.Conv(coarse, (3, 3), name='conv4')(x))
+    if features:
+      return x
     return nn.Conv(sum(_WIDTHS), (1, 1), name='head')(x)
 
 
@@ -92,7 +96,10 @@ def shapes_detector(channels: tuple[int, int, int] = (24, 32, 64)) -> Detector:
     ends = [sum(_WIDTHS[:i]) for i in range(1, len(_WIDTHS))]
     return Maps(*jnp.split(out, ends, axis=-1))
 
-  return Detector(init, apply)
+  def features(params: Params, images: Array) -> Array:
+    return module.apply({'params': params}, images, features=True)
+
+  return Detector(init, apply, features)
 
 
 def _cells(maps: Maps, scene: shapes.Scene) -> tuple[Array, Array]:

@@ -18,17 +18,44 @@ are float32 whatever the net computes in.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gen_rl import build
-from gen_rl.diffusion import guidance, process, schedules, transitions
+from gen_rl.build import ConfigError
+from gen_rl.diffusion import (
+  guidance,
+  process,
+  schedules,
+  solvers,
+  transitions,
+)
 from gen_rl.distributions import Gaussian
 from gen_rl.models.layers import Net
-from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
+from gen_rl.types import (
+  Array,
+  Noised,
+  Params,
+  Policy,
+  PyTree,
+  Rows,
+  Trajectory,
+)
 from gen_rl.utils import rng, tree
+
+
+class Decision(NamedTuple):
+  """The fields of a Trajectory that have a place per decision."""
+
+  states: Array  # [b k ...]
+  actions: Array  # [b k ...]
+  times: Array  # [b k 2]
+  noise: Array  # [b k]
+  log_prob: Array  # [b k]
+  mask: Array  # [b k]
 
 
 def denoising(
@@ -47,6 +74,10 @@ def denoising(
   time_mean: float = 0.0,
   time_std: float = 1.0,
   null_prob: float = 0.0,
+  solver: Literal['euler', 'dpm2'] = 'euler',
+  tail: float = 1.0,
+  shared_noise: bool = False,
+  deterministic: bool = False,
 ) -> Policy:
   """A denoising policy.
 
@@ -70,6 +101,14 @@ def denoising(
     time_mean: mean of the logit-normal training times of (2).
     time_std: their standard deviation.
     null_prob: share of rows whose condition is dropped in (2), for guidance.
+    solver: of the noise-free steps outside of the window, see
+      `diffusion.solvers`.
+    tail: share of the steps after the window that is taken: longer ones, to
+      save time (MixGRPO-Flash).
+    shared_noise: the members of a group start from the same noise, as in
+      DanceGRPO (arXiv 2505.07818).
+    deterministic: no step takes noise, so none is trained: for objectives that
+      need samples only.
   """
   step_fn = build.build(transitions, dict(transition or dict(name='cps')))
   high = window_high or steps - 1
@@ -109,77 +148,189 @@ def denoising(
 
   def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
     b = rows.group.shape[0]
-    grid = schedules.linear(steps, shift)
     start = window_of(rows, step)
-    levels = schedules.noise_levels(steps, noise, start, width)
-    x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
+    grid, count = schedules.compressed_tail(steps, start + width, tail, shift)
+    level = 0.0 if deterministic else noise
+    levels = schedules.noise_levels(steps, level, start, width)
+    init_keys = rows.group_keys if shared_noise else rows.keys
+    x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape)
     prompt = guided.encode(params, rows.cond)
 
-    def body(x: Array, i: Array) -> tuple[Array, tuple[Array, ...]]:
+    def body(i: Array, carry: tuple) -> tuple:
+      x, memory, kept = carry
       t, t_next, a = (
         jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
       )
       v = guided.apply(params, x, t[:, 0], prompt)
       dist = kernel(x[:, None], v[:, None], t, t_next, a)
       action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
-      log_prob = dist.log_prob(action)
-      mask = (dist.std > 0).astype(jnp.float32)
-      times = jnp.stack([t, t_next], -1)
-      return action[:, 0], (x, action[:, 0], times, a, log_prob, mask)
+      inside = (i >= start) & (i < start + width)
+      noisy = inside & (not deterministic)
+      free, memory = solvers.step(
+        solver, x, v, grid[i], grid[i + 1], memory, noise_free=~noisy
+      )
+      if solver == 'euler':
+        x_next = action[:, 0]
+      else:
+        x_next = jnp.where(noisy, action[:, 0], free)
+      new = Decision(
+        states=x[:, None],
+        actions=action,
+        times=jnp.stack([t, t_next], -1),
+        noise=a,
+        log_prob=dist.log_prob(action),
+        mask=(dist.std > 0).astype(jnp.float32),
+      )
+      place = jnp.where(inside, i - start, width)  # outside: dropped
+      kept = jax.tree.map(
+        lambda all, one: all.at[:, place].set(one[:, 0], mode='drop'), kept, new
+      )
+      return x_next, memory, kept
 
-    sample, kept = jax.lax.scan(body, x, jnp.arange(steps))
-    kept = [
-      jax.lax.dynamic_slice_in_dim(value, start, width).swapaxes(0, 1)
-      for value in kept
-    ]
-    states, actions, times, a, log_prob, mask = kept
+    def buffer(*shape: int) -> Array:
+      return jnp.zeros((b, width, *shape), jnp.float32)
+
+    kept = Decision(
+      states=buffer(*net.shape),
+      actions=buffer(*net.shape),
+      times=buffer(2),
+      noise=buffer(),
+      log_prob=buffer(),
+      mask=buffer(),
+    )
+    start_carry = (x, solvers.empty(x), kept)
+    sample, _, kept = jax.lax.fori_loop(0, count, body, start_carry)
     return Trajectory(
-      cond=rows.cond,
-      states=states,
-      actions=actions,
-      times=times[:, :, 0],
-      noise=a[..., 0],
-      log_prob=log_prob[..., 0],
-      mask=mask[..., 0],
-      sample=sample,
-      group=rows.group,
+      cond=rows.cond, sample=sample, group=rows.group, **kept._asdict()
     )
 
-  def velocity(params: Params, traj: Trajectory) -> Array:
-    b, k = traj.noise.shape
-    x = traj.states.reshape(b * k, *net.shape)
+  def complete(
+    params: Params, rows: Rows, step: Array, traj: Trajectory
+  ) -> Array:
+    start = window_of(rows, step)
+    grid, count = schedules.compressed_tail(steps, start + width, tail, shift)
+    prompt = guided.encode(params, rows.cond)
+    b = rows.group.shape[0]
+
+    def velocity_of(x: Array, t: Array) -> Array:  # x [m b ...]
+      m = x.shape[0]
+      tiled = jax.tree.map(
+        lambda c: jnp.tile(c, (m, *(1 for _ in c.shape[1:]))), prompt
+      )
+      flat = x.reshape(m * b, *net.shape)
+      v = guided.apply(params, flat, jnp.full(m * b, t), tiled)
+      return v.reshape(x.shape)
+
+    x = jnp.zeros((0, b, *net.shape))
+    for j in range(width):  # one more to finish at each decision
+      x = jnp.concatenate([x, traj.states[:, j][None]])
+      t, t_next = grid[start + j], grid[start + j + 1]
+      x = x + velocity_of(x, t) * (t_next - t)
+
+    def body(i: Array, carry: tuple) -> tuple:
+      x, memory = carry
+      v = velocity_of(x, grid[i])
+      return solvers.step(solver, x, v, grid[i], grid[i + 1], memory)
+
+    carry = (x, solvers.empty(x))
+    x, _ = jax.lax.fori_loop(start + width, count, body, carry)
+    return x.swapaxes(0, 1)
+
+  def finish(
+    params: Params, traj: Trajectory, cut: Array, detach_inputs: bool = False
+  ) -> Array:
+    if start_spec['name'] != 'fixed_window' or first + width != steps - 1:
+      raise ConfigError(
+        'gradients through samples need a window that stays at the last noisy '
+        f'steps: set policy.window_low={steps - 1 - width} and '
+        'policy.window_start.name="fixed_window"'
+      )
     prompt = guided.encode(params, traj.cond)
+    x = jax.lax.stop_gradient(traj.states[:, 0])
+
+    @functools.partial(jax.checkpoint, static_argnums=2)
+    def move(params_and_prompt, x, j):
+      params, prompt = params_and_prompt
+      t, t_next, a = (
+        (traj.times[:, j, 0], traj.times[:, j, 1], traj.noise[:, j])
+        if j < width
+        else (traj.times[:, -1, 1], 0.0 * cut, 0.0 * cut)
+      )
+      seen = jax.lax.stop_gradient(x) if detach_inputs else x
+      v = guided.apply(params, seen, t, prompt).astype(jnp.float32)
+      live = process.expand(j >= cut, v) > 0
+      v = jnp.where(live, v, jax.lax.stop_gradient(v))
+      mean, _ = step_fn(x, v, t, t_next, a)
+      if j == width:
+        return mean
+      # The stored action, to the bit, with the gradient of the mean.
+      return traj.actions[:, j] + (mean - jax.lax.stop_gradient(mean))
+
+    for j in range(width + 1):
+      x = move((params, prompt), x, j)
+    return x
+
+  def flat_velocity(net, params: Params, x: Array, t: Array, cond) -> Array:
+    b, k = t.shape
+    prompt = net.encode(params, cond)
     prompt = jax.tree.map(lambda c: jnp.repeat(c, k, axis=0), prompt)
-    v = guided.apply(params, x, traj.times[..., 0].reshape(-1), prompt)
-    return v.reshape(traj.states.shape)
+    flat = x.reshape(b * k, *x.shape[2:])
+    return net.apply(params, flat, t.reshape(-1), prompt).reshape(x.shape)
+
+  velocity = functools.partial(flat_velocity, guided)
 
   def dist(params: Params, traj: Trajectory) -> Gaussian:
     t, t_next = traj.times[..., 0], traj.times[..., 1]
-    v = velocity(params, traj)
+    v = velocity(params, traj.states, t, traj.cond)
     return kernel(traj.states, v, t, t_next, traj.noise)
 
-  def nll(params: Params, x0: Array, cond: PyTree, keys: Array) -> Array:
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+  def noised(x0: Array, keys: Array, draws: int = 1) -> Noised:
+    keys = jax.vmap(lambda key: jax.random.split(key, (draws, 2)))(keys)
+    keys = keys.reshape(-1, 2)
     t = schedules.logit_normal(keys[:, 0], time_mean, time_std, shift)
     x1 = rng.normal(keys[:, 1], net.shape)
+    x = process.corrupt(jnp.repeat(x0, draws, axis=0), x1, t)
+    return Noised(
+      x=x.reshape(-1, draws, *net.shape),
+      t=t.reshape(-1, draws),
+      x0=x0,
+      x1=x1.reshape(-1, draws, *net.shape),
+    )
+
+  def nll(params: Params, x0: Array, cond: PyTree, keys: Array) -> Array:
     if null_prob > 0:
-      drop = jax.vmap(jax.random.bernoulli, (0, None))(keys[:, 2], null_prob)
+      drop_keys = rng.stream_keys(keys, 'null')
+      drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
       cond = tree.where(drop, net.null(cond), cond)
-    prompt = net.encode(params, cond)
-    v = net.apply(params, process.corrupt(x0, x1, t), t, prompt)
-    return jnp.mean(jnp.square(v - (x1 - x0)), tuple(range(1, x0.ndim)))
+    at = noised(x0, keys)
+    v = flat_velocity(net, params, at.x, at.t, cond)
+    return process.matching_error(v, at)[:, 0]
 
   def decode(params: Params, latent: Array) -> Array:
     del params
-    return jnp.clip((latent + 1.0) / 2.0, 0.0, 1.0)
+    return process.clip((latent + 1.0) / 2.0)
 
-  return Policy(net.init, rollout, dist, nll, decode, velocity)
+  return Policy(
+    net.init,
+    rollout,
+    dist,
+    nll,
+    decode,
+    velocity=velocity,
+    noised=noised,
+    complete=complete,
+    finish=finish,
+  )
 
 
 def ode_sampler(
-  net: Net, steps: int, shift: float = 1.0, guidance_scale: float = 1.0
+  net: Net,
+  steps: int,
+  shift: float = 1.0,
+  guidance_scale: float = 1.0,
+  solver: Literal['euler', 'dpm2'] = 'euler',
 ) -> Callable[[Params, Rows], Array]:
-  """Deterministic Euler sampling for evaluation.
+  """Deterministic sampling for evaluation.
 
   Returns:
     (params, rows) -> latents [b h w c]; the initial noise is that of a
@@ -192,11 +343,56 @@ def ode_sampler(
     x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
     prompt = guided.encode(params, rows.cond)
 
-    def body(x: Array, i: Array) -> tuple[Array, None]:
-      t = jnp.full(x.shape[0], grid[i])
-      v = guided.apply(params, x, t, prompt)
-      return x + v * (grid[i + 1] - grid[i]), None
+    def body(carry: tuple, i: Array) -> tuple[tuple, None]:
+      x, memory = carry
+      v = guided.apply(params, x, jnp.full(x.shape[0], grid[i]), prompt)
+      return solvers.step(solver, x, v, grid[i], grid[i + 1], memory), None
 
-    return jax.lax.scan(body, x, jnp.arange(steps))[0]
+    (x, _), _ = jax.lax.scan(body, (x, solvers.empty(x)), jnp.arange(steps))
+    return x
 
   return sample
+
+
+class Segments(NamedTuple):
+  """Deterministic sampling that can stop at a step and go on later."""
+
+  steps: int  # T
+  calls: int  # evaluations of the network in a step: 2 with guidance
+  noise: Callable[[Rows], Array]  # rows -> x_0 [b ...], as a rollout draws it
+  # (params, x [b ...] at step `start`, cond [b ...], start, stop) -> (x at
+  # step `stop`, estimates [stop - start b ...] of the sample, one per step)
+  run: Callable[..., tuple[Array, Array]]
+
+
+def ode_segments(
+  net: Net, steps: int, shift: float = 1.0, guidance_scale: float = 1.0
+) -> Segments:
+  """Euler's `ode_sampler` in parts: steps start..stop-1, and what they foresee.
+
+  The estimate of step s is E[x0 | x_s] = x_s - t_s v(x_s, t_s), one Euler step
+  to the end (Tweedie). It needs no network call besides the step's own, so
+  s + 1 of them are spent once it is known. The last one is the sample. The
+  prompt is encoded again in each part; `start` and `stop` are static.
+  """
+  guided = guidance.cfg(net, guidance_scale)
+
+  def noise(rows: Rows) -> Array:
+    return rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
+
+  def run(
+    params: Params, x: Array, cond: PyTree, start: int, stop: int
+  ) -> tuple[Array, Array]:
+    grid = schedules.linear(steps, shift)
+    prompt = guided.encode(params, cond)
+
+    def body(x: Array, i: Array) -> tuple[Array, Array]:
+      t = jnp.full(x.shape[0], grid[i])
+      v = guided.apply(params, x, t, prompt)
+      estimate = process.x0_from_velocity(x, v, t)
+      return x + v * (grid[i + 1] - grid[i]), estimate
+
+    return jax.lax.scan(body, x, jnp.arange(start, stop))
+
+  calls = 1 if guided is net else 2
+  return Segments(steps, calls, noise, run)

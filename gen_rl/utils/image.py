@@ -108,7 +108,7 @@ def grid(
     rewards: [n] numbers; NaN (a row that could not be scored) shows as a dash.
     columns: pictures per row; by default min(n, 8).
     scale: whole enlargement; by default at least 112 pixels wide.
-    correct: [n] bool, colours the borders.
+    correct: [n] of True, False or None (nobody judged), colours the borders.
 
   Returns:
     uint8 [H W 3].
@@ -175,7 +175,7 @@ def before_after(
     rewards: (before [n], after [n]) numbers, shown under each picture.
     columns: pairs per row; by default min(n, 4).
     scale: whole enlargement; by default at least 112 pixels wide.
-    correct: (before [n], after [n]) bools, colours the borders.
+    correct: likewise for (before [n], after [n]).
     titles: what stands above the two pictures.
 
   Returns:

@@ -63,7 +63,7 @@ def strip(label: str, media, correct=None, reward=None) -> str:
   Args:
     label: stands before the row.
     media: [n h w c].
-    correct: [n] bool or None; solid green or dashed red borders.
+    correct: [n] True (solid green border), False (dashed red) or None.
     reward: [n] or None; printed under the pictures.
 
   Returns:
@@ -71,7 +71,7 @@ def strip(label: str, media, correct=None, reward=None) -> str:
   """
   cells = []
   for i, pixels in enumerate(media):
-    ok = None if correct is None else bool(correct[i])
+    ok = None if correct is None or correct[i] is None else bool(correct[i])
     css = '' if ok is None else 'ok' if ok else 'no'
     says = label if ok is None else f'{label}, {"correct" if ok else "wrong"}'
     under = ''

@@ -8,6 +8,8 @@ drawn before. Keys are therefore computed, never stored and never split:
   (2) decision i of a row: fold_in(row, i)
   (3) any other purpose: fold_in(row, 2^31 + hash(purpose) mod 2^31), which no
       decision can reach
+  (4) what the rows of a prompt share: purpose 'group' of
+      fold_in(fold_in(root, step), p)
 
 with root = jax.random.key(seed), p the prompt's id (not its position) and g
 the member of its group. Draws are vmapped over rows, which leaves each row's
@@ -25,6 +27,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from gen_rl.types import AnyArray, Array
+
+
+def group_keys(
+  root: Key[Array, ''], step: ArrayLike, prompt_id: Int[AnyArray, ' P']
+) -> Key[Array, ' P']:
+  """One key per prompt for what its rows share, eq. (4)."""
+  at_step = jax.random.fold_in(root, step)
+  prompts = jax.vmap(lambda p: jax.random.fold_in(at_step, p))(prompt_id)
+  return stream_keys(prompts, 'group')
 
 
 def row_keys(
@@ -67,6 +78,13 @@ def stream_keys(keys: Key[Array, '*b'], purpose: str) -> Key[Array, '*b']:
     return jax.random.fold_in(key, jnp.uint32(tag))
 
   return fold(keys) if keys.ndim == 0 else jax.vmap(fold)(keys)
+
+
+def per_row(keys: Key[Array, '*b'], rows: int) -> Key[Array, ' {rows}']:
+  """Keys of rows: `keys` [b] as they are, one key folded with 0 .. rows - 1."""
+  if keys.ndim:
+    return keys
+  return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(rows))
 
 
 def normal(

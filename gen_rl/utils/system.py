@@ -35,10 +35,12 @@ def process_start() -> float:
 
 
 def git_commit() -> str | None:
-  """Commit of the checkout the package runs from ("-dirty" with changes).
+  """Commit of the checkout the package runs from.
 
-  None for an installed package, or without git. A repository that merely
-  surrounds the package (a virtual environment inside one) does not count.
+  "-dirty" with changes to the package or to any Python file; a new line in a
+  table of results changes no result. None for an installed package, or without
+  git. A repository that merely surrounds the package (a virtual environment
+  inside one) does not count.
   """
   folder = os.path.dirname(os.path.abspath(__file__))
   name = os.path.basename(__file__)
@@ -54,7 +56,8 @@ def git_commit() -> str | None:
 
   try:
     git('ls-files', '--error-unmatch', name)
-    dirty = git('status', '--porcelain', '--untracked-files=no')
+    code = os.path.dirname(folder), ':(top)*.py'
+    dirty = git('status', '--porcelain', '--untracked-files=no', '--', *code)
     return git('rev-parse', 'HEAD') + ('-dirty' if dirty else '')
   except (OSError, subprocess.SubprocessError):
     return None

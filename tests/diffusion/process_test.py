@@ -112,3 +112,10 @@ def test_latents_of_different_shapes_are_refused_while_testing():
     process.corrupt(x0, x1, 0.5)
   with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'x1'"):
     jax.jit(process.corrupt)(x0, x1, 0.5)
+
+
+def test_clip_lets_gradients_pass():
+  x = jnp.array([-0.5, 0.3, 1.5])
+  np.testing.assert_array_equal(process.clip(x), jnp.clip(x, 0, 1))
+  grad = jax.grad(lambda x: (process.clip(x) * jnp.array([1.0, 2, 3])).sum())(x)
+  np.testing.assert_array_equal(grad, [1, 2, 3])

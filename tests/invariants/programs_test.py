@@ -33,14 +33,15 @@ KEY = jax.random.key(testing.SEED)
 # --- geometry
 
 
-@pytest.mark.parametrize('updates', [1, 2])
-def test_microbatches_equal_the_full_batch(updates):
-  whole, logs = testing.run(
-    *testing.make_step(tx=testing.LINEAR, updates=updates)
-  )
-  parts, part_logs = testing.run(
-    *testing.make_step(tx=testing.LINEAR, updates=updates, microbatches=4)
-  )
+@pytest.mark.parametrize(
+  ('updates', 'terms'),
+  [(1, None), (2, None), *((1, name) for name in testing.terms())],
+)
+def test_microbatches_equal_the_full_batch(updates, terms):
+  terms = terms and {terms: testing.terms()[terms]}
+  settings = dict(terms=terms, tx=testing.LINEAR, updates=updates)
+  whole, logs = testing.run(*testing.make_step(**settings))
+  parts, part_logs = testing.run(*testing.make_step(**settings, microbatches=4))
   testing.assert_close(parts.params, whole.params)
   testing.assert_close(parts.opt_state, whole.opt_state)
   testing.assert_close(part_logs, logs)
@@ -80,7 +81,7 @@ def test_fused_step_equals_split_step():
     traj, inputs, outs = step.sample(state, testing.batch(), KEY)
     assert outs == {}
     outs, _ = evaluate.evaluate_host(dict(color=(host, 1.0)), inputs, KEY)
-    state, log = step.learn(state, traj, outs, KEY)
+    state, log = step.learn(state, traj, inputs.info, outs, KEY)
     logs.append(jax.device_get(log))
   testing.assert_close(jax.device_get(state), fused)
   testing.assert_close(logs, fused_logs)
@@ -102,8 +103,10 @@ def write_run(path, devices):
   for name, net, batch, cut in (
     ('dit', testing.dit(), testing.dit_batch(), {}),
     ('cut', None, testing.batch(), dict(updates=2, microbatches=2)),
+    ('all', None, testing.batch(), dict(terms=testing.terms())),
   ):
-    policy = testing.make_policy(net, window=2)
+    window = 0 if name == 'all' else 2  # gradients of samples: the last steps
+    policy = testing.make_policy(net, window=window)
     step, state = testing.make_step(
       policy, mesh=mesh, group_size=8, tx=testing.LINEAR, **cut
     )

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from gen_rl import objectives, optim, rollout, testing, train_step
+from gen_rl import objectives, optim, rollout, testing
 from gen_rl.policies import denoising
-from gen_rl.types import Experience
+from gen_rl.types import Experience, Replay
 from gen_rl.utils import tree
 
 KEY = jax.random.key(testing.SEED)
@@ -130,13 +130,15 @@ def per_decision_gradient(policy, objective, exp, params):
     moved = testing.make_policy(net, **policy)
     dist = moved.dist(params, exp.traj)
     fixed = testing.make_policy(**policy).dist(params, exp.traj)
-    replay = train_step.Replay(
+    replay = Replay(
       dist=dict(params=dist, ref=fixed, old=fixed).__getitem__,
       log_prob=lambda which: dist.log_prob(exp.traj.actions),
       nll=None,
       velocity=lambda which: (
         moved if which == 'params' else testing.make_policy(**policy)
-      ).velocity(params, exp.traj),
+      ).velocity(
+        params, exp.traj.states, exp.traj.times[..., 0], exp.traj.cond
+      ),
     )
     term, _ = objective(replay, exp, None)
     return (term.value * term.mask * exp.weight[:, None]).sum()

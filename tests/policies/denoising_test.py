@@ -104,7 +104,7 @@ def test_replay_is_what_sampled(scale):
     dist.log_prob(traj.actions), traj.log_prob, atol=1e-4
   )
   np.testing.assert_array_equal(dist.kl(dist), 0)
-  v = policy.velocity(params, traj)
+  v = policy.velocity(params, traj.states, traj.times[..., 0], traj.cond)
   assert v.shape == traj.states.shape
   other = jax.tree.map(lambda p: 1.5 * p, params)
   assert (dist.kl(policy.dist(other, traj)) > 0).all()
@@ -218,3 +218,120 @@ def test_windows_that_do_not_fit():
   ):
     with pytest.raises(ValueError, match='does not fit between'):
       denoising.denoising(point_net(), **kwargs)
+
+
+# --- steps outside of the window
+
+
+def test_shared_noise_starts_a_group_from_one_point():
+  policy = testing.make_policy(shared_noise=True)
+  params = policy.init(KEY)
+  traj = jax.jit(policy.rollout)(params, rows_of((0, 1)), jnp.int32(0))
+  first = np.asarray(traj.states[:, 0]).reshape(2, 4, -1)
+  np.testing.assert_array_equal(first, first[:, :1].repeat(4, 1))
+  assert np.abs(first[0, 0] - first[1, 0]).max() > 0.1
+  # The noise of the steps stays each row's own.
+  second = np.asarray(traj.states[:, 1]).reshape(2, 4, -1)
+  assert np.abs(second[0, 0] - second[0, 1]).max() > 0.1
+
+
+def test_deterministic_rollouts_are_the_sampler():
+  net = testing.perceptron()
+  policy = testing.make_policy(deterministic=True, solver='dpm2')
+  params = policy.init(KEY)
+  rows = rows_of()
+  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  sample = denoising.ode_sampler(net, 4, 2.0, solver='dpm2')
+  np.testing.assert_allclose(
+    traj.sample, jax.jit(sample)(params, rows), atol=1e-5
+  )
+  np.testing.assert_array_equal(traj.mask, 0)
+  np.testing.assert_array_equal(traj.log_prob, 0)
+
+
+def test_a_tail_of_long_steps():
+  """Window on steps 1 and 2 of 6; the rest from t = 1/2 in 2 steps, not 3."""
+  policy = testing.make_policy(
+    steps=6, shift=1.0, window=2, tail=0.5, window_low=1
+  )
+  params = policy.init(KEY)
+  rows = rows_of((0,))
+  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  np.testing.assert_allclose(
+    traj.times[0], [[5 / 6, 4 / 6], [4 / 6, 3 / 6]], rtol=1e-6
+  )
+  x, net = traj.actions[:, -1], testing.perceptron()
+  for t, t_next in ((0.5, 0.25), (0.25, 0.0)):
+    x = x + (t_next - t) * net.apply(params, x, jnp.full(4, t), rows.cond)
+  np.testing.assert_allclose(traj.sample, x, atol=1e-5)
+
+
+@pytest.mark.parametrize('solver', ['euler', 'dpm2'])
+def test_completions(solver):
+  """Of the first state the plain ODE; of all states what a loop computes."""
+  net = testing.perceptron()
+  policy = testing.make_policy(steps=5, window=3, solver=solver)
+  params = policy.init(KEY)
+  rows, step = rows_of((0, 1)), jnp.int32(0)
+  traj = jax.jit(policy.rollout)(params, rows, step)
+  done = jax.jit(policy.complete)(params, rows, step, traj)
+  assert done.shape == traj.states.shape
+  if solver == 'euler':
+    sample = denoising.ode_sampler(net, 5, 2.0)(params, rows)
+    np.testing.assert_allclose(done[:, 0], sample, atol=1e-5)
+    grid = 2 * np.linspace(1, 0, 6) / (1 + np.linspace(1, 0, 6))
+    for j in range(3):
+      x = traj.states[:, j]
+      for t, t_next in zip(grid[j:-1], grid[j + 1 :]):
+        x = x + (t_next - t) * net.apply(params, x, jnp.full(8, t), rows.cond)
+      np.testing.assert_allclose(done[:, j], x, atol=1e-5)
+
+
+def test_noised_samples():
+  policy = testing.make_policy(time_mean=0.5)
+  x0 = jax.random.normal(KEY, (6, *testing.SHAPE))
+  keys = jax.random.split(KEY, 6)
+  at = policy.noised(x0, keys, 3)
+  assert at.x.shape == (6, 3, *testing.SHAPE) and at.t.shape == (6, 3)
+  t = at.t[..., None, None, None]
+  np.testing.assert_allclose(at.x, (1 - t) * x0[:, None] + t * at.x1, atol=1e-6)
+  assert len(np.unique(at.t)) == 18  # every draw its own time
+  # One key, one draw, whatever the row: paired noise.
+  same = policy.noised(x0, keys[jnp.zeros(6, int)], 2)
+  np.testing.assert_array_equal(
+    same.x1, np.broadcast_to(same.x1[:1], same.x1.shape)
+  )
+
+
+@pytest.mark.parametrize('scale', [1.0, 3.0])
+def test_sampling_in_parts_is_sampling(scale):
+  """Stopping and going on changes nothing; estimates are x - t v."""
+  net = testing.perceptron()
+  params, rows = net.init(KEY), rows_of()
+  whole = denoising.ode_sampler(net, 6, 2.0, scale)(params, rows)
+  parts = denoising.ode_segments(net, 6, 2.0, scale)
+  assert parts.steps == 6 and parts.calls == (1 if scale == 1 else 2)
+  x, states, foreseen = parts.noise(rows), [], []
+  for start, stop in ((0, 1), (1, 4), (4, 4), (4, 6)):
+    states.append((start, x))
+    x, estimates = parts.run(params, x, rows.cond, start, stop)
+    assert len(estimates) == stop - start
+    foreseen.extend(estimates)
+  np.testing.assert_allclose(x, whole, atol=1e-6)
+  np.testing.assert_allclose(foreseen[-1], whole, atol=1e-5)
+  at_once, estimates = parts.run(params, parts.noise(rows), rows.cond, 0, 6)
+  np.testing.assert_allclose(x, at_once, atol=1e-6)
+  np.testing.assert_allclose(foreseen, estimates, atol=1e-5)
+  if scale == 1:  # shift 2: t -> 2 t / (1 + t) of 1, 5/6, ...
+    for start, x in states[:2]:
+      t = 2 * (1 - start / 6) / (2 - start / 6)
+      v = net.apply(params, x, jnp.full(len(x), t), rows.cond)
+      np.testing.assert_allclose(foreseen[start], x - t * v, atol=1e-5)
+
+
+def test_what_a_part_foresees_of_a_point():
+  """From any state the exact velocity foresees the data."""
+  parts = denoising.ode_segments(point_net(), 5)
+  rows = rows_of((0, 1), 2)
+  _, foreseen = parts.run(jnp.float32(0), parts.noise(rows), rows.cond, 0, 3)
+  np.testing.assert_allclose(foreseen, TARGET, atol=1e-5)

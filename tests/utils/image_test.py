@@ -57,7 +57,7 @@ def cell_corner(i, columns, cell_width, cell_height):
 def test_grid_places_pictures_and_colours_borders():
   n, columns, scale = 5, 3, 4
   x = np.random.default_rng(0).random((n, 6, 8, 3))
-  correct = np.array([True, False, True, False, False])
+  correct = np.array([True, False, None, False, False])
   sheet = image.grid(x, columns=columns, scale=scale, correct=correct)
   w, h = 8 * scale + 2 * image.BORDER, 6 * scale + 2 * image.BORDER
   assert sheet.shape == (
@@ -68,7 +68,8 @@ def test_grid_places_pictures_and_colours_borders():
   for i in range(n):
     top, left = cell_corner(i, columns, w, h)
     cell = sheet[top : top + h, left : left + w]
-    colour = image.GREEN if correct[i] else image.RED
+    colours = {True: image.GREEN, False: image.RED, None: image.GREY}
+    colour = colours[correct[i]]
     inside = cell[image.BORDER : -image.BORDER, image.BORDER : -image.BORDER]
     np.testing.assert_array_equal(
       inside, np.kron(image.to_uint8(x[i]), np.ones((scale, scale, 1)))

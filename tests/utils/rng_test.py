@@ -71,3 +71,10 @@ def test_normals_of_all_rows_together_are_normal():
   assert stats.kstest(x, 'norm').pvalue > 1e-3
   u = np.asarray(rng.uniform(keys, (50,))).ravel()
   assert stats.kstest(u, 'uniform').pvalue > 1e-3
+
+
+def test_keys_per_row():
+  keys = rng.row_keys(ROOT, 0, jnp.arange(2), 2)
+  np.testing.assert_array_equal(data(rng.per_row(keys, 4)), data(keys))
+  one = data(rng.per_row(ROOT, 3))
+  assert one.shape[0] == 3 and len({tuple(k) for k in np.asarray(one)}) == 3

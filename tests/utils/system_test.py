@@ -42,16 +42,19 @@ def test_commit_is_of_the_package_not_of_what_surrounds_it(
     check=True, capture_output=True, text=True,
   ).stdout.strip()  # fmt: skip
   git('init')
-  package = tmp_path / 'env' / 'system.py'
-  package.parent.mkdir()
+  package = tmp_path / 'env' / 'utils' / 'system.py'
+  package.parent.mkdir(parents=True)
   package.write_text('1')
-  (tmp_path / 'other').write_text('2')
-  git('add', 'other')
+  other = tmp_path / 'results' / 'results.csv'
+  other.parent.mkdir()
+  other.write_text('2')
+  git('add', 'results')
   git('commit', '-m', 'x')
   monkeypatch.setattr(system, '__file__', str(package))
   assert system.git_commit() is None  # untracked: a mere surrounding
   git('add', '.')
   git('commit', '-m', 'y')
+  other.write_text('results are no code')
   assert system.git_commit() == git('rev-parse', 'HEAD')
   package.write_text('3')
   assert system.git_commit() == git('rev-parse', 'HEAD') + '-dirty'

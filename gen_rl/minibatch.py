@@ -1,0 +1,65 @@
+"""How a rollout is cut into mini- and microbatches, and walked through."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.types import PyTree
+
+
+def geometry_error(
+  rows: int, updates: int, microbatches: int, unit: int = 1
+) -> str | None:
+  """Why `rows` cannot be cut into minibatches and microbatches, or None.
+
+  Args:
+    rows: of a rollout.
+    updates: minibatches.
+    microbatches: of a minibatch.
+    unit: rows that stay together, G where objectives compare them.
+  """
+  units, parts = rows // unit, updates * microbatches
+  if units % parts == 0:
+    return None
+  fit = [
+    m for m in range(1, units // updates + 1) if units % (updates * m) == 0
+  ]
+  what = (
+    f'{rows} rows (prompts_per_step * group_size)'
+    if unit == 1
+    else f'{units} groups (prompts_per_step; the objective compares the rows '
+    'of a group)'
+  )
+  return (
+    f'{what} cannot be cut into '
+    f'updates={updates} x microbatches={microbatches} equal parts'
+    + (
+      f'; with updates={updates}, microbatches may be '
+      f'{", ".join(map(str, fit))}'
+      if fit
+      else f'; updates must divide {units}'
+    )
+  )
+
+
+def fold(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+  """lax.scan, as a Python loop on CPUs.
+
+  XLA's CPU backend runs convolution gradients inside a while loop many times
+  slower than outside of one.
+  """
+  if jax.default_backend() != 'cpu':
+    return jax.lax.scan(body, carry, xs)
+  outs = []
+  for i in range(jax.tree.leaves(xs)[0].shape[0]):
+    carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+    outs.append(out)
+  return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+
+
+def cut(x: PyTree, parts: int) -> PyTree:
+  """[b ...] -> [parts b/parts ...] on every leaf."""
+  return jax.tree.map(
+    lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), x
+  )

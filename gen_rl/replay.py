@@ -1,0 +1,111 @@
+"""What an objective may ask of the policy, for one microbatch."""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.build import ConfigError
+from gen_rl.types import (
+  Array,
+  Experience,
+  Noised,
+  Params,
+  Policy,
+  PyTree,
+  Replay,
+  RewardOut,
+)
+from gen_rl.utils import tree
+
+
+def make(
+  policy: Policy,
+  copies: dict[str, Params],
+  exp: Experience,
+  first: Array | bool = False,
+  score: Callable[..., RewardOut] | None = None,
+) -> Replay:
+  """Answers about stored decisions and samples; see `types.Replay`.
+
+  Each copy scores the decisions at most once, however many objectives ask.
+  Only "params" carries gradients.
+
+  Args:
+    policy: what is trained.
+    copies: {name: all parameters of the policy}.
+    exp: the microbatch.
+    first: [] the old parameters are the current ones, and so are the answers,
+      to the bit.
+    score: (copies["params"], samples, info, keys) -> RewardOut.
+  """
+
+  def of(which: str) -> Params:
+    if which not in copies:
+      raise ConfigError(
+        f'an objective asks for the parameter copy {which!r}; this run '
+        f'keeps {", ".join(copies)}'
+      )
+    return copies[which]
+
+  def fixed(which: str, x: PyTree) -> PyTree:
+    return x if which == 'params' else jax.lax.stop_gradient(x)
+
+  @functools.cache
+  def dist(which: str):
+    found = fixed(which, policy.dist(of(which), exp.traj))
+    if which != 'old':
+      return found
+    return tree.where(first, fixed(which, dist('params')), found)
+
+  @functools.cache
+  def log_prob(which: str) -> Array:
+    return dist(which).log_prob(exp.traj.actions)
+
+  def nll(which: str, keys: Array) -> Array:
+    return fixed(
+      which, policy.nll(of(which), exp.traj.sample, exp.traj.cond, keys)
+    )
+
+  @functools.cache
+  def velocity(which: str) -> Array:
+    traj = exp.traj
+    at = Noised(traj.states, traj.times[..., 0], traj.sample, ())
+    return velocity_at(which, at)
+
+  def noised(keys: Array, draws: int = 1) -> Noised:
+    if policy.noised is None:
+      raise ConfigError('this policy does not predict velocities')
+    return policy.noised(exp.traj.sample, keys, draws)
+
+  def velocity_at(which: str, at: Noised) -> Array:
+    if policy.velocity is None:
+      raise ConfigError('this policy does not predict velocities')
+    v = policy.velocity(of(which), at.x, at.t, exp.traj.cond)
+    return fixed(which, v.astype(jnp.float32))
+
+  def finish(which: str, cut: Array, detach_inputs: bool = False) -> Array:
+    if policy.finish is None:
+      raise ConfigError('gradients through samples need a policy that denoises')
+    sample = policy.finish(of(which), exp.traj, cut, detach_inputs)
+    return fixed(which, sample)
+
+  def score_samples(sample: Array, keys: Array) -> RewardOut:
+    if score is None:
+      raise ConfigError(
+        'gradients through rewards need rewards that are on the device and '
+        'differentiable, such as shapes_detector or jpeg_compressibility'
+      )
+    return score(of('params'), sample, exp.info, keys)
+
+  return Replay(
+    dist,
+    log_prob,
+    nll,
+    velocity,
+    noised=noised,
+    velocity_at=velocity_at,
+    finish=finish,
+    score=score_samples,
+  )
