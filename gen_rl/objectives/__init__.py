@@ -3,16 +3,26 @@
 A config names one of the functions below; its signature is the schema.
 """
 
-from gen_rl.objectives.matching import flow_matching, rwr
-from gen_rl.objectives.policy_gradient import clipped_pg, reinforce
+from gen_rl.objectives.consistency import consistency_distillation
+from gen_rl.objectives.matching import awm, flow_matching, nft, rwr
+from gen_rl.objectives.pathwise import reward_backprop
+from gen_rl.objectives.policy_gradient import clipped_pg, rebel, reinforce
+from gen_rl.objectives.preference import dpo, kto
 from gen_rl.objectives.regularize import entropy, kl, velocity_kl
 
 __all__ = [
+  'awm',
   'clipped_pg',
+  'consistency_distillation',
+  'dpo',
   'entropy',
   'flow_matching',
   'kl',
+  'kto',
+  'nft',
+  'rebel',
   'reinforce',
+  'reward_backprop',
   'rwr',
   'velocity_kl',
 ]

@@ -5,17 +5,47 @@ velocity error at a drawn time and noise):
 
   (1) flow_matching  L_i = nll(x_i)
   (2) rwr            L_i = min(exp(A_i / temperature), w_max) nll(x_i)
+  (3) awm            L_ik = max(-A_i r, -A_i clip(r, 1 - eps, 1 + eps)),
+                     r = exp(nll_old(x_i, k) - nll(x_i, k))
+  (4) nft            L_ik = (C / beta) (p l+ + (1 - p) l-),
+                     p = clip(A_i / (2 C) + 1/2, 0, 1)
 
 (2) is reward-weighted regression (Peters and Schaal, 2007; advantage-weighted
 form, arXiv:1910.00177; for diffusion, arXiv:2302.12192 and the baseline of
 DDPO, arXiv:2305.13301). Weights are not normalised over the batch: a row's
 loss depends on that row alone, so microbatches add up to the batch.
+
+(3) is advantage-weighted matching (arXiv:2509.25050): the policy gradient with
+the matching error of draw k (a time and a noise) in place of a log-probability,
+so that pretraining and RL share one loss; on policy its gradient is
+A_i d nll. (4) is DiffusionNFT (arXiv:2509.16117): with v_old of the policy that
+sampled x_i, it bends the velocity towards it or away from it,
+
+  (5) v+ = beta v + (1 - beta) v_old,   v- = (1 + beta) v_old - beta v
+  (6) l+- = mean((x0+- - x_i)^2) / max(mean |x0+- - x_i|, 1e-5),
+      x0+- = x_t - t v+-,
+
+with the denominators held fixed. At v = v_old and p = 1/2 the two gradients
+cancel; the fixed point is v_old + (2 / beta) times the direction in which
+better samples differ. Neither stores a trajectory: any solver samples, and
+only samples and rewards are needed.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from gen_rl.types import Array, Experience, Metrics, Objective, Replay, Term
+from gen_rl.diffusion import process
+from gen_rl.types import (
+  Array,
+  Experience,
+  Metrics,
+  Objective,
+  Replay,
+  RowKeys,
+  Term,
+)
 
 
 def flow_matching() -> Objective:
@@ -26,10 +56,10 @@ def flow_matching() -> Objective:
   """
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del exp
-    value = replay.nll('params', keys)[:, None]
+    value = replay.nll('params', keys.own)[:, None]
     metrics = dict(nll=jax.lax.stop_gradient(value))
     return Term(value=value, mask=jnp.ones_like(value)), metrics
 
@@ -60,14 +90,116 @@ def rwr(temperature: float = 1.0, max_weight: float = 20.0) -> Objective:
     )
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    nll = replay.nll('params', keys)[:, None]
+    nll = replay.nll('params', keys.own)[:, None]
     adv = jax.lax.stop_gradient(exp.adv).mean(-1, keepdims=True)
     # bounded before exp, which could overflow
     bound = jnp.log(jnp.float32(max_weight))
     weight = jnp.exp(jnp.minimum(adv / temperature, bound))
     metrics = dict(nll=jax.lax.stop_gradient(nll), weight=weight)
     return Term(value=weight * nll, mask=jnp.ones_like(nll)), metrics
+
+  return objective
+
+
+def _row_advantage(exp: Experience) -> Array:
+  """Advantages [b 1]; step-wise ones are averaged."""
+  return jax.lax.stop_gradient(exp.adv).mean(-1, keepdims=True)
+
+
+def awm(
+  draws: int = 1, clip: float = 0.2, max_log_ratio: float = 20.0
+) -> Objective:
+  """Advantage-weighted matching, equation (3).
+
+  Args:
+    draws: times and noises per sample, k.
+    clip: eps, in units of the ratio; it acts off policy only.
+    max_log_ratio: bound on |log r| before the exponential.
+
+  Returns:
+    Objective with value and mask [b k] and metrics `nll`, `ratio`.
+  """
+
+  def objective(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    at = replay.noised(keys.own, draws)
+    nll = process.matching_error(replay.velocity_at('params', at), at)
+    old = process.matching_error(replay.velocity_at('old', at), at)
+    log_ratio = jnp.clip(old - nll, -max_log_ratio, max_log_ratio)
+    ratio = jnp.exp(log_ratio)
+    adv = _row_advantage(exp)
+    value = jnp.maximum(
+      -adv * ratio, -adv * jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+    )
+    metrics = jax.lax.stop_gradient(dict(nll=nll, ratio=ratio))
+    return Term(value=value, mask=jnp.ones_like(value)), metrics
+
+  return objective
+
+
+def nft(
+  beta: float = 1.0,
+  draws: int = 1,
+  max_adv: float = 5.0,
+  mode: Literal['all', 'positive', 'negative'] = 'all',
+) -> Objective:
+  """DiffusionNFT, equation (4).
+
+  Args:
+    beta: how far the implicit positive and negative policies lie from the one
+      that sampled; small values take large steps.
+    draws: times and noises per sample, k.
+    max_adv: C, the advantage at which p is 0 or 1.
+    mode: 'positive' and 'negative' keep one of the two branches of (4): what
+      does the other one add?
+
+  Returns:
+    Objective with value and mask [b k] and metrics `positive`, `negative` (the
+    l+ and l- of (6)), `optimality` (p) and `old_distance`, the mean squared
+    distance of v from v_old.
+
+  Raises:
+    ValueError: beta or max_adv is not positive.
+  """
+  if beta <= 0 or max_adv <= 0:
+    raise ValueError(
+      f'nft: beta and max_adv must be positive, got {beta} and {max_adv}.'
+    )
+
+  def branch(x0: Array, target: Array) -> Array:
+    error = x0 - target
+    scale = process.event_mean(jnp.abs(jax.lax.stop_gradient(error)))
+    return process.event_mean(jnp.square(error)) / jnp.maximum(scale, 1e-5)
+
+  def objective(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    at = replay.noised(keys.own, draws)
+    v = replay.velocity_at('params', at)
+    old = jax.lax.stop_gradient(replay.velocity_at('old', at))
+    target = at.x0[:, None]
+    positive = branch(
+      process.x0_from_velocity(at.x, beta * v + (1.0 - beta) * old, at.t),
+      target,
+    )
+    negative = branch(
+      process.x0_from_velocity(at.x, (1.0 + beta) * old - beta * v, at.t),
+      target,
+    )
+    p = jnp.clip(_row_advantage(exp) / (2.0 * max_adv) + 0.5, 0.0, 1.0)
+    up = p if mode != 'negative' else jnp.zeros_like(p)
+    down = 1.0 - p if mode != 'positive' else jnp.zeros_like(p)
+    value = max_adv / beta * (up * positive + down * negative)
+    metrics = dict(
+      positive=positive,
+      negative=negative,
+      optimality=jnp.broadcast_to(p, value.shape),
+      old_distance=process.event_mean(jnp.square(v - old)),
+    )
+    metrics = jax.lax.stop_gradient(metrics)
+    return Term(value=value, mask=jnp.ones_like(value)), metrics
 
   return objective

@@ -7,6 +7,8 @@ the current and the behaviour policy, A the advantage and
   (1) r = exp(l - l')
   (2) L = max(-A r, -A clip(r, 1 - lo, 1 + hi))          PPO, 1707.06347
   (3) L = -A l                                           REINFORCE
+  (6) L = (eta (s - s') - (A - A'))^2,                   REBEL, 2404.16767
+      s = sum_k (l - l_old) of a row, s' of its partner
 
 On policy (one update per rollout) l' = stop_gradient(l): r is exactly 1 and
 the gradient of (2) is that of (3).
@@ -46,7 +48,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from gen_rl.types import Array, Experience, Metrics, Objective, Replay, Term
+from gen_rl.types import (
+  Array,
+  Experience,
+  Metrics,
+  Objective,
+  Replay,
+  RowKeys,
+  Term,
+)
 
 # exp(20) is far outside any trust interval and far from overflow
 _MAX_LOG_RATIO = 20.0
@@ -112,7 +122,7 @@ def clipped_pg(
     raise ValueError(f'clip and clip_high must be positive: {clip}, {high}.')
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del keys
     traj, mask = exp.traj, exp.traj.mask
@@ -157,7 +167,7 @@ def reinforce() -> Objective:
   """
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del keys
     mask = exp.traj.mask
@@ -165,5 +175,52 @@ def reinforce() -> Objective:
     value = -jax.lax.stop_gradient(exp.adv) * log_prob
     metrics = dict(log_prob=jax.lax.stop_gradient(log_prob))
     return Term(value=value, mask=mask), metrics
+
+  return objective
+
+
+def rebel(group_size: int, eta: float = 1.0) -> Objective:
+  """Regression of relative rewards, equation (6).
+
+  Rows 2 j and 2 j + 1 of a group are partners. What is fitted is the
+  difference of their log-ratios over the whole chain to the difference of
+  their advantages: no clipping and no baseline, which cancels.
+
+  Args:
+    group_size: G, even.
+    eta: 1 / eta is the weight of the KL to the policy that sampled.
+
+  Returns:
+    Objective with value [b 1], the pair's loss at both of its rows, and mask;
+    metrics `log_ratio_gap` (s - s') and `advantage_gap`.
+
+  Raises:
+    ValueError: an odd group.
+  """
+  if group_size % 2:
+    raise ValueError(
+      f'rebel pairs the rows of a group: group_size={group_size} must be even.'
+    )
+
+  def objective(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    del keys
+    mask = exp.traj.mask
+    new, old = replay.log_prob('params'), replay.log_prob('old')
+    log_ratio = jnp.where(mask > 0, new - jax.lax.stop_gradient(old), 0.0)
+    adv = jax.lax.stop_gradient(exp.adv).mean(-1)
+
+    def gap(x: Array) -> Array:
+      pair = x.reshape(-1, 2)
+      return jnp.repeat(pair[:, 0] - pair[:, 1], 2)[:, None]
+
+    ratio_gap, adv_gap = gap(log_ratio.sum(-1)), gap(adv)
+    value = jnp.square(eta * ratio_gap - adv_gap)
+    metrics = dict(log_ratio_gap=ratio_gap, advantage_gap=adv_gap)
+    kept = exp.weight.reshape(-1, 2).min(-1)
+    some = (mask.sum(-1) > 0).reshape(-1, 2).all(-1)
+    both = jnp.repeat(kept * some, 2)[:, None]
+    return Term(value, both), jax.lax.stop_gradient(metrics)
 
   return objective

@@ -44,7 +44,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from gen_rl.types import Array, Experience, Metrics, Objective, Replay, Term
+from gen_rl.diffusion import process
+from gen_rl.types import (
+  Array,
+  Experience,
+  Metrics,
+  Objective,
+  Replay,
+  RowKeys,
+  Term,
+)
 
 
 def _term(value: Array, mask: Array, name: str) -> tuple[Term, Metrics]:
@@ -83,7 +92,7 @@ def kl(
     raise ValueError(f"scale is {scale!r}: it is either 'exact' or 'dt'.")
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del keys
     new = replay.dist('params')
@@ -104,7 +113,7 @@ def kl(
   return objective
 
 
-def velocity_kl(ref: str = 'ref') -> Objective:
+def velocity_kl(ref: str = 'ref', draws: int = 0) -> Objective:
   """Squared velocity difference to a frozen copy, equation (2).
 
   Needs `replay.velocity(which)` -> [b k ...], the predicted velocity x1 - x0
@@ -112,28 +121,30 @@ def velocity_kl(ref: str = 'ref') -> Objective:
 
   Args:
     ref: name of the copy, 'ref', 'old' or 'ema'.
+    draws: 0 compares at the stored states; k > 0 at the samples noised to k
+      drawn times, the same as those of a matching loss with as many draws.
 
   Returns:
     Objective with value and mask [b k], in squared latent units, and metric
     `velocity_kl`.
 
   Raises:
-    ValueError: when called, if the policy has no velocity.
+    ConfigError: when called, if the policy has no velocity.
   """
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    del keys
-    if getattr(replay, 'velocity', None) is None:
-      raise ValueError(
-        'velocity_kl needs a policy that predicts velocities; this one has '
-        'none. Use kl.'
-      )
-    new = replay.velocity('params').astype(jnp.float32)
-    frozen = jax.lax.stop_gradient(replay.velocity(ref).astype(jnp.float32))
-    value = ((new - frozen) ** 2).mean(tuple(range(2, new.ndim)))
-    return _term(value, exp.traj.mask, 'velocity_kl')
+    if draws:
+      at = replay.noised(keys.own, draws)
+      new, frozen = (replay.velocity_at(c, at) for c in ('params', ref))
+      mask = jnp.ones_like(at.t)
+    else:
+      new, frozen = (replay.velocity(c) for c in ('params', ref))
+      mask = exp.traj.mask
+    difference = new.astype(jnp.float32) - jax.lax.stop_gradient(frozen)
+    value = process.event_mean(jnp.square(difference))
+    return _term(value, mask, 'velocity_kl')
 
   return objective
 
@@ -149,7 +160,7 @@ def entropy() -> Objective:
   """
 
   def objective(
-    replay: Replay, exp: Experience, keys: Array
+    replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del keys
     term, metrics = _term(

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gen_rl import objectives
-from gen_rl.types import Experience, Replay, RewardOut
+from gen_rl.types import Experience, Noised, Replay, RewardOut, RowKeys
+
+KEYS = RowKeys(None, None)
 
 
 def experience(adv):
@@ -31,7 +33,7 @@ def test_flow_matching_asks_for_the_rows_keys():
     return jax.vmap(jax.random.uniform)(keys)
 
   term, metrics = objectives.flow_matching()(
-    replaying(nll), experience(jnp.zeros((3, 1))), keys
+    replaying(nll), experience(jnp.zeros((3, 1))), RowKeys(keys, None)
   )
   assert asked == ['params']
   expected = [[float(jax.random.uniform(key))] for key in keys]
@@ -48,7 +50,7 @@ def test_rwr_table_and_gradient():
 
   def value(nll, adv):
     term, metrics = objectives.rwr(temperature=2.0, max_weight=10.0)(
-      replaying(lambda which, keys: nll), experience(adv), None
+      replaying(lambda which, keys: nll), experience(adv), KEYS
     )
     return term.value.sum(), (term, metrics)
 
@@ -67,7 +69,7 @@ def test_rwr_averages_step_wise_advantages():
   term, _ = objectives.rwr()(
     replaying(lambda which, keys: jnp.ones(1)),
     experience([[0.0, 2 * np.log(2)]]),
-    None,
+    KEYS,
   )
   np.testing.assert_allclose(term.value, [[2.0]], rtol=1e-6)
 
@@ -80,7 +82,7 @@ def test_rows_are_independent():
 
   def value(rows):
     replay = replaying(lambda which, keys: nll[rows])
-    return objective(replay, experience(adv[rows]), None)[0].value
+    return objective(replay, experience(adv[rows]), KEYS)[0].value
 
   np.testing.assert_allclose(
     jnp.concatenate([value(slice(0, 3)), value(slice(3, 6))]),
@@ -92,3 +94,92 @@ def test_rows_are_independent():
 def test_errors():
   with pytest.raises(ValueError, match='positive'):
     objectives.rwr(temperature=0.0)
+
+
+# --- samples noised to drawn times
+
+
+def noised(velocities, x0=1.0, x1=3.0, t=0.5):
+  """One row, one draw, an event of two equal numbers; {copy: velocity}."""
+  x = (1 - t) * x0 + t * x1
+  pair = lambda value: jnp.full((1, 1, 2), value, jnp.float32)
+  at = Noised(pair(x), jnp.full((1, 1), t), pair(x0)[:, 0], pair(x1))
+  return replaying(None)._replace(
+    noised=lambda keys, draws: at,
+    velocity_at=lambda which, at: pair(velocities[which]),
+  )
+
+
+def test_awm_is_the_advantage_times_the_error_on_policy():
+  # target x1 - x0 = 2; at v = 1.5 the error is 0.25, its slope 2 (v - 2) = -1
+  def value(v, adv):
+    replay = noised(dict(params=v, old=1.5))
+    term, metrics = objectives.awm()(replay, experience([[adv]]), KEYS)
+    return term.value.sum(), metrics
+
+  for adv in (2.0, -3.0):
+    (loss, metrics), grad = jax.value_and_grad(value, has_aux=True)(1.5, adv)
+    assert metrics['nll'] == pytest.approx(0.25)
+    assert metrics['ratio'] == 1.0
+    assert loss == pytest.approx(-adv)
+    assert grad == pytest.approx(-adv)  # -A dr = A dm
+
+
+def test_awm_stops_outside_of_the_trust_interval():
+  # error 0 against 0.25: r = e^0.25 = 1.28 > 1.2, where A > 0 gains no more
+  def value(v, adv):
+    replay = noised(dict(params=v, old=1.5))
+    return objectives.awm(clip=0.2)(replay, experience([[adv]]), KEYS)[
+      0
+    ].value.sum()
+
+  assert value(2.0, 1.0) == pytest.approx(-1.2)
+  assert jax.grad(value)(1.9, 1.0) == 0
+  assert jax.grad(value)(1.9, -1.0) != 0
+
+
+def test_nft_by_hand():
+  # x_t = 2, t = 1/2, x0 = 1. beta = 1/2: v+ = (v + v_old) / 2 = 1.5,
+  # v- = 1.5 v_old - v / 2 = 0.5; x0+ = 2 - 0.75 = 1.25, x0- = 1.75;
+  # l+ = 0.25^2 / 0.25 = 0.25, l- = 0.75; p = 2 / 10 + 1/2 = 0.7
+  replay = noised(dict(params=2.0, old=1.0))
+  term, metrics = objectives.nft(beta=0.5)(replay, experience([[2.0]]), KEYS)
+  assert metrics['positive'] == pytest.approx(0.25)
+  assert metrics['negative'] == pytest.approx(0.75)
+  assert metrics['optimality'] == pytest.approx(0.7)
+  assert metrics['old_distance'] == pytest.approx(1.0)
+  assert term.value == pytest.approx(10 * (0.7 * 0.25 + 0.3 * 0.75))
+
+
+@pytest.mark.parametrize('beta', [0.1, 1.0])
+def test_nft_gradient_at_the_old_policy(beta):
+  """Proportional to A, without beta; 0 at A = 0; its two branches are even."""
+
+  def value(v, adv, mode='all'):
+    replay = noised(dict(params=v, old=1.0))
+    objective = objectives.nft(beta=beta, mode=mode)
+    return objective(replay, experience([[adv]]), KEYS)[0].value.sum()
+
+  slope = jax.grad(value)
+  # x0+ = 2 - v / 2: d l+ / dv = 2 (x0+ - 1) (-beta / 2) / |x0+ - 1| = -beta;
+  # (C / beta) (p - (1 - p)) (-beta) = -C (2 p - 1) = -A
+  for adv in (0.0, 1.0, -2.0):
+    assert slope(1.0, adv) == pytest.approx(-adv, abs=1e-5)
+  assert slope(1.0, 9.0) == pytest.approx(-5.0)  # p ends at 1
+  assert slope(1.0, 1.0, 'positive') == pytest.approx(-5 * 0.6)
+  assert slope(1.0, 1.0, 'negative') == pytest.approx(5 * 0.4)
+
+
+def test_nft_gives_no_gradient_to_the_old_policy_or_the_advantage():
+  def value(old, adv):
+    replay = noised(dict(params=1.5, old=old))
+    return objectives.nft()(replay, experience(adv), KEYS)[0].value.sum()
+
+  grads = jax.grad(value, (0, 1))(1.0, jnp.array([[1.0]]))
+  assert grads[0] == 0 and (grads[1] == 0).all()
+
+
+def test_more_errors():
+  for kwargs in (dict(beta=0.0), dict(max_adv=-1.0)):
+    with pytest.raises(ValueError, match='positive'):
+      objectives.nft(**kwargs)

@@ -284,3 +284,36 @@ def test_errors_name_the_choices():
     objectives.clipped_pg(ratio='sequence')
   with pytest.raises(ValueError, match='positive'):
     objectives.clipped_pg(0.0)
+
+
+# --- REBEL
+
+
+def test_rebel_by_hand():
+  # Log-ratios are 0 while the policies agree, so the loss is the squared gap
+  # of the advantages, and its slope -2 eta gap for the first of a pair.
+  mask = jnp.array([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+  old = jnp.zeros((4, 2))
+  adv = jnp.array([[1.0], [-0.5], [2.0], [2.0]])
+
+  def loss(new, weight=(1.0, 1.0, 1.0, 1.0)):
+    log_probs = dict(params=new, old=old)
+    replay = Replay(None, log_probs.__getitem__, None, None)
+    traj = Trajectory((), (), (), (), (), old, mask, (), None)
+    exp = Experience(traj, adv, jnp.asarray(weight), None)
+    term, metrics = objectives.rebel(2, eta=0.5)(replay, exp, None)
+    return (term.value * term.mask).sum(), (term, metrics)
+
+  (_, (term, metrics)), grad = jax.value_and_grad(loss, has_aux=True)(old)
+  np.testing.assert_allclose(term.value[:, 0], [2.25, 2.25, 0, 0])
+  np.testing.assert_allclose(metrics['advantage_gap'][:, 0], [1.5, 1.5, 0, 0])
+  # both rows of a pair hold its loss: twice 2 (0 - 1.5) 0.5
+  np.testing.assert_allclose(grad, [[-3, -3], [3, 0], [0, 0], [0, 0]])
+  moved = old.at[0].set(jnp.array([1.0, 2.0])).at[1].set(jnp.array([1.0, 9.0]))
+  _, (term, metrics) = loss(moved)
+  assert metrics['log_ratio_gap'][0, 0] == 2.0  # 3 - 1: the mask holds
+  assert term.value[0, 0] == pytest.approx((0.5 * 2.0 - 1.5) ** 2)
+  _, (term, _) = loss(old, (1.0, 0.0, 1.0, 1.0))
+  np.testing.assert_array_equal(term.mask[:, 0], [0, 0, 1, 1])
+  with pytest.raises(ValueError, match='even'):
+    objectives.rebel(3)

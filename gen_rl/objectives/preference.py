@@ -1,0 +1,154 @@
+r"""Preference objectives: raise some rows of a group above others.
+
+Labels y come as the advantage, +1 preferred, -1 not, 0 neither (of weight 0):
+`advantages.best_worst` makes them from scores. With m the matching error of a
+row (mean over the event of the squared velocity error at a drawn time and
+noise, both the same for all rows of a group), m_ref that of a frozen copy and
+d = m - m_ref, per group and draw
+
+  (1) dpo  L = -log sigmoid(-(beta / 2) sum_i y_i d_i)
+  (2) kto  L_i = w (1 - sigmoid(y_i (g_i - q))),  g = -beta d,
+           q = max(0, mean of g over the group), held fixed
+
+(1) with one preferred and one other row is Diffusion-DPO (arXiv:2311.12908,
+eq. 14, with its T and weight in beta); with one picture under a right and a
+wrong prompt it is TDPO (arXiv:2509.25771). (2) is Diffusion-KTO
+(arXiv:2404.04465), TKTO likewise. KTO's reference point q is a mean over a
+batch of mismatched pairs; here it is that of the row's group, so that a
+microbatch needs no other.
+
+Errors are means over the event: beta is the published one (2000 to 5000 for
+SD1.5) and does not grow with the picture. Both noised rows see one draw:
+different ones would bury d in noise.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float32
+
+from gen_rl.diffusion import process
+from gen_rl.types import (
+  Array,
+  Experience,
+  Metrics,
+  Objective,
+  Replay,
+  RowKeys,
+  Term,
+)
+
+
+def _labels(exp: Experience) -> Float32[Array, 'b 1']:
+  """Labels y in {-1, 0, 1}; 0 where the row is dropped."""
+  y = jnp.sign(jax.lax.stop_gradient(exp.adv[:, :1]))
+  return jnp.where(exp.weight[:, None] > 0, y, 0.0)
+
+
+def _shifts(
+  replay: Replay, keys: RowKeys, draws: int, ref: str
+) -> Float32[Array, 'b k']:
+  """Shifts d = m - m_ref; a group shares its times and noises."""
+  at = replay.noised(keys.group, draws)
+  error, frozen = (
+    process.matching_error(replay.velocity_at(which, at), at)
+    for which in ('params', ref)
+  )
+  return error - jax.lax.stop_gradient(frozen)
+
+
+def dpo(
+  group_size: int,
+  beta: float = 2000.0,
+  draws: int = 1,
+  loser_cap: float | None = None,
+  ref: str = 'ref',
+) -> Objective:
+  """Direct preference optimisation, equation (1).
+
+  Args:
+    group_size: G, rows that are compared.
+    beta: inverse temperature, per unit of matching error.
+    draws: times and noises per group, k.
+    loser_cap: bound on d of rows that are not preferred, in units of matching
+      error: beyond it nothing is gained by making them worse (TDPO). None: no
+      bound.
+    ref: the frozen copy.
+
+  Returns:
+    Objective with value and mask [b k], the group's loss at each of its
+    labelled rows; metrics `implicit_accuracy` (the copy's judgement agrees),
+    `margin` (the argument of the sigmoid), `preferred_shift` and
+    `other_shift` (d of the two kinds of rows, 0 for the other kind: half their
+    mean).
+  """
+
+  def objective(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    y = _labels(exp)
+    shift = _shifts(replay, keys, draws, ref)
+    counted = shift
+    if loser_cap is not None:
+      counted = jnp.where(y < 0, jnp.minimum(shift, loser_cap), shift)
+    grouped = (y * counted).reshape(-1, group_size, draws)
+    margin = -0.5 * beta * grouped.sum(1)
+    margin = jnp.repeat(margin, group_size, axis=0)
+    value = -jax.nn.log_sigmoid(margin)
+    metrics = dict(
+      implicit_accuracy=(margin > 0).astype(jnp.float32),
+      margin=margin,
+      preferred_shift=jnp.where(y > 0, shift, 0.0),
+      other_shift=jnp.where(y < 0, shift, 0.0),
+    )
+    mask = jnp.broadcast_to(jnp.abs(y), value.shape)
+    return Term(value, mask), jax.lax.stop_gradient(metrics)
+
+  return objective
+
+
+def kto(
+  group_size: int,
+  beta: float = 2000.0,
+  draws: int = 1,
+  preferred_weight: float = 1.0,
+  other_weight: float = 1.0,
+  ref: str = 'ref',
+) -> Objective:
+  """Kahneman-Tversky optimisation, equation (2): rows need no partner.
+
+  Args:
+    group_size: G, the rows that share a reference point.
+    beta: inverse temperature, per unit of matching error.
+    draws: times and noises per group, k.
+    preferred_weight: w of rows with y = 1.
+    other_weight: w of rows with y = -1.
+    ref: the frozen copy.
+
+  Returns:
+    Objective with value and mask [b k]; metrics `implicit_accuracy`, `gain`
+    (y (g - q)), `preferred_shift`, `other_shift` as of `dpo`.
+  """
+
+  def objective(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    y = _labels(exp)
+    shift = _shifts(replay, keys, draws, ref)
+    g = -beta * shift
+    labelled = jnp.abs(y).reshape(-1, group_size, 1)
+    count = jnp.maximum(labelled.sum(1), 1.0)
+    mean = (labelled * g.reshape(-1, group_size, draws)).sum(1) / count
+    q = jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
+    gain = y * (g - jnp.repeat(q, group_size, axis=0))
+    weight = jnp.where(y > 0, preferred_weight, other_weight)
+    value = weight * jax.nn.sigmoid(-gain)
+    metrics = dict(
+      implicit_accuracy=(y * g > 0).astype(jnp.float32),
+      gain=gain,
+      preferred_shift=jnp.where(y > 0, shift, 0.0),
+      other_shift=jnp.where(y < 0, shift, 0.0),
+    )
+    mask = jnp.broadcast_to(jnp.abs(y), value.shape)
+    return Term(value, mask), jax.lax.stop_gradient(metrics)
+
+  return objective

@@ -1,0 +1,126 @@
+"""Preference losses against hand-worked tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import objectives
+from gen_rl.types import Experience, Noised, Replay, RowKeys
+
+KEYS = RowKeys('own', 'group')
+
+
+def answers(errors, ref):
+  """A replay with matching errors [b k] of the policy and its reference.
+
+  The target velocity is 0 and the event has one number, the root of the error.
+  """
+  asked = []
+
+  def noised(keys, draws):
+    asked.append((keys, draws))
+    zero = jnp.zeros((*errors.shape, 1))
+    return Noised(zero, zero[..., 0], zero[:, 0], zero)
+
+  def velocity_at(which, at):
+    return jnp.sqrt(errors if which == 'params' else ref)[..., None]
+
+  replay = Replay(None, None, None, None, noised, velocity_at)
+  return replay, asked
+
+
+def experience(labels, weight=None):
+  y = jnp.asarray(labels, jnp.float32)[:, None]
+  weight = jnp.ones(len(y)) if weight is None else jnp.asarray(weight)
+  return Experience(traj=None, adv=y, weight=weight, rewards=None)
+
+
+ERRORS = jnp.array([[1.0], [2.0], [3.0], [4.0], [4.0], [1.0]])
+REF = jnp.array([[1.5], [1.0], [3.0], [2.0], [9.0], [1.0]])
+# d = -0.5, 1, 0 and 2, -5, 0
+LABELS = [1, -1, 0, 0, 1, -1]
+
+
+def test_dpo_by_hand():
+  # groups: 1 (-0.5) - 1 (1) = -1.5 and -5 - 0 = -5; beta / 2 = 0.1
+  replay, asked = answers(ERRORS, REF)
+  objective = objectives.dpo(group_size=3, beta=0.2)
+  term, metrics = objective(replay, experience(LABELS), KEYS)
+  margin = np.repeat([0.15, 0.5], 3)[:, None]
+  np.testing.assert_allclose(metrics['margin'], margin, rtol=1e-5)
+  np.testing.assert_allclose(term.value, np.log1p(np.exp(-margin)), rtol=1e-5)
+  np.testing.assert_array_equal(term.mask[:, 0], np.abs(LABELS))
+  np.testing.assert_allclose(
+    metrics['preferred_shift'][:, 0], [-0.5, 0, 0, 0, -5, 0], atol=1e-6
+  )
+  np.testing.assert_allclose(
+    metrics['other_shift'][:, 0], [0, 1, 0, 0, 0, 0], atol=1e-6
+  )
+  assert (metrics['implicit_accuracy'] == 1).all()
+  assert asked == [('group', 1)]  # one noise for a group
+
+
+def test_dpo_cap_stops_the_loser():
+  def loss(errors, cap):
+    replay, _ = answers(errors, REF)
+    objective = objectives.dpo(group_size=3, beta=0.2, loser_cap=cap)
+    return objective(replay, experience(LABELS), KEYS)[0].value.sum()
+
+  free = jax.grad(loss)(ERRORS, None)
+  capped = jax.grad(loss)(ERRORS, 0.5)  # d of row 1 is 1
+  assert free[0] > 0 > free[1] and free[2] == 0  # lower the first, raise it
+  assert capped[1] == 0 and capped[0] > 0
+  assert capped[5] < 0  # d = 0, below the cap
+  # the capped margin of group 0: 0.1 (0.5 + 0.5)
+  replay, _ = answers(ERRORS, REF)
+  objective = objectives.dpo(group_size=3, beta=0.2, loser_cap=0.5)
+  _, metrics = objective(replay, experience(LABELS), KEYS)
+  assert metrics['margin'][0] == pytest.approx(0.1)
+
+
+def test_dpo_starts_at_log_2():
+  replay, _ = answers(REF, REF)
+  term, metrics = objectives.dpo(3)(replay, experience(LABELS), KEYS)
+  np.testing.assert_allclose(term.value, np.log(2), rtol=1e-6)
+  assert (metrics['margin'] == 0).all()
+
+
+def test_a_dropped_row_has_no_label():
+  replay, _ = answers(ERRORS, REF)
+  exp = experience(LABELS, weight=[1, 1, 1, 1, 0, 1])
+  term, metrics = objectives.dpo(3, beta=0.2)(replay, exp, KEYS)
+  assert metrics['margin'][4] == pytest.approx(0)  # -0.1 (0 - 0)
+  assert term.mask[4] == 0
+
+
+def test_kto_by_hand():
+  # beta = 1: g = 0.5, -1, 0 | -2, 5, 0; labelled means -0.25 and 2.5,
+  # so q = 0 and 2.5; y (g - q) = 0.5, 1, 0 | 0, 2.5, 2.5
+  replay, asked = answers(ERRORS, REF)
+  objective = objectives.kto(group_size=3, beta=1.0, other_weight=2.0)
+  term, metrics = objective(replay, experience(LABELS), KEYS)
+  gain = np.array([0.5, 1.0, 0.0, 0.0, 2.5, 2.5])[:, None]
+  np.testing.assert_allclose(metrics['gain'], gain, atol=1e-5)
+  weight = np.array([1, 2, 2, 2, 1, 2])[:, None]
+  np.testing.assert_allclose(term.value, weight / (1 + np.exp(gain)), rtol=1e-5)
+  np.testing.assert_array_equal(term.mask[:, 0], np.abs(LABELS))
+  # y g > 0: rows 0, 1 and 4; g of row 5 is 0
+  np.testing.assert_array_equal(
+    metrics['implicit_accuracy'][:, 0], [1, 1, 0, 0, 1, 0]
+  )
+  assert asked == [('group', 1)]
+
+
+def test_kto_reference_point_has_no_gradient():
+  """d L_i / d m_i = w beta y sigmoid'(gain) and nothing through the others."""
+
+  def loss(errors):
+    replay, _ = answers(errors, REF)
+    term, _ = objectives.kto(3, beta=1.0)(replay, experience(LABELS), KEYS)
+    return (term.value * term.mask).sum()
+
+  gain = np.array([0.5, 1.0, 0.0, 0.0, 2.5, 2.5])
+  s = 1 / (1 + np.exp(-gain))
+  expected = np.array(LABELS) * s * (1 - s)
+  np.testing.assert_allclose(jax.grad(loss)(ERRORS)[:, 0], expected, rtol=1e-4)
