@@ -11,6 +11,9 @@ never meets 0 * NaN.
 Rewards are passed around as `{label: (Reward, weight)}`; a weight of 0 removes
 the reward. Every part is logged under its label, and its own parts under
 `label/part`.
+
+Monitors are rewards that are scored beside them and not trained on: a gold
+oracle, or what a reward is suspected to prefer (`watch`).
 """
 
 from collections.abc import Mapping
@@ -19,8 +22,17 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
-from gen_rl.types import Array, Metrics, Params, Reward, RewardInputs, RewardOut
+from gen_rl.types import (
+  Array,
+  Critic,
+  Metrics,
+  Params,
+  Reward,
+  RewardInputs,
+  RewardOut,
+)
 
 Weighted = Mapping[str, tuple[Reward, float]]
 
@@ -59,6 +71,15 @@ def params(rewards: Weighted) -> dict[str, Params]:
   return {label: reward.params for label, (reward, w) in rewards.items() if w}
 
 
+def critics(rewards: Weighted) -> dict[str, Critic]:
+  """{label: critic} of the rewards that are trained."""
+  return {
+    label: reward.critic
+    for label, (reward, weight) in rewards.items()
+    if weight and reward.critic is not None
+  }
+
+
 def row_key(key: Array, label: str) -> Array:
   """The key(s) of one reward: does not depend on which others there are."""
   fold = lambda k: jax.random.fold_in(k, zlib.crc32(label.encode()))
@@ -76,7 +97,8 @@ def merge(
 
   Returns:
     score [b] float32; parts {label: [b], label/part: [b]}, unweighted; valid
-    [b]; dense: the weighted sum of those parts that have one, or None.
+    [b]; dense: the weighted sum of those parts that have one, or None; before:
+    the weighted sum, or None unless all parts have it.
 
   Raises:
     ValueError: the labels differ, or there are none.
@@ -110,7 +132,13 @@ def merge(
   # gradient.
   parts = {name: jnp.where(valid, x, 0) for name, x in parts.items()}
   score = sum(weights[label] * parts[label] for label in outs)
-  return RewardOut(score, parts, valid, dense)
+  before = [
+    weights[label] * jnp.asarray(out.before, jnp.float32)
+    for label, out in outs.items()
+    if out.before is not None
+  ]
+  before = sum(before) if len(before) == len(outs) else None
+  return RewardOut(score, parts, valid, dense, before)
 
 
 def combine(rewards: Weighted) -> Reward:
@@ -165,3 +193,65 @@ def summarize(out: RewardOut) -> Metrics:
     'reward/std': jnp.sqrt(mean(jnp.square(out.score - average))),
     'reward/invalid': (~valid).sum().astype(jnp.float32),
   }
+
+
+def watch(
+  outs: Mapping[str, RewardOut],
+  adv: Float[Array, 'b ...'],
+  valid: Bool[Array, ' b'],
+  group_size: int,
+) -> Metrics:
+  """What monitors say: rewards that are scored and not trained on.
+
+  With x the score of a monitor less its group's mean and A the advantage of a
+  row (its mean, where every decision has its own), over all rows of the batch
+  that were scored by the monitor and by the reward,
+
+    (3)  corr = sum x (A - mean A) / sqrt(sum x^2 sum (A - mean A)^2)
+
+  says how much of the advantage is about what the monitor measures: 1 where
+  training pushes towards nothing else, 0 where it is all about other things,
+  such as the noise of the reward. And of the groups whose members the monitor
+  cannot tell apart (all scores equal, x = 0),
+
+    (4)  share = sum_{those groups} A^2 / sum A^2
+
+  is how much of the advantage is about nothing it measures for certain.
+
+  Args:
+    outs: {label: a scored batch, prompt-major groups}.
+    adv: what is trained on.
+    valid: rows with a reward.
+    group_size: G.
+
+  Returns:
+    monitor/<label>, monitor/<label>/<part>: means over the rows the monitor
+      could score; NaN where there are none.
+    monitor/<label>/advantage_corr: (3); NaN where either side is constant.
+    monitor/<label>/equal_share: (4); NaN where no row has an advantage.
+  """
+  adv = adv.reshape(len(adv), -1).mean(-1)
+  metrics = {}
+  for label, out in outs.items():
+    for name, x in {label: out.score, **out.parts}.items():
+      name = label if name == label else f'{label}/{name}'
+      mean = jnp.where(out.valid, x, 0).sum() / out.valid.sum()
+      metrics[f'monitor/{name}'] = mean
+    used = valid & out.valid
+    groups = used.reshape(-1, group_size)
+    score = out.score.reshape(-1, group_size)
+    count = jnp.maximum(groups.sum(-1, keepdims=True), 1)
+    mean = jnp.where(groups, score, 0).sum(-1, keepdims=True) / count
+    high = jnp.where(groups, score, -jnp.inf).max(-1, keepdims=True)
+    low = jnp.where(groups, score, jnp.inf).min(-1, keepdims=True)
+    differ = groups & (high > low)
+    # Equal scores are exactly at their mean, whatever rounding says.
+    x = jnp.where(differ, score - mean, 0).reshape(-1)
+    mean = jnp.where(used, adv, 0).sum() / jnp.maximum(used.sum(), 1)
+    y = jnp.where(used, adv - mean, 0)
+    scale = jnp.sqrt(jnp.square(x).sum() * jnp.square(y).sum())
+    metrics[f'monitor/{label}/advantage_corr'] = (x * y).sum() / scale
+    square = jnp.where(used, jnp.square(adv), 0)
+    equal = jnp.where(differ.reshape(-1), 0, square)
+    metrics[f'monitor/{label}/equal_share'] = equal.sum() / square.sum()
+  return metrics

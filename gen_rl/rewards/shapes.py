@@ -4,6 +4,8 @@
                   score (Flow-GRPO, arXiv 2505.05470), or Flow-GRPO's OCR score
                   for words, mixed with the strict verdict
   shapes_strict   1 if the picture shows exactly what was asked for, else 0
+  shapes_compressed  a weak model of the first, as learned reward models are:
+                  all pictures within a narrow range, with a taste and noise
 
 The strict verdict wants every clause met, no object nobody asked for, and at
 most `JUNK_PIXELS` of coloured area that belongs to nothing.
@@ -13,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
 from gen_rl.build import ConfigError
-from gen_rl.rewards import geneval, ocr
+from gen_rl.rewards import geneval, ocr, pixels
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
+from gen_rl.utils import rng
 from gen_rl.worlds import shapes, shapes_oracle
 
 _NEEDED = ('include_class', 'word', 'word_color')
@@ -111,3 +114,39 @@ def shapes_strict() -> Reward:
     return out.replace(parts=dict(partial=out.parts['partial']))
 
   return Reward('shapes_strict', (), score)
+
+
+def shapes_compressed(
+  scale: float = 0.05,
+  bias: float = 0.3,
+  noise: float = 0.01,
+  strict_weight: float = 0.5,
+) -> Reward:
+  """Score scale * gold + bias * saturation + noise * e, e standard normal.
+
+  What Pref-GRPO (arXiv 2508.20751) says of pointwise reward models: the
+  pictures of a prompt score nearly the same, and a difference may be taste or
+  chance. `e` is a row's own and does not change with the picture; where there
+  is no other difference, it decides.
+
+  Parts: `gold` in [0, 1], `saturation` (`pixels.chroma`).
+
+  Args:
+    scale: of the gold score.
+    bias: score of pure colours over greys, whatever they show.
+    noise: standard deviation, in units of the score.
+    strict_weight: of the gold score, see `shapes_geneval`.
+  """
+  gold = shapes_geneval(strict_weight)
+
+  def score(params, inputs: RewardInputs, key) -> RewardOut:
+    out = gold.score(params, inputs, key)
+    saturation = pixels.chroma(inputs.media)
+    keys = rng.per_row(key, len(saturation))
+    value = scale * out.score + bias * saturation
+    return out.replace(
+      score=value + noise * rng.normal(keys, ()),
+      parts=dict(gold=out.score, saturation=saturation),
+    )
+
+  return Reward('shapes_compressed', (), score)

@@ -124,6 +124,52 @@ def test_key_of_a_reward_ignores_the_others():
   assert not np.any(parts['n'] == parts['m'])
 
 
+# two groups of three; advantages of the first follow monitor `a`, those of the
+# second are the opposite; the last row could not be scored
+WATCHED = dict(
+  adv=[[1.0], [0.0], [-1.0], [2.0], [-2.0], [9.0]],
+  a=[3.0, 2.0, 1.0, 10.0, 14.0, np.nan],
+)
+
+
+def test_monitors_by_hand():
+  adv = jnp.array(WATCHED['adv'])
+  valid = jnp.array([True] * 5 + [False])
+  score = jnp.array(WATCHED['a'])
+  a = RewardOut(score, {'half': score / 2}, jnp.isfinite(score))
+  flat = RewardOut(jnp.full(6, 0.1), {}, jnp.ones(6, bool))
+  metrics = combine.watch(dict(a=a, flat=flat), adv, valid, 3)
+  # less the mean of a group: 1 0 -1 | -2 2; advantages 1 0 -1 2 -2, mean 0
+  corr = (1 + 0 + 1 - 4 - 4) / np.sqrt((1 + 1 + 4 + 4) * (1 + 1 + 4 + 4))
+  assert metrics['monitor/a/advantage_corr'] == pytest.approx(corr)  # -.6
+  assert metrics['monitor/a'] == pytest.approx(6)
+  assert metrics['monitor/a/half'] == pytest.approx(3)
+  assert metrics['monitor/flat'] == pytest.approx(0.1)
+  assert metrics['monitor/a/equal_share'] == 0
+  assert metrics['monitor/flat/equal_share'] == 1
+  # only the first group's scores are equal: 1 + 0 + 1 of 2 + 4 + 4
+  half = RewardOut(jnp.array([7.0, 7, 7, 1, 2, 3]), {}, jnp.ones(6, bool))
+  metrics |= combine.watch(dict(half=half), adv, valid, 3)
+  assert metrics['monitor/half/equal_share'] == pytest.approx(0.2)
+  # nothing to follow: neither 0 nor what rounding says
+  assert np.isnan(metrics['monitor/flat/advantage_corr'])
+  assert combine.watch({}, adv, valid, 3) == {}
+
+
+def test_monitor_of_itself_and_of_decisions():
+  score = jax.random.normal(KEY, (12,))
+  out = RewardOut(score, {}, jnp.ones(12, bool))
+  centred = score.reshape(-1, 4) - score.reshape(-1, 4).mean(-1, keepdims=True)
+  adv = 3 * centred.reshape(-1, 1)
+  corr = lambda adv: combine.watch(
+    dict(m=out), adv, jnp.ones(12, bool), 4
+  )['monitor/m/advantage_corr']  # fmt: skip
+  assert corr(adv) == pytest.approx(1, abs=1e-6)
+  assert corr(-adv + 5) == pytest.approx(-1, abs=1e-6)
+  # every decision with an advantage of its own: their mean counts
+  assert corr(adv * jnp.array([0.0, 1.0, 5.0])) == pytest.approx(1, abs=1e-6)
+
+
 def test_says_what_is_wrong():
   a = _const('a', [0])
   with pytest.raises(ValueError, match='no reward has a weight'):

@@ -136,3 +136,31 @@ def test_prompts_without_a_spec_are_a_config_error(scored):
   inputs, *_ = scored
   with pytest.raises(ConfigError, match='data.prompts.name="shapes"'):
     rewards.shapes_strict().score((), inputs._replace(info={}), None)
+
+
+def test_compressed_is_a_narrow_view_with_taste_and_noise(scored):
+  inputs, out, _ = scored
+  reward = rewards.shapes_compressed(
+    scale=0.05, bias=0.5, noise=0.0, strict_weight=0.25
+  )
+  key = jax.random.key(0)
+  plain = reward.score((), inputs, key)
+  # chroma of a red, blue and green circle grows with their number
+  chroma = np.ptp(inputs.media, -1).mean((1, 2))
+  np.testing.assert_allclose(
+    plain.score, 0.05 * out.score + 0.5 * chroma, rtol=1e-5
+  )
+  np.testing.assert_allclose(plain.parts['gold'], out.score, rtol=1e-6)
+  np.testing.assert_allclose(plain.parts['saturation'], chroma, rtol=1e-5)
+  noisy = rewards.shapes_compressed(0.05, 0.5, 0.01, 0.25)
+  keys = jax.random.split(key, len(chroma))
+  # a row's noise is its own, in the order of the rows and in another
+  noise = noisy.score((), inputs, keys).score - plain.score
+  back = jax.tree.map(lambda x: x[::-1], (inputs.media, inputs.info))
+  back = noisy.score((), RewardInputs(*back, 1), keys[::-1]).score
+  np.testing.assert_allclose(back[::-1] - plain.score, noise, atol=1e-7)
+  draws = [
+    noisy.score((), inputs, jax.random.fold_in(key, i)).score - plain.score
+    for i in range(8)
+  ]
+  assert np.std(draws) == pytest.approx(0.01, rel=0.25)

@@ -1,0 +1,73 @@
+"""The adversarial reward: hinge losses, and that it tells pictures apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gen_rl.rewards import critic
+from gen_rl.types import RewardInputs
+from gen_rl.worlds import grammar, shapes
+
+KEY = jax.random.key(0)
+
+
+def test_loss_and_score_by_hand():
+  """A head that ignores the picture: h = 0.5 everywhere."""
+  reward = critic.adversarial(patch_weight=0.25)
+  params = reward.critic.init(KEY)
+  params = dict(params, down=0 * params['down'], down_bias=jnp.float32(0.5))
+  media = jax.random.uniform(KEY, (2, 24, 24, 3))
+  loss = reward.critic.loss(reward.params, params, media, media, None)
+  # (relu(1 - 0.5) + relu(1 + 0.5)) / 2 = 1, and a quarter of it on top
+  np.testing.assert_allclose(loss, 1.25, rtol=1e-6)
+  inputs = RewardInputs(media.at[1, 0, 0, 0].set(jnp.nan), {}, 2)
+  out = reward.score((reward.params, params), inputs, None)
+  np.testing.assert_allclose(out.score, 0.5, rtol=1e-6)
+  np.testing.assert_array_equal(out.valid, [True, False])
+
+
+def test_it_learns_to_tell_renders_from_noisy_ones():
+  reward = critic.adversarial()
+  texts = ('two red circles', 'a blue square above a cross')
+  specs = [grammar.spec_arrays(grammar.parse(t)) for t in texts]
+  spec = {k: jnp.repeat(jnp.stack([s[k] for s in specs]), 16, 0)
+          for k in specs[0]}  # fmt: skip
+  real = jax.vmap(shapes.render)(jax.random.split(KEY, 32), spec)
+  noise = 0.1 * jax.random.normal(KEY, real.shape)
+  fake = jnp.clip(real[::-1] + noise, 0, 1)
+  params, tx = reward.critic.init(KEY), optax.adam(3e-3)
+
+  @jax.jit
+  def step(params, opt_state):
+    loss = lambda p: reward.critic.loss(
+      reward.params, p, real, fake, None
+    ).mean()
+    value, grads = jax.value_and_grad(loss)(params)
+    deltas, opt_state = tx.update(grads, opt_state)
+    return optax.apply_updates(params, deltas), opt_state, value
+
+  opt_state, losses = tx.init(params), []
+  for _ in range(60):
+    params, opt_state, value = step(params, opt_state)
+    losses.append(float(value))
+  assert losses[-1] < 0.3 * losses[0]
+  score = lambda x: (
+    reward.score((reward.params, params), RewardInputs(x, {}, 1), None).score
+  )
+  assert score(real).mean() > score(fake).mean() + 1.0
+
+
+def test_the_detector_may_be_frozen():
+  assert critic.adversarial().critic.init(KEY)['trunk']
+  reward = critic.adversarial(frozen=True)
+  media = jax.random.uniform(KEY, (2, 24, 24, 3))
+  params = reward.critic.init(KEY)
+  grads = jax.grad(
+    lambda p: reward.critic.loss(reward.params, p, media, media, None).sum()
+  )(params)
+  assert params['trunk'] == {}  # the head's alone
+  assert np.abs(grads['up']).max() > 0
+  with pytest.raises(Exception, match='nowhere'):
+    critic.adversarial('nowhere.safetensors')
