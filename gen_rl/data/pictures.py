@@ -63,8 +63,72 @@ def shapes_scenes(noise: float = 0.0) -> Encode:
   return encode
 
 
+def _member(rows: Rows, group_size: int, what: str) -> Array:
+  """[b] 0 for the first row of a pair, 1 for the second."""
+  if group_size != 2:
+    raise ConfigError(
+      f'{what} comes in pairs: data.group_size is {group_size} and must be 2'
+    )
+  return jnp.arange(rows.group.shape[0]) % 2
+
+
+def shapes_preferences(group_size: int) -> Encode:
+  """Pairs of renders: the first shows the prompt, the second nearly.
+
+  Goes with the reward `ranked`, data.group_size=2 and a preference objective.
+  """
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    wrong = _member(rows, group_size, 'rollout "shapes_preferences"') == 1
+    keys = rng.stream_keys(rows.keys, 'mutation')
+    spec = dict(rows.info)
+    spec = tree.where(wrong, jax.vmap(shapes.mutate)(keys, spec), spec)
+    keys = rng.stream_keys(rows.group_keys, 'picture')
+    return jax.vmap(shapes.render)(keys, spec) * 2.0 - 1.0, rows.cond
+
+  return encode
+
+
+def prompt_pairs(group_size: int, caption_noise: float = 0.0) -> Encode:
+  """One render under two prompts, a true and a false one (TDPO).
+
+  The source is `shapes_contrasts`, whose false sentences the second row of a
+  pair gets. Goes with the reward `ranked` and data.group_size=2.
+
+  Args:
+    group_size: of the data; 2.
+    caption_noise: share of pairs whose picture contradicts its true prompt.
+  """
+  draw = shapes_pictures(caption_noise)
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    second = _member(rows, group_size, 'rollout "prompt_pairs"') == 1
+    if 'wrong_tokens' not in rows.info:
+      raise ConfigError(
+        'rollout "prompt_pairs" needs false prompts, which this source has '
+        'not; use data.prompts.name="shapes_contrasts"'
+      )
+    info = dict(rows.info)
+    wrong = info.pop('wrong_tokens')  # [b K l]
+    keys = rng.stream_keys(rows.group_keys, 'wrong prompt')
+    pick = lambda key: jax.random.randint(key, (), 0, wrong.shape[1])
+    chosen = jax.vmap(pick)(keys)
+    tokens = jnp.where(
+      second[:, None],
+      wrong[jnp.arange(len(chosen)), chosen],
+      rows.cond['tokens'],
+    )
+    picture, _ = draw(rows.replace(keys=rows.group_keys, info=info))
+    return picture, {**rows.cond, 'tokens': tokens}
+
+  return encode
+
+
 def given() -> Encode:
-  """The pictures of the source itself ("media" of the batch)."""
+  """The pictures of the source itself ("media" of the batch).
+
+  Of pairs [b 2 h w c] the first row of a group gets the first picture.
+  """
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     if rows.media is None:
@@ -72,6 +136,10 @@ def given() -> Encode:
         'rollout "given" needs a prompt source with pictures; this one has '
         'none: set data.prompts to a tfds source with an image field'
       )
-    return rows.media * 2.0 - 1.0, rows.cond
+    media = rows.media
+    if media.ndim == 5:
+      b = media.shape[0]
+      media = media[jnp.arange(b), _member(rows, media.shape[1], 'a pair')]
+    return media * 2.0 - 1.0, rows.cond
 
   return encode

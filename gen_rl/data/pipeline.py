@@ -56,7 +56,8 @@ def gather(
   Returns:
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
-    the source has any. Only numeric info is in the batch; the rest is found
+    the source has any and info "wrong_tokens" [P K length] where it has false
+    texts. Only numeric info is in the batch; the rest is found
     by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
@@ -66,6 +67,10 @@ def gather(
     'prompt_id': source.ids[rows].astype(np.int32),
     'info': {name: column[rows] for name, column in source.info.items()},
   }
+  if source.wrong:
+    false = [text for i in rows for text in source.wrong[i]]
+    tokens = tokenizer.encode(false, length, truncate=truncate)
+    batch['info']['wrong_tokens'] = tokens.reshape(len(rows), -1, length)
   if source.media is not None:
     batch['media'] = source.media[rows]
   return batch, texts
@@ -220,8 +225,9 @@ def _task_weights(
   unknown = sorted(set(weights) - set(tasks))
   if unknown:
     raise ValueError(
-      f'unknown task {", ".join(unknown)} in weights; prompt source'
-      f' {source.name} has {", ".join(tasks)}'
+      f'weights name the task {", ".join(unknown)}; prompt source'
+      f' {source.name} has {", ".join(tasks)}. Set weights of these only, or '
+      'weights={} for all equally often'
     )
   out = {task: float(weights.get(task, 0.0)) for task in tasks}
   if not all(0 <= w < math.inf for w in out.values()) or not any(out.values()):

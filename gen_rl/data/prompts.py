@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import random
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,9 @@ class Prompts:
   info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # [N ...]
   extra: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
   tasks: Sequence[str] = ()  # [N] task labels, or empty
-  media: Any = None  # [N h w c] float32 in [0, 1], or None
+  media: Any = None  # [N h w c] or [N 2 h w c] float32 in [0, 1], or None
+  # [N] of K texts each that are false where the text is true, or empty
+  wrong: Sequence[Sequence[str]] = ()
 
   def __len__(self) -> int:
     return len(self.texts)
@@ -69,6 +72,8 @@ class Prompts:
     texts = self.texts if isinstance(self.texts, tuple) else [self.name]
     digest.update(json.dumps([len(self), *texts]).encode())
     digest.update(json.dumps(list(self.tasks)).encode())
+    if self.wrong:
+      digest.update(json.dumps(list(map(list, self.wrong))).encode())
     digest.update(np.ascontiguousarray(self.ids).tobytes())
     for name, column in sorted(self.info.items()):
       digest.update(name.encode())
@@ -319,6 +324,107 @@ def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
     np.array([prompt.prompt_id for prompt in chosen], np.int32),
     info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
     tasks=tuple(grammar.TASKS[prompt.spec.task] for prompt in chosen),
+  )
+
+
+def shapes_contrasts(
+  split: str = 'rl',
+  tasks: Sequence[str] | None = None,
+  kinds: Sequence[str] = grammar.KINDS,
+  alternatives: int = 4,
+) -> Prompts:
+  """`shapes`, each sentence with false ones that differ in one thing (TDPO).
+
+  False sentences are worded like the true one (same prefix and order where it
+  has them) and are combinations of the same splits. Sentences with none of the
+  kinds of change are left out.
+
+  Args:
+    split: as `shapes`.
+    tasks: as `shapes`.
+    kinds: changes out of grammar.KINDS.
+    alternatives: K false sentences each, drawn once, with repeats where there
+      are fewer.
+
+  Raises:
+    ValueError: unknown split, task or kind, naming the valid ones.
+  """
+  unknown = sorted(set(kinds) - set(grammar.KINDS))
+  if unknown or not kinds:
+    raise ValueError(
+      f'unknown kinds of change {unknown}; choose from '
+      f'{", ".join(grammar.KINDS)}'
+    )
+  source = shapes(split, tasks)
+  home = grammar.combinations()
+  splits = split.split('+')
+  keep, wrong = [], []
+  for i, text in enumerate(source.texts):
+    spec = grammar.parse(text)
+    changed = [
+      s
+      for s in grammar.mutations(spec, tuple(kinds))
+      if home.get(grammar.canonical(s)) in splits
+    ]
+    if not changed:
+      continue
+    draw = random.Random(int(source.ids[i]))
+    same = grammar.wordings(spec)
+    place = same.index(text) if text in same else 0
+    keep.append(i)
+    chosen = [draw.choice(changed) for _ in range(alternatives)]
+    options = map(grammar.wordings, chosen)
+    wrong.append(tuple(o[place % len(o)] for o in options))
+  rows = np.array(keep)
+  return Prompts(
+    f'shapes_contrasts/{split}',
+    tuple(source.texts[i] for i in keep),
+    source.ids[rows],
+    info={name: column[rows] for name, column in source.info.items()},
+    tasks=tuple(source.tasks[i] for i in keep),
+    wrong=tuple(wrong),
+  )
+
+
+def pairs(path: str) -> Prompts:
+  """Preference pairs from an .npz file, for Diffusion-DPO.
+
+  Arrays `prompt` [N] of texts, `preferred` and `other` [N h w c], uint8 or
+  float in [0, 1]. Sentences of ShapesWorld as `txt`.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: not such a file, saying what it lacks.
+  """
+  path = os.path.expanduser(os.fspath(path))
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'file of pairs {path} does not exist')
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = dict(file)
+  except (ValueError, OSError) as e:
+    raise ValueError(f'file of pairs {path} is no .npz file: {e}') from None
+  missing = sorted({'prompt', 'preferred', 'other'} - set(arrays))
+  if missing:
+    raise ValueError(
+      f'file of pairs {path} lacks {", ".join(missing)}; it has '
+      f'{", ".join(sorted(arrays)) or "nothing"}'
+    )
+  media = np.stack([arrays['preferred'], arrays['other']], 1)
+  texts = tuple(str(text) for text in arrays['prompt'])
+  if not texts or len(media) != len(texts) or media.ndim != 5:
+    raise ValueError(
+      f'file of pairs {path}: prompt [N], preferred and other [N h w c] are '
+      f'{arrays["prompt"].shape}, {arrays["preferred"].shape}, '
+      f'{arrays["other"].shape}'
+    )
+  scale = 255 if media.dtype == np.uint8 else 1
+  return Prompts(
+    str(path),
+    texts,
+    np.arange(len(texts), dtype=np.int32),
+    media=media.astype(np.float32) / scale,
+    **_understood(texts),
   )
 
 

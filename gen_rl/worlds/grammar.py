@@ -169,6 +169,47 @@ def wordings(spec: Spec) -> list[str]:
   return [prefix + body for body in bodies for prefix in PREFIXES]
 
 
+KINDS = ('shape', 'color', 'count', 'relation', 'word')
+
+
+def mutations(spec: Spec, kinds: tuple[str, ...] = KINDS) -> list[Spec]:
+  """Every combination that differs in one attribute, count or relation.
+
+  None of them is true of a picture of `spec`: a new shape or colour is one
+  that no clause asks for.
+
+  Args:
+    spec: what a picture shows.
+    kinds: which changes, out of KINDS; 'color' is also that of a word.
+  """
+
+  def replaced(pair: tuple[int, int], i: int, value: int) -> tuple[int, int]:
+    return (value, pair[1]) if i == 0 else (pair[0], value)
+
+  out = []
+  clauses = [i for i in (0, 1) if spec.count[i]]
+  for i in clauses:
+    for shape in set(range(len(SHAPES))) - set(spec.shape):
+      change = spec._replace(shape=replaced(spec.shape, i, shape))
+      out.append(('shape', change))
+    for color in set(range(len(COLORS))) - set(spec.color):
+      if spec.color[i] >= 0:
+        change = spec._replace(color=replaced(spec.color, i, color))
+        out.append(('color', change))
+  if len(clauses) == 1 and spec.count[0] > 1:
+    for count in {2, 3, 4} - {spec.count[0]}:
+      out.append(('count', spec._replace(count=(count, 0))))
+  if spec.relation >= 0:
+    out.append(('relation', spec._replace(relation=OPPOSITE[spec.relation])))
+  if spec.word >= 0:
+    for word in set(range(len(TEXTS))) - {spec.word}:
+      out.append(('word', spec._replace(word=word)))
+    if spec.word_color >= 0:
+      for color in set(range(len(COLORS))) - {spec.word_color}:
+        out.append(('color', spec._replace(word_color=color)))
+  return [changed for kind, changed in out if kind in kinds]
+
+
 @functools.cache
 def _all_prompts() -> tuple[tuple[str, Prompt], ...]:
   out, next_id = [], 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import build, rollout
-from gen_rl.data import pictures
+from gen_rl.data import pictures, pipeline, prompts, tokenizers
 from gen_rl.rewards import shapes as rewards
 from gen_rl.worlds import grammar, shapes
 
@@ -102,3 +102,51 @@ def test_given_pictures():
   assert cond is rows.cond
   with pytest.raises(build.ConfigError, match='has none'):
     pictures.given()(rows_of(['a circle']))
+
+
+# --- pairs
+
+
+def test_preferences_are_right_and_wrong():
+  texts = ['a red circle', 'two blue squares', 'a circle above a square']
+  rows = rows_of(texts)
+  x, cond = jax.jit(pictures.shapes_preferences(2))(rows)
+  _, strict = rewards.judge((x + 1) / 2, dict(rows.info))
+  np.testing.assert_array_equal(strict, [True, False] * 3)
+  np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
+
+
+def test_prompt_pairs_are_one_picture_under_two_prompts():
+  tokenizer = tokenizers.shapes_words()
+  source = prompts.shapes_contrasts('train', tasks=('colors', 'position'))
+  batch, texts = pipeline.gather(source, range(0, 40, 5), tokenizer, 16)
+  rows = rollout.make_rows(batch, 2, KEY, jnp.int32(0))
+  x, cond = jax.jit(pictures.prompt_pairs(2))(rows)
+  pairs = np.asarray(x).reshape(8, 2, *x.shape[1:])
+  np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
+  tokens = np.asarray(cond['tokens']).reshape(8, 2, -1)
+  np.testing.assert_array_equal(tokens[:, 0], batch['tokens'])
+  for i in range(8):
+    wrong = batch['info']['wrong_tokens'][i]
+    assert any((tokens[i, 1] == w).all() for w in wrong)
+  # The picture shows the true prompt, and by the oracle not the false one.
+  _, strict = rewards.judge((x + 1) / 2, {
+    k: v for k, v in rows.info.items() if k != 'wrong_tokens'
+  })  # fmt: skip
+  assert strict.all()
+
+
+def test_pairs_come_in_pairs():
+  with pytest.raises(build.ConfigError, match='must be 2'):
+    pictures.shapes_preferences(3)(rows_of(['a red circle'], None, 3))
+  with pytest.raises(build.ConfigError, match='shapes_contrasts'):
+    pictures.prompt_pairs(2)(rows_of(['a red circle']))
+
+
+def test_given_pairs_go_to_the_two_rows():
+  media = np.random.default_rng(0).random((2, 2, 24, 24, 3), np.float32)
+  rows = rows_of(['a red circle', 'two squares'], media)
+  x, _ = pictures.given()(rows)
+  np.testing.assert_allclose(
+    (x + 1) / 2, media.reshape(4, 24, 24, 3), atol=1e-6
+  )

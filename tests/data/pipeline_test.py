@@ -226,7 +226,10 @@ def test_mixed_order_within_a_step():
     (dict(per_step=3, shard=(3, 3)), 'shard index 3 is not in 0..2'),
     (dict(per_step=0), 'must be positive'),
     (dict(per_step=2, seed=-1), 'seed non-negative'),
-    (dict(per_step=2, weights={'t9': 1}), 'unknown task t9 .* has t0, t1'),
+    (
+      dict(per_step=2, weights={'t9': 1}),
+      'the task t9; .* has t0, t1. Set weights',
+    ),
     (dict(per_step=2, weights={'t0': -1}), 'non-negative'),
     (dict(per_step=2, weights={'t0': 0}), 'not all zero'),
   ],

@@ -129,3 +129,59 @@ def test_fingerprint_sees_every_change(tmp_path):
   assert (
     prompts.shapes('rl').fingerprint != prompts.shapes('heldout').fingerprint
   )
+
+
+# --- contrasts and pairs
+
+
+def test_false_prompts_are_false_and_of_the_same_splits():
+  source = prompts.shapes_contrasts('train+rl')
+  home = grammar.combinations()
+  kinds = set()
+  for text, wrong in zip(source.texts, source.wrong):
+    spec = grammar.parse(text)
+    assert len(wrong) == 4
+    for other in wrong:
+      changed = grammar.parse(other)
+      assert grammar.canonical(changed) != grammar.canonical(spec)
+      assert home[grammar.canonical(changed)] != 'heldout'
+      kinds.add(other.split()[0] == text.split()[0])
+  assert source.tasks and len(source) > 0.9 * len(prompts.shapes('train+rl'))
+
+
+def test_contrasts_of_one_kind():
+  source = prompts.shapes_contrasts('train', kinds=('relation',))
+  assert set(source.tasks) == {'position'}
+  for text, wrong in zip(source.texts, source.wrong):
+    spec = grammar.parse(text)
+    opposite = spec._replace(relation=grammar.OPPOSITE[spec.relation])
+    assert {grammar.canonical(grammar.parse(w)) for w in wrong} == {
+      grammar.canonical(opposite)
+    }
+  with pytest.raises(ValueError, match='shape, color, count'):
+    prompts.shapes_contrasts(kinds=('size',))
+
+
+def test_pairs_file(tmp_path):
+  path = tmp_path / 'pairs.npz'
+  rng = np.random.default_rng(0)
+  best = rng.integers(0, 256, (2, 4, 4, 3), np.uint8)
+  np.savez(
+    path,
+    prompt=['a red circle', 'two squares'],
+    preferred=best,
+    other=255 - best,
+  )
+  source = prompts.pairs(path)
+  assert source.texts == ('a red circle', 'two squares')
+  np.testing.assert_allclose(source.media[:, 0], best / 255, rtol=1e-6)
+  np.testing.assert_allclose(source.media.sum(1), 1.0, rtol=1e-6)
+  assert source.tasks == ('colors', 'counting')
+  np.savez(tmp_path / 'no.npz', prompt=['x'])
+  with pytest.raises(ValueError, match='lacks other, preferred; it has prompt'):
+    prompts.pairs(tmp_path / 'no.npz')
+  (tmp_path / 'text.npz').write_text('no zip')
+  with pytest.raises(ValueError, match='is no .npz file'):
+    prompts.pairs(tmp_path / 'text.npz')
+  with pytest.raises(FileNotFoundError, match='does not exist'):
+    prompts.pairs(tmp_path / 'absent.npz')
