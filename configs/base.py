@@ -51,12 +51,29 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     time_mean=0.0,  # logit-normal training times of the matching loss
     time_std=1.0,
     null_prob=0.0,  # share of rows that lose their prompt in it
+    solver='euler',  # of noise-free steps: euler or dpm2
+    tail=1.0,  # share of the steps after the window that is taken
+    shared_noise=False,  # a group starts from the same noise
+    deterministic=False,  # no noise at all, for objectives without decisions
   )
   # "policy" samples; else a function of data.pictures gives the samples.
   c.rollout = dict(name='policy')
+  # Whose samples are learned from: "params", or one of copies.
+  c.behaviour = 'params'
+  # {name: schedule of a copy that follows the parameters}: dict(name=
+  # 'ramp_decay' or 'constant_decay', ...). Copies that objectives name as
+  # `ref` need no entry: they stay as they were.
+  c.copies = config_dict.ConfigDict()
   c.rewards = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  # {label: dict(name, ...)}, rewards that are logged and not trained on
+  c.monitors = config_dict.ConfigDict()
   # Those that run in Python: seconds and groups of a call, calls at a time.
   c.host_rewards = dict(timeout=60.0, groups_per_call=1, workers=8)
+  # Of rewards that are trained: optimizer, and what is real to them.
+  c.critic = dict(
+    optimizer=dict(name='adamw', lr=1e-3, b1=0.5),
+    reals=dict(name='shapes_pictures'),
+  )
   c.advantage = dict(name='grpo', std='global')  # a function of advantages
   c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
 
@@ -84,7 +101,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     rollout={},  # changes to rollout, where it is data
     num_prompts=70,
     samples=8,  # per prompt
-    steps=8,  # denoising steps, deterministic
+    # "ode": deterministic steps; "policy": as in training, noise included
+    sampler='ode',
+    steps=8,  # denoising steps of the ode
+    solver='euler',  # of them: euler or dpm2
     seed=1234,  # of the initial noise
     gold=dict(oracle=dict(name='shapes_strict')),  # the verdict
     shown=14,  # prompts in grids

@@ -113,6 +113,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.trainable = ''
     c.optimizer.lr = 1e-4
     c.steps = 120
+    c.microbatches = 6  # memory: gradients of all parameters
     # The detector has never seen a word.
     c.data.prompts.tasks = tuple(t for t in grammar.TASKS if t != 'text')
     del c.data.weights['text']

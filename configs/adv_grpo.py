@@ -1,0 +1,37 @@
+"""Adv-GRPO on ShapesWorld (arXiv 2511.20256): the reward is trained, too.
+
+  python -m gen_rl.main --config=configs/adv_grpo.py
+
+A copy of the detector with another head learns to tell renders of the prompts
+from samples, one step on every rollout, and what it thinks of a sample
+is its reward. All parameters are trained, and the detector is the reward of the
+controls: it can be fooled (configs/flow_grpo.py:proxy). The oracle judges.
+
+Variants, joined by commas:
+  both   the detector's reward and the head's
+  proxy  the detector's reward only
+  kl     with a KL term to the base
+  tiny   two quick steps of all of it, for tests
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base, flow_grpo
+
+VARIANTS = ('both', 'proxy', 'kl', 'tiny')
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(arg, VARIANTS, (('both', 'proxy'),))
+  c = flow_grpo.get_config('proxy,kl' if 'kl' in variants else 'proxy')
+  c.name = 'adv_grpo' + (f':{arg}' if arg else '')
+  if 'proxy' not in variants:
+    c.rewards.real = config_dict.create(name='adversarial', weight=0.3)
+  if not {'proxy', 'both'} & set(variants):
+    del c.rewards.detector
+    c.rewards.real.weight = 1.0
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c

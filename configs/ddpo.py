@@ -1,0 +1,54 @@
+"""DDPO on ShapesWorld (arXiv 2305.13301): denoising as a decision process.
+
+  python -m gen_rl.main --config=configs/ddpo.py
+  python -m gen_rl.main --config=configs/ddpo.py:dpok
+
+Every denoising step but the last is ancestral (DDIM at eta = 1: on the straight
+path of the flow it is, up to a scale that leaves all ratios as they are, the
+step of the variance-preserving process with the same ratio of signal to
+noise). A row is compared with the past scores of its own prompt, not with a
+group. Settings of data, world and evaluation are those of
+configs/flow_grpo.py, but for more prompts with fewer samples each.
+
+Variants, joined by commas:
+  sf    score function (DDPO-SF): one update per rollout
+  dpok  with the step-wise KL term of DPOK (arXiv 2305.16381)
+  rwr   reward-weighted regression, the paper's baseline
+  tiny  two quick steps of all of it, for tests
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base, flow_grpo
+
+VARIANTS = ('sf', 'dpok', 'rwr', 'tiny')
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(arg, VARIANTS, (('sf', 'rwr'),))
+  c = flow_grpo.get_config()
+  c.name = 'ddpo' + (f':{arg}' if arg else '')
+  c.policy.transition = dict(name='ddim')
+  c.policy.noise = 1.0
+  c.policy.update(window=0, window_high=0)
+  c.policy.window_start = dict(name='fixed_window')
+  c.data.update(prompts_per_step=126, group_size=4)
+  c.advantage = config_dict.create(
+    name='history', num_prompts=4096, buffer=32, min_count=8
+  )
+  c.objective.pg.ratio = 'plain'
+  c.updates = 2
+  if 'sf' in variants:
+    c.updates = 1
+    c.objective.pg = config_dict.create(name='reinforce', weight=1.0)
+  if 'rwr' in variants:
+    c.updates = 1
+    c.advantage.drop_zero = False
+    c.objective.pg = config_dict.create(name='rwr', weight=1.0)
+  if 'dpok' in variants:
+    c.objective.kl.weight = 0.01
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c

@@ -1,0 +1,56 @@
+"""DiffusionNFT on ShapesWorld (arXiv 2509.16117): RL on the forward process.
+
+  python -m gen_rl.main --config=configs/diffusion_nft.py
+
+Samples come from a copy of the policy that follows it slowly, by a
+second-order ODE solver without noise; what is trained is the matching loss of
+those samples, once with the velocity bent towards them and once away from
+them, weighed by how good they are. No log-probabilities, no trajectories, no
+guidance. Settings of data, world and evaluation are those of
+configs/flow_grpo.py.
+
+Variants, joined by commas:
+  positive  without the negative branch
+  on_policy  the policy itself samples
+  awm    advantage-weighted matching (arXiv 2509.25050) in its place
+  rwr    reward-weighted regression (arXiv 2305.13301) in its place
+  tiny   two quick steps of all of it, for tests
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base, flow_grpo
+
+VARIANTS = ('positive', 'on_policy', 'awm', 'rwr', 'tiny')
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(arg, VARIANTS, (('positive', 'awm', 'rwr'),))
+  c = flow_grpo.get_config()
+  c.name = 'diffusion_nft' + (f':{arg}' if arg else '')
+  c.policy.update(deterministic=True, solver='dpm2', window=1)
+  c.policy.window_start = dict(name='fixed_window')
+  c.behaviour = 'slow'
+  c.copies.slow = config_dict.create(name='ramp_decay', rate=1e-2, limit=0.5)
+  c.objective = config_dict.ConfigDict()
+  c.objective.nft = config_dict.create(
+    name='nft', beta=1.0, draws=2, weight=1.0
+  )
+  c.objective.kl = config_dict.create(name='velocity_kl', draws=2, weight=1e-4)
+  if 'positive' in variants:
+    c.objective.nft.mode = 'positive'
+  if 'on_policy' in variants or 'awm' in variants or 'rwr' in variants:
+    c.behaviour = 'params'
+    c.copies = config_dict.ConfigDict()
+  if 'awm' in variants:
+    del c.objective.nft
+    c.objective.awm = config_dict.create(name='awm', draws=2, weight=1.0)
+  if 'rwr' in variants:
+    del c.objective.nft
+    c.objective.rwr = config_dict.create(name='rwr', weight=1.0)
+    c.advantage.drop_zero = False
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c

@@ -1,0 +1,54 @@
+"""MixGRPO on ShapesWorld (arXiv 2507.21802): a sliding window of noisy steps.
+
+  python -m gen_rl.main --config=configs/mix_grpo.py
+  python -m gen_rl.main --config=configs/mix_grpo.py:flash
+
+Only the steps of a window are noisy and trained; it starts at the noise, where
+what is drawn gets decided, and slides towards the picture as training goes on.
+All other steps belong to the ODE. Settings of data, world and evaluation are
+those of configs/flow_grpo.py, whose own window is drawn anew at every update.
+
+Variants, joined by commas:
+  flash   a second-order solver takes 40 % of the steps after the window
+  random  the window's place is drawn
+  frozen  the window stays at the first steps
+  all     no window, as Flow-GRPO
+  dance   DanceGRPO (arXiv 2505.07818): all steps noisy at a constant level,
+          a group starts from the same noise, deviations per group
+  tiny    two quick steps of all of it, for tests
+"""
+
+import ml_collections
+
+from configs import base, flow_grpo
+
+VARIANTS = ('flash', 'random', 'frozen', 'all', 'dance', 'tiny')
+PLACES = ('random', 'frozen', 'all', 'dance')
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(arg, VARIANTS, (PLACES, ('flash', 'all')))
+  c = flow_grpo.get_config()
+  c.name = 'mix_grpo' + (f':{arg}' if arg else '')
+  c.policy.update(window=3, window_high=0)
+  c.policy.window_start = dict(
+    name='progressive_window', tau=max(1, c.steps // 5)
+  )
+  c.objective.pg.ratio = 'plain'
+  if 'random' in variants:
+    c.policy.window_start = dict(name='random_window')
+  if 'frozen' in variants:
+    c.policy.window_start = dict(name='fixed_window')
+  if 'all' in variants or 'dance' in variants:
+    c.policy.window = 0
+    c.policy.window_start = dict(name='fixed_window')
+  if 'dance' in variants:
+    c.policy.transition = dict(name='dance_sde')
+    c.policy.update(noise=0.3, shared_noise=True)
+    c.advantage.std = 'group'
+  if 'flash' in variants:
+    c.policy.update(solver='dpm2', tail=0.4)
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c

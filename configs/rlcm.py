@@ -1,0 +1,68 @@
+r"""RLCM on ShapesWorld (arXiv 2404.03673): RL of a consistency model.
+
+  python -m gen_rl.main --config=configs/rlcm.py:distil --workdir=runs/distil
+  python -m gen_rl.main --config=configs/rlcm.py \
+    --config.init=runs/distil/shapes_consistency.safetensors
+
+A consistency model answers from any noise with a picture; to refine it, part of
+the noise is put back and it answers again. That noise is the decision: x' =
+(1 - t') f(x, t) + t' z, which is the transition `cps` at level 1. Four network
+calls a sample, three of them decisions.
+
+`distil` makes the model: the shipped base is teacher and start. Settings of
+data, world and evaluation are those of configs/flow_grpo.py; evaluation samples
+as the policy does.
+
+Variants, joined by commas:
+  distil  consistency distillation of the base
+  two     two network calls
+  eight   eight
+  rebel   regression of relative rewards (arXiv 2404.16767)
+  tiny    two quick steps of all of it, for tests
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base, flow_grpo
+
+VARIANTS = ('distil', 'two', 'eight', 'rebel', 'tiny')
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(
+    arg, VARIANTS, (('distil', 'two', 'eight'), ('distil', 'rebel'))
+  )
+  c = flow_grpo.get_config()
+  c.name = 'rlcm' + (f':{arg}' if arg else '')
+  c.eval.sampler = 'policy'
+  c.policy.transition = dict(name='cps')
+  c.policy.update(steps=4, noise=1.0, window=0, window_high=0)
+  c.policy.window_start = dict(name='fixed_window')
+  c.objective.pg.ratio = 'plain'
+  if 'two' in variants:
+    c.policy.steps = 2
+  if 'eight' in variants:
+    c.policy.steps = 8
+  if 'rebel' in variants:
+    c.objective.pg = config_dict.create(name='rebel', eta=1.0, weight=1.0)
+  if 'distil' in variants:
+    c.steps = 900
+    c.trainable = ''
+    c.data.update(prompts_per_step=192, group_size=1)
+    c.microbatches = 1
+    c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.1)
+    c.rewards = config_dict.ConfigDict()
+    c.objective = config_dict.ConfigDict()
+    c.objective.cd = config_dict.create(
+      name='consistency_distillation', steps=16, weight=1.0
+    )
+    c.optimizer.update(lr=5e-4, warmup=20)
+    c.ema = 0.95
+    c.eval.every = 300
+    c.checkpoint.every = 300
+    c.export = 'shapes_consistency'
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c

@@ -1,0 +1,39 @@
+"""TP-GRPO on ShapesWorld (arXiv 2602.06422): every decision has its own reward.
+
+  python -m gen_rl.main --config=configs/tp_grpo.py
+
+Before and after each noisy step the sample is finished without noise and
+scored; the difference is the step's credit. Steps that turn the trend of a
+trajectory get the whole effect from there to the end. Costs about half the
+window's length times the network calls of a rollout on top. Settings of data,
+world and evaluation are those of configs/flow_grpo.py.
+
+Variants, joined by commas:
+  bonus        the rule of the published code: the total effect, plus the
+               step's own at turning points
+  incremental  the step's own effect only
+  outcome      the same reward for all steps, as GRPO
+  tiny         two quick steps of all of it, for tests
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base, flow_grpo
+
+VARIANTS = ('bonus', 'incremental', 'outcome', 'tiny')
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(arg, VARIANTS, (VARIANTS[:3],))
+  c = flow_grpo.get_config()
+  c.name = 'tp_grpo' + (f':{arg}' if arg else '')
+  c.policy.transition = dict(name='cps')
+  c.policy.update(noise=0.7, window=5, window_high=0)
+  c.policy.window_start = dict(name='fixed_window')
+  mode = [v for v in variants if v != 'tiny'] or ['turning']
+  c.advantage = config_dict.create(name='turning_points', mode=mode[0])
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c
