@@ -1,0 +1,89 @@
+"""All studies in one table, and how much code each method takes.
+
+  python experiments/overview.py
+
+Claims and verdicts are what run.py says, numbers are from results.csv. Lines
+of code are those of a method's config and of the functions that are its own,
+as its study names them, with docstrings, comments and blank lines.
+"""
+
+import ast
+import importlib
+import pathlib
+import statistics
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from experiments import rows, study, tables
+
+
+def studies() -> dict[str, study.Study]:
+  """{folder: Study} of all folders whose run.py defines one."""
+  out = {}
+  for path in sorted((study.ROOT / 'experiments').glob('*/run.py')):
+    if 'study.Study(' in path.read_text():
+      name = path.parent.name
+      out[name] = importlib.import_module(f'experiments.{name}.run').STUDY
+      study.check(out[name])
+  return out
+
+
+def lines_of(what: str, root: pathlib.Path = study.ROOT) -> int:
+  """Lines of a file, or of a function in it: 'gen_rl/advantages/group.py:grpo'.
+
+  Raises:
+    ValueError: there is no such function, listing those there are.
+  """
+  file, _, name = what.partition(':')
+  text = (root / file).read_text()
+  if not name:
+    return len(text.splitlines())
+  found = {
+    node.name: node
+    for node in ast.parse(text).body
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+  }
+  if name not in found:
+    raise ValueError(f'{file} has no {name!r}; it has {", ".join(found)}')
+  node = found[name]
+  first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+  return node.end_lineno - first + 1
+
+
+def claims(everything: dict[str, study.Study]) -> str:
+  """A line a claim."""
+  lines = []
+  for name, s in everything.items():
+    found = rows.read(s.folder)
+    for claim in s.claims:
+      cells, counts = [], []
+      for number in (claim.baseline, claim.ours):
+        arm, _, column = number.partition('.')
+        mine = [row for row in found if row['arm'] == arm]
+        label = arm + ' base' * column.startswith('base_')
+        cells.append(f'{tables.cell(mine, column)}, {label}')
+        counts.append(str(len(mine)))
+      lines.append((
+        f'[{name}]({name})', claim.text, claim.metric, *cells,
+        ' and '.join(dict.fromkeys(counts)), claim.verdict,
+      ))  # fmt: skip
+  heads = ('study', 'claim', 'metric', 'baseline', 'ours', 'seeds', 'verdict')
+  return tables.markdown(heads, lines)
+
+
+def code(everything: dict[str, study.Study]) -> str:
+  """A line a method, and the median of the methods."""
+  counts, lines = [], []
+  for s in everything.values():
+    for method, parts in s.code.items():
+      counts.append(sum(map(lines_of, parts)))
+      where = ', '.join(f'`{part}`' for part in parts)
+      lines.append((method, str(counts[-1]), where))
+  if counts:
+    lines.append(('**median**', f'**{statistics.median(counts):g}**', ''))
+  return tables.markdown(('method', 'lines', 'where'), lines)
+
+
+if __name__ == '__main__':
+  print(claims(studies()), code(studies()), sep='\n\n')
