@@ -29,7 +29,8 @@ def make(
 ) -> Replay:
   """Answers about stored decisions and samples; see `types.Replay`.
 
-  Each copy scores the decisions at most once, however many objectives ask.
+  Each copy is evaluated at most once on the decisions, and on samples noised
+  alike, however many objectives ask.
   Only "params" carries gradients.
 
   Args:
@@ -74,16 +75,33 @@ def make(
     at = Noised(traj.states, traj.times[..., 0], traj.sample, ())
     return velocity_at(which, at)
 
+  # By identity: what two objectives ask alike is answered, and
+  # differentiated, once. The questions are kept, so that no id comes back.
+  asked: dict[tuple, tuple] = {}
+
+  def once(key: tuple, question: PyTree, answer: Callable[[], PyTree]):
+    if key not in asked:
+      asked[key] = question, answer()
+    return asked[key][1]
+
   def noised(keys: Array, draws: int = 1) -> Noised:
     if policy.noised is None:
       raise ConfigError('this policy does not predict velocities')
-    return policy.noised(exp.traj.sample, keys, draws)
+    return once(
+      ('noised', id(keys), draws),
+      keys,
+      lambda: policy.noised(exp.traj.sample, keys, draws),
+    )
 
   def velocity_at(which: str, at: Noised) -> Array:
     if policy.velocity is None:
       raise ConfigError('this policy does not predict velocities')
-    v = policy.velocity(of(which), at.x, at.t, exp.traj.cond)
-    return fixed(which, v.astype(jnp.float32))
+
+    def answer() -> Array:
+      v = policy.velocity(of(which), at.x, at.t, exp.traj.cond)
+      return fixed(which, v.astype(jnp.float32))
+
+    return once((which, id(at)), at, answer)
 
   def finish(which: str, cut: Array, detach_inputs: bool = False) -> Array:
     if policy.finish is None:

@@ -1,0 +1,69 @@
+"""Answers to objectives: asked alike, they are the same and cost once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import replay, rollout, testing
+from gen_rl.build import ConfigError
+from gen_rl.types import Experience
+
+KEY = jax.random.key(0)
+
+
+def make(**copies):
+  policy = testing.make_policy()
+  params = policy.init(KEY)
+  rows = rollout.make_rows(testing.batch((0, 1)), 2, KEY, jnp.int32(0))
+  traj = policy.rollout(params, rows, jnp.int32(0))
+  exp = Experience(traj, jnp.ones((4, 1)), jnp.ones(4), None)
+  calls = []
+
+  def velocity(params, x, t, cond):
+    calls.append(x.shape)
+    return policy.velocity(params, x, t, cond)
+
+  counted = policy._replace(velocity=velocity)
+  copies = dict(params=params, ref=params) | copies
+  return replay.make(counted, copies, exp), calls, exp
+
+
+def test_what_two_objectives_ask_alike_is_evaluated_once():
+  answers, calls, _ = make()
+  keys = jax.random.split(KEY, 4)
+  first, again = (answers.noised(keys, 2) for _ in range(2))
+  assert first is again
+  v = [answers.velocity_at('params', first) for _ in range(2)]
+  assert v[0] is v[1] and len(calls) == 1
+  answers.velocity_at('ref', first)
+  answers.velocity_at('params', answers.noised(keys, 1))
+  assert len(calls) == 3
+
+
+def test_stored_states_and_noised_samples_are_different_questions():
+  answers, _, exp = make()
+  at = answers.noised(jax.random.split(KEY, 4), 3)
+  assert answers.velocity('params').shape == exp.traj.states.shape
+  assert answers.velocity_at('params', at).shape == at.x.shape
+  np.testing.assert_array_equal(at.x0, exp.traj.sample)
+
+
+def test_only_the_parameters_have_gradients():
+  def total(params, ref):
+    answers, _, _ = make(params=params, ref=ref)
+    at = answers.noised(jax.random.split(KEY, 4), 1)
+    return sum(answers.velocity_at(n, at).sum() for n in ('params', 'ref'))
+
+  params = testing.make_policy().init(KEY)
+  grads = jax.grad(total, (0, 1))(params, params)
+  assert max(np.abs(g).max() for g in jax.tree.leaves(grads[0])) > 0
+  assert max(np.abs(g).max() for g in jax.tree.leaves(grads[1])) == 0
+
+
+def test_unknown_copies_are_named():
+  answers, *_ = make()
+  with pytest.raises(
+    ConfigError, match="'teacher'; this run keeps params, ref"
+  ):
+    answers.dist('teacher')
