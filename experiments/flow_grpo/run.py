@@ -39,8 +39,8 @@ CLAIMS = (
     'held-out strict accuracy', 'main.base_strict', 'main.strict', 'holds',
   ),
   study.Claim(
-    'a window of 2 steps is enough, and cheaper',
-    'held-out strict accuracy', 'main.strict', 'fast.strict', 'holds partly',
+    'a window of 2 steps does as well as all 7, for less',
+    'held-out strict accuracy', 'all.strict', 'fast.strict', 'holds',
   ),
   study.Claim(
     'a KL term keeps a learned reward from being fooled',

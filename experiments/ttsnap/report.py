@@ -74,7 +74,7 @@ def summary(rows: list[dict]) -> str:
     for arm, name in ARMS.items():
       found = values(rows, arm, metric)
       gain = values(rows, arm, f'gain_{metric}')[0]
-      cells = [name, *(cell(found[b]) for b in shown), cell(gain, '{:+.0%}')]
+      cells = [name, *(cell(found[b]) for b in shown), cell(gain, '{:+.1%}')]
       lines.append('| ' + ' | '.join(cells) + ' |')
     lines.append('')
   levels = (0, 2, 4, 6, 8, 11, 14)
@@ -116,13 +116,16 @@ def plot(rows: list[dict]) -> None:
 
   for axis, metric in zip(axes, METRICS):
     for (arm, name), color in zip(ARMS.items(), cycle):
-      draw(axis, arm, metric, name, color, flip=True)
-    axis.set(xlabel='budget of a prompt, network calls', xscale='log',
-             yscale='log')  # fmt: skip
+      draw(axis, arm, metric, name, color, flip=metric == 'verifier')
+    budgets = [round(b) for b in values(rows, 'best_of_n', metric)]
+    axis.set(xlabel='budget of a prompt, network calls', xscale='log')
+    axis.set_xticks(budgets, map(str, budgets))
+    axis.minorticks_off()
+  axes[0].set_yscale('log')
   for (reader, name), color in zip(READERS.items(), cycle[3:]):
     draw(axes[2], reader, 'tau', name, color)
   axes[0].set(ylabel='1 - reward searched by (learned detector)')
-  axes[1].set(ylabel='1 - strict accuracy of the gold oracle')
+  axes[1].set(ylabel='gold: strict accuracy of the oracle')
   axes[2].set(
     xlabel='step of the estimate, of 20', ylabel="Kendall's tau with the end"
   )
