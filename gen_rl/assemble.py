@@ -79,7 +79,7 @@ class Setup(NamedTuple):
   sampler: Any  # (params, rows) -> latents, deterministic; None: predicts none
   rewards: combine.Weighted | None
   monitors: combine.Weighted  # device rewards that are not trained on
-  segments: Any  # the sampler in parts, for `search`; None: predicts none
+  segments: Any  # the sampler in parts, for `search`; None: it cannot stop
 
 
 def setup(
@@ -115,7 +115,7 @@ def setup(
   sampler = policy.velocity and denoising.ode_sampler(
     *sampling, config.eval.solver
   )
-  segments = policy.velocity and denoising.ode_segments(*sampling)
+  segments = None
   if config.eval.sampler == 'policy':
     sampler = lambda params, rows: (
       policy.rollout(params, rows, jnp.zeros((), jnp.int32)).sample
@@ -124,6 +124,8 @@ def setup(
     raise build.ConfigError(
       f'config.eval.sampler is {config.eval.sampler!r}; it is ode or policy'
     )
+  elif sampler and config.eval.solver == 'euler':
+    segments = denoising.ode_segments(*sampling)
   built = build.build_all(rewards, config.rewards)
   weighted = {
     label: (reward, build.weight(config.rewards[label]))
@@ -355,13 +357,13 @@ def make_step(
 def parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
   """Names of the copies of the parameters that objectives and EMA need.
 
-  An objective that compares with a copy takes its name as `ref`.
+  An objective that compares with a copy takes its name as `ref` or `target`.
   """
   names = {
     build.argument(objectives, spec, key)
     for spec in config.objective.values()
     if build.weight(spec)
-    for key in ('ref', 'old')
+    for key in ('ref', 'target')
   }
   names |= {*config.copies, config.behaviour}
   names -= {None, 'ema', 'old', 'params'}

@@ -208,6 +208,12 @@ def sample(
   if built.sampler is None:
     raise ConfigError(f'the policy {config.policy.name!r} draws no pictures')
   judge = None
+  if best_of > 1 and built.segments is None:
+    raise ConfigError(
+      '--best_of searches with Euler steps of the ODE; this config has '
+      f'eval.sampler={config.eval.sampler!r}, eval.solver='
+      f'{config.eval.solver!r}'
+    )
   if best_of > 1:
     device, host = combine.split(built.rewards or {})
     if host or not device:

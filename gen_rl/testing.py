@@ -124,6 +124,26 @@ def make_policy(net: Net | None = None, **kwargs: Any) -> Policy:
   return denoising.denoising(net or perceptron(), **kwargs)
 
 
+def scored(score: Any, valid: Any = None) -> RewardOut:
+  """A batch with these scores [b], all valid unless `valid` says otherwise."""
+  score = jnp.asarray(score, jnp.float32)
+  valid = jnp.ones(score.shape, bool) if valid is None else jnp.asarray(valid)
+  return RewardOut(score=score, parts={}, valid=valid)
+
+
+def advantages_of(
+  advantage: Advantage, score: Any, valid: Any = None, group: Any = None
+) -> tuple[np.ndarray, np.ndarray, Metrics]:
+  """(A [b], weight [b], metrics) of one update of a row-wise advantage."""
+  group = jnp.zeros(len(score), jnp.int32) if group is None else group
+  adv, weight, _, metrics = advantage.update(
+    scored(score, valid), group, advantage.init()
+  )
+  assert adv.shape == (len(score), 1) and weight.shape == (len(score),)
+  assert adv.dtype == weight.dtype == jnp.float32
+  return np.asarray(adv[:, 0]), np.asarray(weight), metrics
+
+
 def terms() -> dict[str, tuple[Objective, float]]:
   """Every objective, {name: (objective, 1.0)}, for one update per rollout.
 

@@ -246,7 +246,15 @@ def make(
 
   def collect(state, batch, key):
     traj, inputs, outs = sample(state, batch, key)
-    return judge(state, traj, dict(inputs.info), outs)
+    state, exp, metrics = judge(state, traj, dict(inputs.info), outs)
+    if critics:
+      rows = shard(rollout_lib.make_rows(batch, group_size, key, state.step))
+      real = policy.decode(full(state.params, state), reals(rows)[0])
+      state, trained = critics_lib.step(
+        critics, critic_tx, state, real, inputs.media, rows.keys
+      )
+      metrics = {**metrics, **trained}
+    return state, exp, metrics
 
   def scorer(state: TrainState) -> Callable[..., RewardOut] | None:
     """Rewards as a differentiable function of samples, if they all are."""
@@ -412,15 +420,7 @@ def make(
     )
 
   def fused(state, batch, key):
-    traj, inputs, outs = sample(state, batch, key)
-    state, exp, collected = judge(state, traj, dict(inputs.info), outs)
-    if critics:
-      rows = shard(rollout_lib.make_rows(batch, group_size, key, state.step))
-      real = policy.decode(full(state.params, state), reals(rows)[0])
-      state, trained = critics_lib.step(
-        critics, critic_tx, state, real, inputs.media, rows.keys
-      )
-      collected |= trained
+    state, exp, collected = collect(state, batch, key)
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 

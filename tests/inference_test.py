@@ -251,6 +251,16 @@ def test_best_of_needs_a_reward_that_can_judge(tmp_path, painter, capsys):
     inference.sample(_config(), *args, 2, best_of=0)
 
 
+@pytest.mark.parametrize(
+  ('field', 'value'), [('sampler', 'policy'), ('solver', 'dpm2')]
+)
+def test_best_of_searches_what_it_can_stop(tmp_path, field, value):
+  config = _config()
+  config.eval[field] = value
+  with pytest.raises(build.ConfigError, match=f"eval.{field}='{value}'"):
+    inference.sample(config, str(tmp_path), 'a red circle', 2, best_of=2)
+
+
 def test_other_seeds_other_pictures(tmp_path, painter):
   def draw(seed, name):
     return inference.sample(

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Bool, Float32
 
+from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
 from gen_rl.types import Array
 
@@ -31,6 +32,14 @@ class Memory(NamedTuple):
   x0: Array  # [b ...]
   t: Array  # [] its time
   valid: Array  # [] bool, there was one, without noise
+
+
+def check(solver: str) -> None:
+  """Raises ConfigError unless `solver` is one of SOLVERS."""
+  if solver not in SOLVERS:
+    raise ConfigError(
+      f'solver is {solver!r}; it is one of {", ".join(SOLVERS)}'
+    )
 
 
 def empty(x: process.Latent) -> Memory:

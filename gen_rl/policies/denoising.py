@@ -110,6 +110,9 @@ def denoising(
     deterministic: no step takes noise, so none is trained: for objectives that
       need samples only.
   """
+  solvers.check(solver)
+  if not 0 < tail <= 1:
+    raise ConfigError(f'policy: tail={tail} must be in (0, 1]')
   step_fn = build.build(transitions, dict(transition or dict(name='cps')))
   high = window_high or steps - 1
   width = window or steps - 1
@@ -336,6 +339,7 @@ def ode_sampler(
     (params, rows) -> latents [b h w c]; the initial noise is that of a
     rollout with the same row keys.
   """
+  solvers.check(solver)
   guided = guidance.cfg(net, guidance_scale)
 
   def sample(params: Params, rows: Rows) -> Array:

@@ -1,32 +1,14 @@
-"""Advantages against hand-worked tables, numpy per group, and a deque."""
-
-import collections
+"""Advantages within a group: hand-worked tables, and numpy per group."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import advantages
-from gen_rl.build import ConfigError
+from gen_rl import advantages, testing
 from gen_rl.types import RewardOut
 
-
-def rewards_out(score, valid=None):
-  score = jnp.asarray(score, jnp.float32)
-  valid = jnp.ones(score.shape, bool) if valid is None else jnp.asarray(valid)
-  return RewardOut(score=score, parts={}, valid=valid)
-
-
-def run(advantage, score, valid=None, group=None):
-  group = jnp.zeros(len(score), jnp.int32) if group is None else group
-  adv, weight, _, metrics = advantage.update(
-    rewards_out(score, valid), group, advantage.init()
-  )
-  assert adv.shape == (len(score), 1) and weight.shape == (len(score),)
-  assert adv.dtype == weight.dtype == jnp.float32
-  return np.asarray(adv[:, 0]), np.asarray(weight), metrics
-
+run = testing.advantages_of
 
 # --- hand-worked tables
 
@@ -231,7 +213,7 @@ def test_sharded_equals_local():
     advantages.grpo(size, std='global'),
     advantages.history(size, 5, buffer=20, min_count=10),
   ):
-    arguments = rewards_out(score, valid), group
+    arguments = testing.scored(score, valid), group
     local = advantage.update(*arguments, advantage.init())
     sharded = jax.jit(advantage.update)(
       *jax.device_put(arguments, rows), advantage.init()
@@ -241,217 +223,6 @@ def test_sharded_equals_local():
       local,
       sharded,
     )
-
-
-# --- history
-
-
-class DequeTracker:
-  """Per-prompt statistics as a deque per prompt and numpy, in float64."""
-
-  def __init__(self, buffer, min_count, eps):
-    self.stats = collections.defaultdict(
-      lambda: collections.deque(maxlen=buffer)
-    )
-    self.min_count, self.eps = min_count, eps
-
-  def update(self, prompts, scores):
-    for prompt, score in zip(prompts, scores, strict=True):
-      self.stats[prompt].append(score)
-    out = []
-    for prompt, score in zip(prompts, scores, strict=True):
-      past = list(self.stats[prompt])
-      if len(past) < self.min_count:
-        past = scores
-      out.append((score - np.mean(past)) / (np.std(past) + self.eps))
-    return np.array(out)
-
-
-@pytest.mark.parametrize('buffer,min_count', [(32, 16), (7, 7), (3, 2), (5, 1)])
-def test_history_equals_deque(buffer, min_count):
-  """Repeated prompts, groups larger than the buffer, ids modulo, NaN rows."""
-  num_prompts, groups, size = 6, 5, 4
-  advantage = advantages.history(
-    size, num_prompts, buffer, min_count, eps=1e-3, clip=None
-  )
-  tracker = DequeTracker(buffer, min_count, eps=1e-3)
-  state = advantage.init()
-  update = jax.jit(advantage.update)
-  rng = np.random.default_rng(buffer)
-  for _ in range(12):
-    prompts = np.repeat(rng.integers(0, num_prompts, groups), size)
-    score = rng.normal(prompts, 1 + prompts).astype(np.float32)
-    valid = rng.random(groups * size) < 0.8
-    ids = prompts + num_prompts * rng.integers(0, 3)
-    adv, weight, state, _ = update(
-      rewards_out(np.where(valid, score, np.nan), valid),
-      jnp.asarray(ids, jnp.int32),
-      state,
-    )
-    expected = np.zeros(groups * size)
-    expected[valid] = tracker.update(
-      prompts[valid], score[valid].astype(np.float64)
-    )
-    np.testing.assert_allclose(adv[:, 0], expected, rtol=2e-4, atol=2e-4)
-    np.testing.assert_array_equal(weight, valid & (adv[:, 0] != 0))
-  for prompt, held in tracker.stats.items():
-    count = min(int(state['count'][prompt]), buffer)
-    np.testing.assert_array_equal(
-      np.sort(state['scores'][prompt][:count]), np.sort(np.float32(held))
-    )
-
-
-def test_history_table():
-  # first batch: fewer than 3 scores held, so batch mean 1, deviation 1
-  advantage = advantages.history(2, 4, buffer=4, min_count=3, eps=0.0)
-  state = advantage.init()
-  group = jnp.array([2, 2], jnp.int32)
-  adv, _, state, _ = advantage.update(rewards_out([0.0, 2.0]), group, state)
-  np.testing.assert_allclose(adv[:, 0], [-1, 1])
-  # second: ring 0 2 4 6, mean 3, variance 5
-  adv, _, state, _ = advantage.update(rewards_out([4.0, 6.0]), group, state)
-  np.testing.assert_allclose(adv[:, 0], [1 / 5**0.5, 3 / 5**0.5], rtol=1e-6)
-  # third: the 0 and the 2 leave: 4 6 8 14, mean 8, variance 14
-  adv, *_ = advantage.update(rewards_out([8.0, 14.0]), group, state)
-  np.testing.assert_allclose(adv[:, 0], [0, 6 / 14**0.5], atol=1e-7)
-
-
-def test_history_equal_scores_and_lone_rows():
-  # three prompts, one sample each: the batch is the baseline
-  advantage = advantages.history(1, 8, buffer=2, min_count=2)
-  state = advantage.init()
-  group = jnp.array([0, 1, 2], jnp.int32)
-  adv, weight, state, _ = advantage.update(
-    rewards_out([0.1, 0.2, 0.3]), group, state
-  )
-  sd = np.std([0.1, 0.2, 0.3])
-  np.testing.assert_allclose(adv[0, 0], -0.1 / sd, rtol=1e-3)
-  # the same scores again: every ring holds two equal scores
-  adv, weight, *_ = advantage.update(rewards_out([0.1, 0.2, 0.3]), group, state)
-  np.testing.assert_array_equal(adv, 0)
-  np.testing.assert_array_equal(weight, 0)
-
-
-def test_history_state_is_fixed_shape_and_scans():
-  advantage = advantages.history(2, 4, buffer=4, min_count=2)
-
-  def body(state, score):
-    adv, _, state, _ = advantage.update(
-      rewards_out(score), jnp.array([0, 0, 3, 3]), state
-    )
-    return state, adv
-
-  state, adv = jax.lax.scan(body, advantage.init(), jnp.ones((5, 4)))
-  assert adv.shape == (5, 4, 1)
-  np.testing.assert_array_equal(state['count'], [10, 0, 0, 10])
-
-
-# --- one reward at a time
-
-
-def update(advantage, parts, valid=None, state=None):
-  b = len(next(iter(parts.values())))
-  parts = {k: jnp.asarray(x, jnp.float32) for k, x in parts.items()}
-  out = rewards_out(np.full(b, 1e6), valid).replace(parts=parts)
-  state = advantage.init() if state is None else state
-  return advantage.update(out, jnp.zeros(b, jnp.int32), state)
-
-
-def test_per_reward_table():
-  # a: TABLE; b: in a group of equal and one of 0 0 8 8, deviation 4: -1 -1 1 1
-  b = [5.0, 5.0, 5.0, 5.0, 0.0, 0.0, 8.0, 8.0]
-  advantage = advantages.per_reward(
-    4, dict(a=0.4, b=0.6), each=dict(name='grpo', eps=0.0)
-  )
-  adv, weight, _, metrics = update(advantage, dict(a=TABLE, b=b, other=b))
-  sd = 3.5**0.5
-  np.testing.assert_allclose(
-    adv[:, 0],
-    [-0.8 / sd, -0.4 / sd, 0, 1.2 / sd, -0.6, -0.6, 0.6, 0.6],
-    rtol=1e-6,
-  )
-  np.testing.assert_array_equal(weight, [1, 1, 0, 1, 1, 1, 1, 1])
-  assert metrics['advantage/zero_std_fraction'] == 0
-  assert metrics['advantage/a/zero_std_fraction'] == 0.5
-  np.testing.assert_allclose(metrics['advantage/b/std_mean'], 2)
-  # the unit of a reward does not matter, its weight does
-  scaled, *_ = update(advantage, dict(a=TABLE, b=1e3 * np.array(b)))
-  np.testing.assert_allclose(scaled, adv, rtol=1e-6)
-
-
-def test_per_reward_of_one_is_that_advantage():
-  score, valid = ragged(0, 6, 4)
-  clean = np.where(valid, score, 0.0)  # as `combine.merge` leaves them
-  for name, each in dict(
-    grpo=advantages.grpo(4), rloo=advantages.rloo(4),
-    dr_grpo=advantages.dr_grpo(4),
-  ).items():  # fmt: skip
-    expected, kept, _ = run(each, clean, valid)
-    alone = advantages.per_reward(4, dict(x=1.0), each=name)
-    adv, weight, *_ = update(alone, dict(x=clean), valid)
-    np.testing.assert_array_equal(adv[:, 0], expected)
-    np.testing.assert_array_equal(weight, kept)
-
-
-@pytest.mark.parametrize(
-  'second, expected', [((1.0, 0.0), 0.5**0.5), ((1.0, 1.0), 2**0.5)]
-)
-def test_decoupled_rewards_tell_two_successes_from_one(second, expected):
-  """The example of GDPO: a sum of scores gives .707 to both."""
-  parts = dict(a=[0.0, second[0]], b=[0.0, second[1]])
-  each = dict(name='grpo', ddof=1, eps=0.0)
-  advantage = advantages.per_reward(2, dict(a=1.0, b=1.0), each)
-  adv, *_ = update(advantage, parts)
-  np.testing.assert_allclose(adv[:, 0], [-expected, expected], rtol=1e-6)
-  summed, *_ = run(
-    advantages.grpo(2, ddof=1, eps=0.0), np.add(parts['a'], parts['b'])
-  )
-  np.testing.assert_allclose(summed, [-(0.5**0.5), 0.5**0.5], rtol=1e-6)
-
-
-def test_whitened():
-  # a: -1 1 | -1 1 | 0 0, b: 0 0 | -1 1 | -1 1; the sum: -1 1 -2 2 -1 1
-  parts = dict(a=[0.0, 1, 0, 5, 3, 3], b=[2.0, 2, 0, 1, 0, 9])
-  each = dict(name='grpo', eps=0.0)
-  advantage = advantages.per_reward(2, dict(a=1.0, b=1.0), each, True, eps=0.0)
-  adv, weight, *_ = update(advantage, parts)
-  sd = (12 / 6) ** 0.5
-  np.testing.assert_allclose(
-    adv[:, 0], np.array([-1, 1, -2, 2, -1, 1]) / sd, rtol=1e-6
-  )
-  np.testing.assert_array_equal(weight, 1)
-  adv, weight, *_ = update(advantage, dict(a=np.ones(4), b=np.ones(4)))
-  np.testing.assert_array_equal(adv, 0)
-  np.testing.assert_array_equal(weight, 0)
-
-
-def test_per_reward_keeps_every_history_and_drops_invalid_rows():
-  each = dict(name='history', num_prompts=2, buffer=4, min_count=2, eps=0.0)
-  advantage = advantages.per_reward(2, dict(a=1.0, b=-2.0), each)
-  valid = np.array([True, False])
-  parts = dict(a=[1.0, 0.0], b=[4.0, 0.0])
-  _, weight, state, metrics = update(advantage, parts, valid)
-  assert int(state['a']['count'][0]) == int(state['b']['count'][0]) == 1
-  np.testing.assert_array_equal(weight, 0)
-  assert metrics['advantage/invalid'] == 0.5
-  # rings 1 3 and 4 2: +1 and -1, times 1 and -2
-  parts = dict(a=[3.0, 0.0], b=[2.0, 0.0])
-  adv, *_ = update(advantage, parts, valid, state)
-  np.testing.assert_allclose(adv[:, 0], [3, 0], rtol=1e-6)
-
-
-# --- arguments
-
-
-def test_errors_name_the_choices():
-  with pytest.raises(ValueError, match='at least 2'):
-    advantages.grpo(1)
-  with pytest.raises(ValueError, match="'group' or 'global'"):
-    advantages.grpo(4, std='batch')
-  with pytest.raises(ValueError, match='never'):
-    advantages.history(4, 10, buffer=8, min_count=9)
-  with pytest.raises(ValueError, match='at least 1'):
-    advantages.history(4, 0)
 
 
 # --- preferences
@@ -470,66 +241,8 @@ def test_best_worst():
   np.testing.assert_array_equal(weight, [0, 0])
 
 
-# --- decisions with rewards of their own
-
-# R_0 .. R_3. Row 0: d = -1, 3, 1, Delta = 3: trends - + +: turns at 2.
-# Row 1: d = 1, -2, 0, Delta = -1: trends - + 0: turns at 2.
-# Row 2: d = 2, -1, 1, Delta = 2: trends + - +: turns at 1 and 3.
-# Row 3: d = 0, 0, 0: no trend, no turn.
-SCORES = jnp.array(
-  [[0, -1, 2, 3], [0, 1, -1, -1], [0, 2, 1, 2], [4, 4, 4, 4]], jnp.float32
-)
-TURNS = [[0, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
-
-
-@pytest.mark.parametrize(
-  ('mode', 'expected'),
-  [
-    ('incremental', [[-1, 3, 1], [1, -2, 0], [2, -1, 1], [0, 0, 0]]),
-    # At a turn R_3 - R_{j-1}: 3 - -1, -1 - 1, 2 - 0 and 2 - 1.
-    ('turning', [[-1, 4, 1], [1, -2, 0], [2, -1, 1], [0, 0, 0]]),
-    ('bonus', [[3, 6, 3], [-1, -3, -1], [4, 2, 3], [0, 0, 0]]),
-    ('outcome', [[3, 3, 3], [-1, -1, -1], [2, 2, 2], [4, 4, 4]]),
-  ],
-)
-def test_turning_rewards(mode, expected):
-  rewards, turning = advantages.turning_rewards(SCORES, mode)
-  np.testing.assert_array_equal(turning, TURNS)
-  np.testing.assert_array_equal(rewards, expected)
-
-
-def test_consistent_turning_points():
-  # Row 0 at 2: the rest goes on up (3 - 2). Row 1 at 2: nothing follows, 0.
-  # Row 2 at 1: the rest is 2 - 2 = 0; at 3: nothing follows.
-  _, turning = advantages.turning_rewards(SCORES, 'turning', consistent=True)
-  np.testing.assert_array_equal(turning, [[0, 1, 0], [0] * 3, [0] * 3, [0] * 3])
-
-
-def test_turning_points_normalise_each_decision_by_itself():
-  advantage = advantages.turning_points(2, 'incremental', eps=0.0)
-  assert advantage.stepwise
-  rewards = rewards_out(SCORES[:, -1]).replace(before=SCORES[:, :-1])
-  group = jnp.zeros(4, jnp.int32)
-  adv, weight, _, metrics = advantage.update(rewards, group, ())
-  # of two the deviation is half the difference; 0 where they agree
-  np.testing.assert_allclose(
-    adv, [[-1, 1, 1], [1, -1, -1], [1, -1, 1], [-1, 1, -1]], rtol=1e-6
-  )
-  np.testing.assert_array_equal(weight, 1)
-  assert metrics['advantage/turning_fraction'] == pytest.approx(4 / 12)
-
-
-def test_turning_points_drop_rows_that_were_not_scored():
-  before = SCORES[:, :-1].at[0, 1].set(jnp.nan)
-  rewards = rewards_out(SCORES[:, -1]).replace(before=before)
-  advantage = advantages.turning_points(4)
-  adv, weight, _, metrics = advantage.update(
-    rewards, jnp.zeros(4, jnp.int32), ()
-  )
-  assert np.isfinite(adv).all() and (adv[0] == 0).all()
-  np.testing.assert_array_equal(weight, [0, 1, 1, 1])
-  assert metrics['advantage/invalid'] == 0.25
-  with pytest.raises(ValueError, match='incremental'):
-    advantages.turning_rewards(SCORES, 'sideways')
-  with pytest.raises(ConfigError, match='dr_grpo'):
-    advantages.per_reward(4, dict(a=1.0), each='drgrpo')
+def test_errors_name_the_choices():
+  with pytest.raises(ValueError, match='at least 2'):
+    advantages.grpo(1)
+  with pytest.raises(ValueError, match="'group' or 'global'"):
+    advantages.grpo(4, std='batch')

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules, solvers
 
 STD = 0.5  # of the data, N(0, STD^2)
@@ -114,3 +115,8 @@ def test_compressed_tail_by_hand():
   assert [int(n) for n in ends] == [4, 5, 5, 6, 6, 7, 7, 8, 8]
   with pytest.raises(ValueError, match='ratio'):
     schedules.compressed_tail(8, 2, 0.0)
+
+
+def test_an_unknown_solver_is_named():
+  with pytest.raises(ConfigError, match="'heun'; it is one of euler, dpm2"):
+    solvers.check('heun')

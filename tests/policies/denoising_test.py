@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from gen_rl import rollout, testing
+from gen_rl.build import ConfigError
 from gen_rl.models.layers import Net
 from gen_rl.policies import denoising
 
@@ -335,3 +336,11 @@ def test_what_a_part_foresees_of_a_point():
   rows = rows_of((0, 1), 2)
   _, foreseen = parts.run(jnp.float32(0), parts.noise(rows), rows.cond, 0, 3)
   np.testing.assert_allclose(foreseen, TARGET, atol=1e-5)
+
+
+def test_solver_and_tail_are_checked():
+  for kwargs in (dict(solver='heun'), dict(tail=0.0), dict(tail=1.5)):
+    with pytest.raises(ConfigError, match='solver|tail'):
+      testing.make_policy(**kwargs)
+  with pytest.raises(ConfigError, match='euler, dpm2'):
+    denoising.ode_sampler(testing.perceptron(), 4, solver='heun')
