@@ -4,18 +4,25 @@
 
 Claims and verdicts are what run.py says, numbers are from results.csv. Lines
 of code are those of a method's config and of the functions that are its own,
-as its study names them, with docstrings, comments and blank lines.
+as its study names them; docstrings, comments and blank lines do not count.
 """
 
 import ast
 import importlib
+import io
 import pathlib
 import statistics
 import sys
+import tokenize
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from experiments import rows, study, tables
+
+_NO_CODE = (
+  tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+  tokenize.DEDENT, tokenize.ENDMARKER,
+)  # fmt: skip
 
 
 def studies() -> dict[str, study.Study]:
@@ -30,25 +37,35 @@ def studies() -> dict[str, study.Study]:
 
 
 def lines_of(what: str, root: pathlib.Path = study.ROOT) -> int:
-  """Lines of a file, or of a function in it: 'gen_rl/advantages/group.py:grpo'.
+  """Lines of code of a file, or of a function in it: 'gen_rl/optim.py:adamw'.
+
+  Those that hold more than a docstring or a comment.
 
   Raises:
     ValueError: there is no such function, listing those there are.
   """
   file, _, name = what.partition(':')
   text = (root / file).read_text()
-  if not name:
-    return len(text.splitlines())
-  found = {
-    node.name: node
-    for node in ast.parse(text).body
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+  module = ast.parse(text)
+  tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+  code = {
+    line
+    for token in tokens
+    if token.type not in _NO_CODE
+    for line in range(token.start[0], token.end[0] + 1)
   }
+  defined = ast.FunctionDef, ast.ClassDef
+  for node in ast.walk(module):
+    if isinstance(node, (ast.Module, *defined)) and ast.get_docstring(node):
+      code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+  if not name:
+    return len(code)
+  found = {node.name: node for node in module.body if isinstance(node, defined)}
   if name not in found:
     raise ValueError(f'{file} has no {name!r}; it has {", ".join(found)}')
   node = found[name]
   first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-  return node.end_lineno - first + 1
+  return len(code & set(range(first, node.end_lineno + 1)))
 
 
 def claims(everything: dict[str, study.Study]) -> str:

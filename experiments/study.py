@@ -42,7 +42,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPORT = 'exported'
 # A third of the main job's updates: two minutes or so on two cores.
 SHORT = {'steps': 60, 'eval.every': 20, 'checkpoint.every': 60, 'ema': 0.9}
-VERDICTS = ('holds', 'holds partly', 'does not hold here', 'not measured')
+VERDICTS = (
+  'holds',
+  'holds partly',
+  'does not hold here',
+  'too few seeds',
+  'not measured',
+)
 
 
 class Arm(NamedTuple):

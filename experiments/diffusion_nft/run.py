@@ -42,12 +42,14 @@ CLAIMS = (
     'held-out strict accuracy',
     'flow_grpo.strict',
     'nft.strict',
+    'too few seeds',
   ),
   study.Claim(
     'the negative branch matters',
     'held-out strict accuracy',
     'positive.strict',
     'nft.strict',
+    'too few seeds',
   ),
   study.Claim(
     'a copy that lags keeps it stable',

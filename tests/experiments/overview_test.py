@@ -21,8 +21,8 @@ def test_lines_of_code(tmp_path):
     def two(x): return x
     """)
   )
-  assert overview.lines_of('a.py', tmp_path) == 9
-  assert overview.lines_of('a.py:one', tmp_path) == 5
+  assert overview.lines_of('a.py', tmp_path) == 5
+  assert overview.lines_of('a.py:one', tmp_path) == 3
   assert overview.lines_of('a.py:two', tmp_path) == 1
   with pytest.raises(ValueError, match="no 'three'; it has one, two"):
     overview.lines_of('a.py:three', tmp_path)
