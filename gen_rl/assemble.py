@@ -357,13 +357,13 @@ def make_step(
 def parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
   """Names of the copies of the parameters that objectives and EMA need.
 
-  An objective that compares with a copy takes its name as `ref` or `target`.
+  An objective that compares with a copy takes its name as `ref` or `slow`.
   """
   names = {
     build.argument(objectives, spec, key)
     for spec in config.objective.values()
     if build.weight(spec)
-    for key in ('ref', 'target')
+    for key in ('ref', 'slow')
   }
   names |= {*config.copies, config.behaviour}
   names -= {None, 'ema', 'old', 'params'}

@@ -53,12 +53,18 @@ def make(
   def fixed(which: str, x: PyTree) -> PyTree:
     return x if which == 'params' else jax.lax.stop_gradient(x)
 
+  def answer(which: str, ask: Callable[[str], PyTree], x: PyTree) -> PyTree:
+    """Answer x of a copy, or of `first` old parameters that of the current.
+
+    Where `first` is known when compiling, their own is not computed.
+    """
+    if which != 'old':
+      return fixed(which, x)
+    return tree.where(first, fixed(which, ask('params')), fixed(which, x))
+
   @functools.cache
   def dist(which: str):
-    found = fixed(which, policy.dist(of(which), exp.traj))
-    if which != 'old':
-      return found
-    return tree.where(first, fixed(which, dist('params')), found)
+    return answer(which, dist, policy.dist(of(which), exp.traj))
 
   @functools.cache
   def log_prob(which: str) -> Array:
@@ -97,11 +103,12 @@ def make(
     if policy.velocity is None:
       raise ConfigError('this policy does not predict velocities')
 
-    def answer() -> Array:
+    def ask() -> Array:
       v = policy.velocity(of(which), at.x, at.t, exp.traj.cond)
-      return fixed(which, v.astype(jnp.float32))
+      v = v.astype(jnp.float32)
+      return answer(which, lambda copy: velocity_at(copy, at), v)
 
-    return once((which, id(at)), at, answer)
+    return once((which, id(at)), at, ask)
 
   def finish(which: str, cut: Array, detach_inputs: bool = False) -> Array:
     if policy.finish is None:

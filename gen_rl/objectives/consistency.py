@@ -8,11 +8,11 @@ and trained to give the same answer along each path of the teacher's ODE. With
 neighbours t > s of a grid, x_t = (1 - t) x0 + t x1 and the teacher's Euler step
 x_s = x_t + (s - t) v_ref(x_t, t),
 
-  (2) L = h(f(x_t, t) - f_target(x_s, s)),   h(d) = sqrt(|d|^2 + c^2) - c
+  (2) L = h(f(x_t, t) - f_slow(x_s, s)),   h(d) = sqrt(|d|^2 + c^2) - c
 
 (consistency distillation, arXiv:2303.01469, algorithm 2; pseudo-Huber
-distance of arXiv:2310.14189 with |d|^2 and c^2 per dimension). The target is a
-slow copy and carries no gradient. The teacher's own prediction is the answer
+distance of arXiv:2310.14189 with |d|^2 and c^2 per dimension). The slow
+copy carries no gradient. The teacher's own prediction is the answer
 (1) starts from, so a policy and its teacher share a net.
 """
 
@@ -36,7 +36,7 @@ def consistency_distillation(
   shift: float = 2.0,
   huber: float = 0.03,
   ref: str = 'ref',
-  target: str = 'ema',
+  slow: str = 'ema',
 ) -> Objective:
   """Equation (2).
 
@@ -46,7 +46,7 @@ def consistency_distillation(
     shift: its time shift.
     huber: c, in units of the latent.
     ref: the teacher.
-    target: the slow copy.
+    slow: the slow copy.
 
   Returns:
     Objective with value and mask [b 1]; metrics `consistency` (the value) and
@@ -69,7 +69,7 @@ def consistency_distillation(
     below = Noised(jax.lax.stop_gradient(x_s), s, drawn.x0, drawn.x1)
     answer = process.x0_from_velocity(x_t, replay.velocity_at('params', at), t)
     wanted = process.x0_from_velocity(
-      below.x, replay.velocity_at(target, below), s
+      below.x, replay.velocity_at(slow, below), s
     )
     square = process.event_mean(
       jnp.square(answer - jax.lax.stop_gradient(wanted))

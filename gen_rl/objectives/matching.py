@@ -119,7 +119,8 @@ def awm(
     max_log_ratio: bound on |log r| before the exponential.
 
   Returns:
-    Objective with value and mask [b k] and metrics `nll`, `ratio`.
+    Objective with value and mask [b k] and metrics `nll`, `ratio`,
+    `log_ratio_abs_max`.
   """
 
   def objective(
@@ -134,7 +135,8 @@ def awm(
     value = jnp.maximum(
       -adv * ratio, -adv * jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
     )
-    metrics = jax.lax.stop_gradient(dict(nll=nll, ratio=ratio))
+    metrics = dict(nll=nll, ratio=ratio, log_ratio_abs_max=jnp.abs(log_ratio))
+    metrics = jax.lax.stop_gradient(metrics)
     return Term(value=value, mask=jnp.ones_like(value)), metrics
 
   return objective

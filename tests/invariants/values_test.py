@@ -41,6 +41,17 @@ def test_ratio_is_one_with_one_update_per_rollout(transition, ratio, event):
   assert log['pg/ratio'] == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.parametrize('objective', ['awm', 'nft'])
+def test_matching_losses_start_at_the_policy_that_sampled(objective):
+  """On policy v_old is v, to the bit, and NFT's pull is the advantage's."""
+  terms = {objective: (getattr(objectives, objective)(draws=2), 1.0)}
+  step, state = testing.make_step(testing.make_policy(), terms)
+  _, (log,) = testing.run(step, state, 1)
+  zero = dict(awm='awm/log_ratio_abs_max', nft='nft/old_distance')[objective]
+  assert log[zero] == 0
+  assert log['optim/grad_norm'] > 0
+
+
 def log_ratio_as_gradient(ratio):
   """An objective whose gradient is 0 exactly where all log-ratios are."""
   objective = objectives.clipped_pg(1e-2, ratio=ratio, on_policy=False)
