@@ -13,6 +13,12 @@ import typing
 # with as many host devices as they want.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Most of the time is compilation, and this halves it; XLA_FLAGS= (empty) in
+# front of pytest compiles as a run does.
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+)
 
 import beartype
 import jaxtyping

@@ -121,7 +121,10 @@ def write_run(path, devices):
 def test_one_device_equals_eight(tmp_path):
   results = []
   for devices in (1, 8):
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = (
+      os.environ['XLA_FLAGS']
+      + f' --xla_force_host_platform_device_count={devices}'
+    )
     path = tmp_path / f'{devices}.npz'
     subprocess.run(
       [sys.executable, '-c', textwrap.dedent(_MESH), path, str(devices)],
