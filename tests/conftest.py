@@ -13,7 +13,7 @@ import typing
 # with as many host devices as they want.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# Most of the time is compilation, and this halves it; XLA_FLAGS= (empty) in
+# Most of the time is compilation, and this halves it. XLA_FLAGS= (empty) in
 # front of pytest compiles as a run does.
 os.environ.setdefault(
   'XLA_FLAGS',
