@@ -131,6 +131,17 @@ def scored(score: Any, valid: Any = None) -> RewardOut:
   return RewardOut(score=score, parts={}, valid=valid)
 
 
+def ragged(seed: int, groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """(scores, valid) [groups * size]: an empty group, a lone row, NaN gaps."""
+  rng = np.random.default_rng(seed)
+  score = rng.normal(3, 2, groups * size).astype(np.float32)
+  valid = rng.random(groups * size) < 0.7
+  valid[:size] = False  # an empty group
+  valid[size + 1 : 2 * size] = False
+  valid[size] = True  # a lone row
+  return np.where(valid, score, np.nan), valid
+
+
 def advantages_of(
   advantage: Advantage, score: Any, valid: Any = None, group: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Metrics]:

@@ -11,9 +11,9 @@ x_s = x_t + (s - t) v_ref(x_t, t),
   (2) L = h(f(x_t, t) - f_slow(x_s, s)),   h(d) = sqrt(|d|^2 + c^2) - c
 
 (consistency distillation, arXiv:2303.01469, algorithm 2; pseudo-Huber
-distance of arXiv:2310.14189 with |d|^2 and c^2 per dimension). The slow
-copy carries no gradient. The teacher's own prediction is the answer
-(1) starts from, so a policy and its teacher share a net.
+distance of arXiv:2310.14189 with |d|^2 and c^2 per dimension). The slow copy
+carries no gradient. The teacher's own prediction is the answer (1) starts from,
+so a policy and its teacher share a net.
 """
 
 import jax

@@ -9,16 +9,6 @@ from gen_rl import advantages, testing
 TABLE = [1.0, 2.0, 3.0, 6.0, 4.0, 4.0, 4.0, 4.0]
 
 
-def ragged(seed, groups, size):
-  rng = np.random.default_rng(seed)
-  score = rng.normal(3, 2, groups * size).astype(np.float32)
-  valid = rng.random(groups * size) < 0.7
-  valid[:size] = False  # an empty group
-  valid[size + 1 : 2 * size] = False
-  valid[size] = True  # a lone row
-  return np.where(valid, score, np.nan), valid
-
-
 def update(advantage, parts, valid=None, state=None):
   b = len(next(iter(parts.values())))
   parts = {k: jnp.asarray(x, jnp.float32) for k, x in parts.items()}
@@ -50,7 +40,7 @@ def test_per_reward_table():
 
 
 def test_per_reward_of_one_is_that_advantage():
-  score, valid = ragged(0, 6, 4)
+  score, valid = testing.ragged(0, 6, 4)
   clean = np.where(valid, score, 0.0)  # as `combine.merge` leaves them
   for name, each in dict(
     grpo=advantages.grpo(4), rloo=advantages.rloo(4),

@@ -116,22 +116,12 @@ def test_equal_scores_are_exactly_zero(value, group_size):
 # --- numpy, group by group, ragged
 
 
-def ragged(seed, groups, size):
-  rng = np.random.default_rng(seed)
-  score = rng.normal(3, 2, groups * size).astype(np.float32)
-  valid = rng.random(groups * size) < 0.7
-  valid[:size] = False  # an empty group
-  valid[size + 1 : 2 * size] = False
-  valid[size] = True  # a lone row
-  return np.where(valid, score, np.nan), valid
-
-
 @pytest.mark.parametrize('std', ['group', 'global'])
 @pytest.mark.parametrize('ddof', [0, 1])
 @pytest.mark.parametrize('seed', range(3))
 def test_grpo_equals_numpy_per_group(std, ddof, seed):
   groups, size = 9, 6
-  score, valid = ragged(seed, groups, size)
+  score, valid = testing.ragged(seed, groups, size)
   adv, weight, metrics = run(
     advantages.grpo(size, std=std, ddof=ddof, eps=1e-4, clip=1.2), score, valid
   )
@@ -160,7 +150,7 @@ def test_grpo_equals_numpy_per_group(std, ddof, seed):
 @pytest.mark.parametrize('seed', range(3))
 def test_rloo_equals_explicit_leave_one_out(seed):
   groups, size = 8, 5
-  score, valid = ragged(seed, groups, size)
+  score, valid = testing.ragged(seed, groups, size)
   adv, *_ = run(advantages.rloo(size), score, valid)
   for i in range(groups * size):
     start = i // size * size
@@ -203,7 +193,7 @@ def test_no_gradient():
 def test_sharded_equals_local():
   devices = jax.device_count()
   groups, size = 4 * devices, 6
-  score, valid = ragged(0, groups, size)
+  score, valid = testing.ragged(0, groups, size)
   group = jnp.arange(groups * size, dtype=jnp.int32) // size % 5
   mesh = jax.make_mesh(
     (devices,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
