@@ -46,7 +46,7 @@ def step(
     value, grads = jax.value_and_grad(loss)(held['params'])
     deltas, opt_state = tx.update(grads, held['opt_state'], held['params'])
     params = optax.apply_updates(held['params'], deltas)
-    finite = jnp.isfinite(optax.global_norm(deltas)) & jnp.isfinite(value)
+    finite = jnp.isfinite(optax.tree.norm(deltas)) & jnp.isfinite(value)
     aux[label] = tree.where(
       finite, dict(params=params, opt_state=opt_state), held
     )

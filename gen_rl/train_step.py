@@ -337,9 +337,9 @@ def make(
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
     (grads, sums, peaks), _ = minibatch.fold(accumulate, start, pieces)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     deltas, opt_state = tx.update(grads, state.opt_state, state.params)
-    update_norm = optax.global_norm(deltas)
+    update_norm = optax.tree.norm(deltas)
     finite = jnp.isfinite(norm) & jnp.isfinite(update_norm)
     params = optax.apply_updates(state.params, deltas)
     refs = dict(state.refs)

@@ -69,7 +69,7 @@ def record(updates):
 
   def update(grads, state, params=None):
     count, norms = state
-    norms = norms.at[count].set(optax.global_norm(grads))
+    norms = norms.at[count].set(optax.tree.norm(grads))
     moved = jax.tree.map(lambda p: 0.01 * jnp.sign(p), params)
     return moved, (count + 1, norms)
 
