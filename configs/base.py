@@ -33,12 +33,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     truncate=False,  # cut longer prompts, or refuse them
   )
   # A function of models; vocab and length are bound.
-  c.model = dict(name='dit', width=160, layers=5)
+  c.model = dict(
+    name='dit',
+    width=160,  # channels of a token
+    layers=5,  # transformer blocks
+  )
   # A function of policies; net is bound.
   c.policy = dict(
     name='denoising',
     steps=8,  # denoising steps of a rollout
-    shift=3.0,  # time shift of the grid: > 1 spends more steps near the noise
+    # Time shift of the grid, and of the times the matching loss trains on:
+    # above 1, more of them are near the noise.
+    shift=3.0,
     transition=dict(name='cps'),  # a function of diffusion.transitions
     noise=0.8,  # noise level of trained steps
     window=0,  # trained steps; 0: all but the last, which is noise-free
@@ -48,8 +54,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     guidance_scale=1.0,  # classifier-free guidance; 1 is off
     event='mean',  # log-probs average or sum over a latent's dimensions
     unit_log_prob=False,  # Flow-CPS's log-prob without 1 / (2 std^2)
-    time_mean=0.0,  # logit-normal training times of the matching loss
-    time_std=1.0,
+    time_mean=0.0,  # logit-normal training times of the matching loss: mean
+    time_std=1.0,  # and standard deviation of the logit
     null_prob=0.0,  # share of rows that lose their prompt in it
     solver='euler',  # of noise-free steps: euler or dpm2
     tail=1.0,  # share of the steps after the window that is taken
@@ -71,18 +77,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.host_rewards = dict(timeout=60.0, groups_per_call=1, workers=8)
   # Of rewards that are trained: optimizer, and what is real to them.
   c.critic = dict(
-    optimizer=dict(name='adamw', lr=1e-3, b1=0.5),
+    optimizer=dict(name='adamw', lr=1e-3, b1=0.5),  # as below
     reals=dict(name='shapes_pictures'),
   )
   c.advantage = dict(name='grpo', std='global')  # a function of advantages
   c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
 
   c.optimizer = dict(
-    name='adamw',
-    lr=1e-4,
-    b1=0.9,
-    b2=0.99,
-    weight_decay=0.0,
+    name='adamw',  # a function of optim
+    lr=1e-4,  # learning rate after the warm-up
+    b1=0.9,  # decay of the mean gradient, per update
+    b2=0.99,  # decay of the mean squared gradient, per update
+    weight_decay=0.0,  # per update, times the learning rate
     grad_clip=1.0,  # largest global norm of a gradient
     warmup=5,  # updates
     decay='constant',  # or cosine, linear: to 0 at the last step
@@ -109,8 +115,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     gold=dict(oracle=dict(name='shapes_strict')),  # the verdict
     shown=14,  # prompts in grids
   )
-  c.log = config_dict.create(every=1, tensorboard=True)
-  c.checkpoint = config_dict.create(every=50, keep=2)
+  c.log = config_dict.create(
+    every=1,  # steps between lines of metrics.jsonl
+    tensorboard=True,  # the same as TensorBoard files, and the grids
+  )
+  c.checkpoint = config_dict.create(
+    every=50,  # steps
+    keep=2,  # newest ones that stay
+  )
   c.export = ''  # name of a safetensors file to write at the end, or none
   return c
 

@@ -30,6 +30,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = base.split_variants(arg, VARIANTS, (('sf', 'rwr'),))
   c = flow_grpo.get_config()
   c.name = 'ddpo' + (f':{arg}' if arg else '')
+  c.objective.kl.weight = 0.0  # as published
   c.policy.transition = dict(name='ddim')
   c.policy.noise = 1.0
   c.policy.update(window=0, window_high=0)

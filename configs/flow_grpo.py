@@ -16,7 +16,8 @@ before the signal shows at all. Trained is a random window of three of the
 first five of eight denoising steps, the others are steps of the ODE, as in
 Flow-GRPO-Fast (arXiv 2505.05470) and MixGRPO (arXiv 2507.21802): noise in the
 last steps spoils pictures, no later step repairs it, and evaluation samples
-the ODE. Ratio normalisation evens out the gradients of the steps.
+the ODE. Ratio normalisation evens out the gradients of the steps. The KL term
+keeps what no prompt asks for: without it all backgrounds turn nearly black.
 
 Variants, joined by commas ("fast,tiny"):
   fast   trains a window of 2 steps
@@ -28,9 +29,9 @@ Variants, joined by commas ("fast,tiny"):
   jpeg   reward: small JPEG files, exact size on the device
   jpeg_host  the same, measured on the host by writing the files
   ocr    quoted words only
-  proxy  reward: a learned detector that can be fooled, all parameters trained,
-         so that it is; the oracle only judges
-  kl     with a KL term to the base (proxy,kl: does it stop the fooling?)
+  proxy  reward: a learned detector that can be fooled, all parameters trained
+         without a KL term, so that it is; the oracle only judges
+  kl     a stronger KL term (proxy,kl: does it stop the fooling?)
   tiny   two quick steps of all of it, for tests
 """
 
@@ -84,12 +85,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.objective.pg = config_dict.create(
     name='clipped_pg', clip=1e-2, ratio='guard', weight=1.0
   )
-  c.objective.kl = config_dict.create(name='kl', ref='ref', weight=0.0)
+  c.objective.kl = config_dict.create(name='kl', ref='ref', weight=0.1)
   if 'fast' in variants:
     c.policy.window = 2
   if 'all' in variants:
     c.policy.update(window=0, window_high=0)
     c.policy.window_start = dict(name='fixed_window')
+    c.microbatches = 7
   if 'cps' in variants:
     c.policy.transition.name = 'cps'
     c.policy.noise = 0.8
@@ -110,6 +112,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'proxy' in variants:
     c.rewards.oracle.weight = 0.0
     c.rewards.detector = config_dict.create(name='shapes_detector', weight=1.0)
+    c.objective.kl.weight = 0.0
     c.trainable = ''
     c.optimizer.lr = 1e-4
     c.steps = 120

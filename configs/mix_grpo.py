@@ -31,6 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = base.split_variants(arg, VARIANTS, (PLACES, ('flash', 'all')))
   c = flow_grpo.get_config()
   c.name = 'mix_grpo' + (f':{arg}' if arg else '')
+  c.objective.kl.weight = 0.0  # as published
   c.policy.update(window=3, window_high=0)
   c.policy.window_start = dict(
     name='progressive_window', tau=max(1, c.steps // 5)

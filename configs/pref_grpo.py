@@ -47,6 +47,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = flow_grpo.get_config()
   c.name = 'pref_grpo' + (f':{arg}' if arg else '')
+  c.objective.kl.weight = 0.0  # as published
   c.steps = 60
   c.ema = 0.9
   c.eval.every = 20

@@ -36,6 +36,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c = flow_grpo.get_config()
   c.name = 'rlcm' + (f':{arg}' if arg else '')
+  c.objective.kl.weight = 0.0  # as published
   c.eval.sampler = 'policy'
   c.policy.transition = dict(name='cps')
   c.policy.update(steps=4, noise=1.0, window=0, window_high=0)

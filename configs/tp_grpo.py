@@ -29,6 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = base.split_variants(arg, VARIANTS, (VARIANTS[:3],))
   c = flow_grpo.get_config()
   c.name = 'tp_grpo' + (f':{arg}' if arg else '')
+  c.objective.kl.weight = 0.0  # as published
   c.policy.transition = dict(name='cps')
   c.policy.update(noise=0.7, window=5, window_high=0)
   c.policy.window_start = dict(name='fixed_window')

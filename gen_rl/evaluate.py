@@ -39,6 +39,7 @@ class Evaluation(NamedTuple):
   gold: np.ndarray  # [P n]
   texts: list[str]  # [P]
   monitors: dict[str, float] = {}  # means of their scores
+  reward: np.ndarray | None = None  # [P n], as trained on; NaN: not valid
 
   def metrics(self) -> dict[str, float]:
     """Scalars for the log."""
@@ -52,16 +53,17 @@ class Evaluation(NamedTuple):
     parts = self.parts.items()
     return out | {f'eval/gold/{part}': value for part, value in parts}
 
-  def shown(self, prompts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures [p m h w c] of the first prompts, and their gold scores [p m].
-
-    Points are drawn into one picture a prompt, which scores their mean.
-    """
+  def shown(self, prompts: int) -> 'Shown':
+    """Of the first prompts; points are drawn into one picture a prompt."""
     media, gold = self.media[:prompts], self.gold[:prompts]
-    if media.ndim > 3:
-      return media, gold
-    pictures = np.stack([image.scatter(points) for points in media])
-    return pictures[:, None], gold.mean(-1, keepdims=True)
+    reward = gold if self.reward is None else self.reward[:prompts]
+    if media.ndim < 4:
+      media = np.stack([image.scatter(points) for points in media])[:, None]
+      gold, reward = (
+        gold.mean(-1, keepdims=True),
+        reward.mean(-1, keepdims=True),
+      )
+    return Shown(media, gold, reward)
 
   def summary(self) -> dict[str, Any]:
     """The part of result.json about one policy."""
@@ -72,6 +74,14 @@ class Evaluation(NamedTuple):
       proxy=self.proxy,
       diversity=self.diversity,
     )
+
+
+class Shown(NamedTuple):
+  """Pictures of p prompts, m of each, and their scores."""
+
+  pictures: np.ndarray  # [p m h w c]
+  gold: np.ndarray  # [p m]; of points their mean, as of the reward
+  reward: np.ndarray  # [p m], as trained on; gold where nothing is
 
 
 def verdicts(gold: np.ndarray) -> np.ndarray:
@@ -153,18 +163,19 @@ def sampled(
         host, inputs, jax.random.key(seed), **(host_rewards or {})
       )
       outs |= more
-    mean_proxy = None
+    reward = mean_proxy = None
     if outs:
       trained = jax.device_get(combine.merge(outs, weights))
-      mean_proxy = float(np.nanmean(np.where(trained.valid, trained.score,
-                                             np.nan)))  # fmt: skip
+      reward = np.where(trained.valid, trained.score, np.nan)
+      mean_proxy = float(np.nanmean(reward))
+      reward = reward.reshape(len(texts), -1)
     parts = {
       name.rpartition('/')[2]: float(part[verdict.valid].mean())
       for name, part in verdict.parts.items()
       if name not in gold
     }
     result = _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
-    return result._replace(monitors=means)
+    return result._replace(monitors=means, reward=reward)
 
   return evaluate_params
 

@@ -58,23 +58,28 @@ class Pictures(NamedTuple):
 
 
 def load_params(
-  config: ml_collections.ConfigDict, workdir: str, policy: Policy
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  policy: Policy,
+  step: int | None = None,
 ) -> Loaded:
-  """The newest whole checkpoint's parameters, averaged if `config.ema`.
+  """A checkpoint's parameters, averaged if `config.ema`.
 
   Args:
     config: of the run; `ema` = 0 asks for the parameters as they are.
     workdir: of the run; need not exist.
     policy: whose parameters they are.
+    step: of the checkpoint; by default that of the newest whole one.
 
   Raises:
-    CheckpointError: no checkpoint can be read, or they do not fit the config.
+    CheckpointError: no checkpoint, or not the one asked for, can be read, or it
+      does not fit the config.
     WeightsError: there is no checkpoint, and `config.init` cannot be read.
   """
   folder = os.path.join(workdir, 'checkpoints')
   if '://' not in folder:
     folder = os.path.abspath(folder)
-  if not checkpoint.steps(folder):
+  if step is None and not checkpoint.steps(folder):
     params = assemble.initial_params(config, policy)
     origin = config.init or f'drawn from seed {config.seed}'
     return Loaded(
@@ -87,7 +92,7 @@ def load_params(
   fields = dict(zip((copy, 'frozen/policy'),
                     tree.split(shapes_of, config.trainable)))  # fmt: skip
   fields = {name: part for name, part in fields.items() if part}
-  restored = checkpoint.restore_params(folder, fields, fields)
+  restored = checkpoint.restore_params(folder, fields, fields, step)
   changes = [
     line
     for line in build.diff(restored.config, config.to_dict())
@@ -111,7 +116,7 @@ def load_params(
 
 
 def evaluate(
-  config: ml_collections.ConfigDict, workdir: str
+  config: ml_collections.ConfigDict, workdir: str, step: int | None = None
 ) -> evaluate_lib.Evaluation:
   """Evaluates as training does; prints a table, writes `workdir`/eval.json.
 
@@ -123,6 +128,11 @@ def evaluate(
     strict, strict_per_task, parts, proxy, diversity: see `results`; null where
               nobody measured
 
+  Args:
+    config: of the run.
+    workdir: of the run.
+    step: see `load_params`.
+
   Raises:
     ConfigError, CheckpointError, WeightsError: one sentence each.
     OSError: the workdir cannot be written.
@@ -130,7 +140,7 @@ def evaluate(
   os.makedirs(workdir, exist_ok=True)
   built = assemble.setup(config)
   run, _ = assemble.make_evaluator(config, built)
-  loaded = load_params(config, workdir, built.policy)
+  loaded = load_params(config, workdir, built.policy, step)
   print(f'Evaluating {loaded.source}', flush=True)
   result = run(loaded.params)
   record = dict(
@@ -173,6 +183,7 @@ def sample(
   num: int = 8,
   out: str | os.PathLike[str] | None = None,
   best_of: int = 1,
+  step: int | None = None,
 ) -> Pictures:
   """Draws `num` pictures of a prompt into one PNG.
 
@@ -188,6 +199,7 @@ def sample(
     num: n, pictures.
     out: the PNG; default `workdir`/sample.png.
     best_of: candidates of each picture.
+    step: see `load_params`.
 
   Raises:
     ConfigError: an empty prompt, no pictures asked for, no reward to choose by.
@@ -235,7 +247,7 @@ def sample(
       'them as one and the same unknown word',
       file=sys.stderr,
     )
-  loaded = load_params(config, workdir, built.policy)
+  loaded = load_params(config, workdir, built.policy, step)
   print(f'Sampling from {loaded.source}', flush=True)
 
   spec = grammar.parse(prompt)

@@ -54,6 +54,9 @@ _BEST_OF = flags.DEFINE_integer(
   1,
   'Candidates of each sampled picture; the rewards of the config choose.',
 )
+_STEP = flags.DEFINE_integer(
+  'step', None, 'Checkpoint to evaluate or sample; default: the newest.'
+)
 _OUT = flags.DEFINE_string(
   'out', None, 'PNG to write; default <workdir>/sample.png.'
 )
@@ -274,7 +277,7 @@ def main(argv: list[str]) -> None:
   from gen_rl import inference
 
   if _MODE.value == 'eval':
-    inference.evaluate(config, workdir)
+    inference.evaluate(config, workdir, _STEP.value)
   else:
     inference.sample(
       config,
@@ -283,6 +286,7 @@ def main(argv: list[str]) -> None:
       _NUM.value,
       _OUT.value,
       _BEST_OF.value,
+      _STEP.value,
     )
 
 

@@ -162,15 +162,15 @@ def train_and_evaluate(
     writer.write_scalars(at, {**result.metrics(), **kl_metrics})
     nonlocal first_metric
     first_metric = first_metric or wall()
-    pictures, gold = result.shown(config.eval.shown)
+    shown = result.shown(config.eval.shown)
     writer.write_images(
       at,
       {
         'samples': image.grid(
-          pictures[:, 0],
+          shown.pictures[:, 0],
           captions=result.texts[: config.eval.shown],
-          rewards=gold[:, 0],
-          correct=evaluate_lib.verdicts(gold[:, 0]),
+          rewards=shown.reward[:, 0],
+          correct=evaluate_lib.verdicts(shown.gold[:, 0]),
         )
       },
     )
@@ -277,14 +277,14 @@ def train_and_evaluate(
   )
   if jax.process_index() == 0:
     results.write_json(workdir, result)
-    before, gold_before = base_result.shown(config.eval.shown)
-    after, gold_after = trained_result.shown(config.eval.shown)
+    before = base_result.shown(config.eval.shown)
+    after = trained_result.shown(config.eval.shown)
     comparison = report.Comparison(
       prompts=trained_result.texts[: config.eval.shown],
-      before=before,
-      after=after,
-      correct_before=evaluate_lib.verdicts(gold_before),
-      correct_after=evaluate_lib.verdicts(gold_after),
+      before=before.pictures,
+      after=after.pictures,
+      correct_before=evaluate_lib.verdicts(before.gold),
+      correct_after=evaluate_lib.verdicts(after.gold),
     )
     path = report.write_report(
       workdir,

@@ -135,6 +135,13 @@ def test_evaluation_is_repeatable_and_its_numbers_are_means():
   a, b = run(params), run(params)
   np.testing.assert_array_equal(a.media, b.media)
   assert a.media.shape == (4, 3, 4, 4, 3) and a.gold.shape == (4, 3)
+  assert a.reward.shape == (4, 3) and a.proxy == pytest.approx(a.reward.mean())
+  # what is trained on stands under the pictures, the verdict around them
+  shown = a.shown(2)
+  np.testing.assert_array_equal(shown.reward, a.reward[:2])
+  np.testing.assert_array_equal(shown.gold, a.gold[:2])
+  untrained = evaluator(proxy=False)(params).shown(2)
+  np.testing.assert_array_equal(untrained.reward, untrained.gold)
   # tasks: x is prompts 0 and 2 (1, 1), y is 1 and 3 (0, 1 as 3 % 3 is 0)
   assert a.strict == 0.75
   assert a.strict_per_task == dict(x=1.0, y=0.5)

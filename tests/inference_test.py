@@ -73,6 +73,14 @@ def test_newest_checkpoint_averaged_or_not(tmp_path, policy, monkeypatch):
   loaded = inference.load_params(config, tmp_path.name, policy)
   assert loaded.step == 7 and 'EMA parameters of step 7' in loaded.source
   assert _same(loaded.params, _params(policy, 6))
+  older = inference.load_params(config, tmp_path.name, policy, step=3)
+  assert older.step == 3 and _same(older.params, _params(policy, 2))
+  with pytest.raises(
+    checkpoint.CheckpointError, match='no checkpoint 5 .*3, 7'
+  ):
+    inference.load_params(config, tmp_path.name, policy, step=5)
+  with pytest.raises(checkpoint.CheckpointError, match='no checkpoint in'):
+    inference.load_params(config, tmp_path.name + '/x', policy, step=5)
   plain = inference.load_params(_config(ema=0.0), str(tmp_path), policy)
   assert 'EMA' not in plain.source
   assert _same(plain.params, _params(policy, 5))

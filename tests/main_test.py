@@ -170,7 +170,7 @@ def test_overrides_of_an_argument_list():
 )
 def test_runs_that_could_not_train(field, value, words):
   with pytest.raises(build.ConfigError, match=words):
-    assemble.setup(_config(**{field: value}))
+    assemble.setup(_config(**{'objective.kl.weight': 0.0, field: value}))
 
 
 def _caught(function):

@@ -53,5 +53,7 @@ def test_a_short_run_raises_the_reward():
   assert after.strict > before.strict + 0.1
   gap = 'optimum_mean_gap'
   assert after.parts[gap] < 0.7 * before.parts[gap]
-  pictures, gold = after.shown(4)
-  assert pictures.shape == (4, 1, 112, 112, 3) and gold.shape == (4, 1)
+  shown = after.shown(4)
+  assert shown.pictures.shape == (4, 1, 112, 112, 3)
+  np.testing.assert_allclose(shown.gold[:, 0], after.gold[:4].mean(1))
+  np.testing.assert_allclose(shown.reward[:, 0], after.reward[:4].mean(1))

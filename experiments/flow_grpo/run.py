@@ -16,6 +16,7 @@ from experiments import study
 from gen_rl.worlds import grammar
 
 CONFIG = 'configs/flow_grpo.py'
+GREY = 0.15  # largest difference of a background's channels
 ARMS = {
   'main': study.Arm(
     CONFIG, 'a random window of 3 of the 5 early steps trained'
@@ -50,9 +51,16 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def libjpeg_bytes(workdir: pathlib.Path, arm: str, seed: str) -> dict:
-  """Mean file size of the evaluation's pictures, base and trained (Pillow)."""
+def of_pictures(workdir: pathlib.Path, arm: str, seed: str) -> dict:
+  """Of the evaluation's pictures, base and trained.
+
+  Their mean file size by libjpeg, through Pillow, and the standard deviation
+  of their grey levels of background, over all pictures: no reward asks for a
+  level, so one that is lost is diversity lost.
+  """
   del arm, seed
+  import numpy as np
+
   from gen_rl import assemble, inference
   from gen_rl.rewards import jpeg
 
@@ -60,24 +68,32 @@ def libjpeg_bytes(workdir: pathlib.Path, arm: str, seed: str) -> dict:
   built = assemble.setup(config)
   evaluate, _ = assemble.make_evaluator(config, built)
 
-  def size(params) -> float:
+  def background(picture) -> float:
+    return np.median(picture.mean(-1)[np.ptp(picture, -1) < GREY])
+
+  def look(params, prefix: str) -> dict[str, float]:
     media = evaluate(params).media
     media = media.reshape(-1, *media.shape[2:])
-    return sum(jpeg.libjpeg_bytes(picture) for picture in media) / len(media)
+    return {
+      f'{prefix}jpeg_bytes': np.mean([jpeg.libjpeg_bytes(x) for x in media]),
+      f'{prefix}background_sd': np.std([background(x) for x in media]),
+    }
 
   base = assemble.initial_params(config, built.policy)
   trained = inference.load_params(config, workdir, built.policy)
-  return dict(base_jpeg_bytes=size(base), jpeg_bytes=size(trained.params))
+  return look(base, 'base_') | look(trained.params, '')
 
 
 STUDY = study.Study(
   file=__file__,
   title='The main job and its variants',
   arms=ARMS,
-  extra=libjpeg_bytes,
+  extra=of_pictures,
   columns={
     'base_jpeg_bytes': 'JPEG bytes: base',
     'jpeg_bytes': 'JPEG bytes: trained',
+    'base_background_sd': 'background sd: base',
+    'background_sd': 'background sd: trained',
   },
   by_task='main',
   tasks=grammar.TASKS,

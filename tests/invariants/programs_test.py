@@ -18,6 +18,7 @@ import pytest
 from gen_rl import (
   advantages,
   checkpoint,
+  minibatch,
   optim,
   rollout,
   sharding,
@@ -62,6 +63,24 @@ def test_microbatches_equal_the_full_batch_with_dropped_rows():
   )
   testing.assert_close(parts.params, whole.params)
   testing.assert_close(part_logs, logs)
+
+
+def test_a_scan_over_batches_equals_the_loop_of_cpus(monkeypatch):
+  """What GPUs and TPUs run, minibatch.fold, is compiled here, too."""
+  settings = dict(updates=2, microbatches=2, epochs=2, tx=testing.LINEAR)
+  loop, logs = testing.run(*testing.make_step(**settings))
+  monkeypatch.setattr(minibatch, 'fold', jax.lax.scan)
+  scan, scan_logs = testing.run(*testing.make_step(**settings))
+  testing.assert_close(scan.params, loop.params)
+  testing.assert_close(scan_logs, logs)
+
+
+def test_the_state_is_donated():
+  """No second copy of parameters and optimizer state while a step runs."""
+  step, state = testing.make_step()
+  old = [x for x in jax.tree.leaves(state) if x.size]
+  step.train_step(state, testing.batch(), KEY)
+  assert all(x.is_deleted() for x in old)
 
 
 def test_fused_step_equals_split_step():
