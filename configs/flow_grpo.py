@@ -91,7 +91,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'all' in variants:
     c.policy.update(window=0, window_high=0)
     c.policy.window_start = dict(name='fixed_window')
-    c.microbatches = 7
   if 'cps' in variants:
     c.policy.transition.name = 'cps'
     c.policy.noise = 0.8
@@ -116,7 +115,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.trainable = ''
     c.optimizer.lr = 1e-4
     c.steps = 120
-    c.microbatches = 6  # memory: gradients of all parameters
     # The detector has never seen a word.
     c.data.prompts.tasks = tuple(t for t in grammar.TASKS if t != 'text')
     del c.data.weights['text']

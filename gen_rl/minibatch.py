@@ -44,18 +44,27 @@ def geometry_error(
 
 
 def fold(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-  """lax.scan, as a Python loop on CPUs.
+  """lax.scan; a Python loop for convolutions on CPUs.
 
   XLA's CPU backend runs convolution gradients inside a while loop many times
-  slower than outside of one.
+  slower than outside of one. A loop's bodies may run at the same time, which
+  takes the memory of all.
   """
-  if jax.default_backend() != 'cpu':
+  first = jax.tree.map(lambda x: x[0], xs)
+  length = jax.tree.leaves(xs)[0].shape[0]
+  if length > 1 and not (
+    jax.default_backend() == 'cpu' and _convolves(body, carry, first)
+  ):
     return jax.lax.scan(body, carry, xs)
   outs = []
-  for i in range(jax.tree.leaves(xs)[0].shape[0]):
+  for i in range(length):
     carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
     outs.append(out)
   return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+
+
+def _convolves(function: Callable, *args: PyTree) -> bool:
+  return 'conv_general_dilated' in str(jax.make_jaxpr(function)(*args))
 
 
 def cut(x: PyTree, parts: int) -> PyTree:

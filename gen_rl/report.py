@@ -124,8 +124,9 @@ def _table(result):
     '<div class="scroll"><table class="result"><thead><tr>'
     f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     '<p class="note">Gold: fraction of held-out samples that the exact oracle '
-    'calls correct; training never saw it unless the config says so. Proxy: '
-    'the reward that was trained on.</p>'
+    'calls correct, on prompts that training never saw. Proxy: the reward '
+    'that was trained on, on the same samples; the config below says whether '
+    'it knows the oracle, too.</p>'
   )
 
 

@@ -285,6 +285,8 @@ def train_and_evaluate(
       after=after.pictures,
       correct_before=evaluate_lib.verdicts(before.gold),
       correct_after=evaluate_lib.verdicts(after.gold),
+      reward_before=before.reward,
+      reward_after=after.reward,
     )
     path = report.write_report(
       workdir,

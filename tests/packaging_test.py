@@ -149,6 +149,11 @@ def test_packages_and_data_are_all_installed():
     for path in (_ROOT / folder).rglob('*.py'):
       assert '.'.join(path.parent.relative_to(_ROOT).parts) in packages, path
   assert not any(name.startswith('tests') for name in packages)
+  data = _setup_arguments()['package_data']
+  for path in (_ROOT / 'gen_rl').rglob('*'):
+    inside = path.relative_to(_ROOT / 'gen_rl')
+    if path.is_file() and path.suffix not in ('.py', '.pyc'):
+      assert any(inside.match(pattern) for pattern in data['gen_rl']), path
 
 
 def test_installed_metadata():

@@ -61,7 +61,7 @@ def comparison(p=2, n=3, size=8):
 def page(tmp_path):
   path = report.write_report(
     tmp_path,
-    testing.result(),
+    testing.result() | dict(git_commit='c0ffee'),
     HISTORY,
     {'Held-out prompts': comparison(), 'Sheet': np.zeros((9, 9, 3))},
     ml_collections.ConfigDict({'lr': 1e-4, 'note': EVIL, 'shape': (2, 3)}),
@@ -91,7 +91,8 @@ def test_report_has_all_sections(page):
   assert tags.count('svg') == 3
   assert tags.count('img') == 2 * 2 * 3 + 1
   text = ' '.join(''.join(page.text).split())
-  assert COMMANDS['Run it again'] in text and 'lr: 0.0001' in text
+  for words in (COMMANDS['Run it again'], 'lr: 0.0001', 'c0ffee'):
+    assert words in text
   assert results.verdict(testing.result()) in text
 
 

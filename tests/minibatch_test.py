@@ -1,0 +1,51 @@
+"""The walk over microbatches: a loop in the program, or unrolled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import minibatch
+
+
+def _dense(carry, x):
+  return carry + jnp.tanh(x).sum(), carry
+
+
+def _convolution(carry, x):
+  kernel = jnp.ones((3, 3, 1, 1))
+  y = jax.lax.conv_general_dilated(
+    x[None, :, :, None], kernel, (1, 1), 'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )  # fmt: skip
+  return carry + y.sum(), carry
+
+
+def _nested(carry, x):
+  return minibatch.fold(_convolution, carry, x[None])
+
+
+@pytest.mark.parametrize('body', [_dense, _convolution, _nested])
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_fold_is_a_scan_but_for_convolutions_on_cpus(
+  body, backend, monkeypatch
+):
+  xs = jnp.arange(48.0).reshape(3, 4, 4)
+  want, wants = jax.lax.scan(body, jnp.float32(0), xs)
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  carry, outs = minibatch.fold(body, jnp.float32(0), xs)
+  np.testing.assert_allclose(carry, want, rtol=1e-6)
+  np.testing.assert_allclose(jnp.ravel(outs), jnp.ravel(wants), rtol=1e-6)
+  program = jax.make_jaxpr(lambda x: minibatch.fold(body, jnp.float32(0), x))
+  loops = 'scan[' in str(program(xs))
+  assert loops == (body is _dense or backend == 'gpu')
+  # one part needs no loop
+  assert 'scan[' not in str(program(xs[:1]))
+
+
+def test_cut_keeps_the_order_of_rows():
+  x = dict(a=np.arange(6), b=np.arange(12).reshape(6, 2))
+  parts = minibatch.cut(x, 3)
+  np.testing.assert_array_equal(parts['a'], [[0, 1], [2, 3], [4, 5]])
+  assert parts['b'].shape == (3, 2, 2)
+  np.testing.assert_array_equal(parts['b'][1], [[4, 5], [6, 7]])
