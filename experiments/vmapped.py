@@ -116,11 +116,13 @@ def vmapped_runs(
         logged = {} if kl is None else {'kl/base': kl}
         writer.write_scalars(at, {**result.metrics(), **logged})
         out.append((result, kl))
+      found = ', '.join(f'{result.strict:.3f}' for result, _ in out)
+      line.note(f'step {at}: held-out accuracy {found}')
       return out
 
+    line = progress.Progress(config.steps)
     before = run_eval(0, bases)
     first_metric = time.time() - started
-    line = progress.Progress(config.steps)
     for done in range(1, config.steps + 1):
       batch = stack([next(b)[0] for b in batches])
       with clock.stage('step'):
@@ -145,7 +147,6 @@ def vmapped_runs(
         )
       if done % config.eval.every == 0 and done < config.steps:
         run_eval(done, map(trained, range(n)))
-        line.pause()
     line.close()
     after = run_eval(config.steps, map(trained, range(n)))
 
@@ -163,7 +164,7 @@ def vmapped_runs(
       kl=after[i][1],
       wall_seconds=wall,
       seconds_to_first_metric=first_metric,
-      samples_per_second=clock.total(n * rows)['speed/samples_per_second'],
+      samples_per_second=train.median_speed(os.fspath(workdir)),
       peak_rss_bytes=system.peak_rss_bytes(),
       updates_skipped=int(states.skipped[i]),
       device=jax.devices()[0].device_kind,

@@ -58,15 +58,20 @@ SPECS = {
 }
 
 
-def keywords(path: str, name: str | None) -> list[str]:
+def keywords(path: str, name: str | None) -> list[str] | None:
   """What the function `name` takes, at `path` of a config ('data.prompts').
 
-  Empty where that is no part that names a function, or there is no such one.
+  None where that is no part that names a function.
+
+  Raises:
+    ConfigError: there is no such function, listing those there are.
   """
   for pattern, module in SPECS.items():
-    if fnmatch.fnmatchcase(path, pattern) and name in build.names(module):
+    if fnmatch.fnmatchcase(path, pattern):
+      if name is None or (path, name) == ('rollout', 'policy'):
+        return []
       return list(inspect.signature(build.find(module, name)).parameters)
-  return []
+  return None
 
 
 class Setup(NamedTuple):

@@ -155,6 +155,15 @@ def find(module: types.ModuleType, name: str) -> Callable[..., Any]:
       f' {" or ".join(dotted)}.'
     )
   valid = names(module)
+  builds = getattr(module, 'BUILDS', ())
+  if builds and any(
+    name.rpartition('.')[2] in found
+    for found in _catalogue(module, builds=()).values()
+  ):
+    raise ConfigError(
+      f'{name!r} in {module.__name__} is taken for a helper: annotate what it '
+      f'returns, "def {name}(...) -> {" or ".join(builds)}:"'
+    )
   raise ConfigError(
     f'{module.__name__} has no {name!r}{_did_you_mean(name, valid)}; valid:'
     f' {", ".join(valid) or "(none)"}.'
@@ -200,8 +209,17 @@ def plain(config: Any) -> dict[str, Any]:
   }
 
 
-def _catalogue(module: types.ModuleType) -> dict[str, list[str]]:
-  """{module name: names of its public functions}, without importing any."""
+def _catalogue(
+  module: types.ModuleType, builds: tuple[str, ...] | None = None
+) -> dict[str, list[str]]:
+  """{module name: names of its public functions}, without importing any.
+
+  Args:
+    module: or package.
+    builds: what functions of its submodules return; by default its `BUILDS`.
+  """
+  if builds is None:
+    builds = getattr(module, 'BUILDS', ())
   found = {module.__name__: _public(module)}
   for info in pkgutil.iter_modules(getattr(module, '__path__', ())):
     home = f'{module.__name__}.{info.name}'
@@ -210,7 +228,7 @@ def _catalogue(module: types.ModuleType) -> dict[str, list[str]]:
     spec = importlib.util.find_spec(home)
     if spec is not None and spec.origin and spec.origin.endswith('.py'):
       source = pathlib.Path(spec.origin).read_text()
-      found[home] = _public_in_source(source, getattr(module, 'BUILDS', ()))
+      found[home] = _public_in_source(source, builds)
     else:
       found[home] = _public(importlib.import_module(home))
   return found

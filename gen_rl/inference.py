@@ -153,10 +153,10 @@ def evaluate(
     source=loaded.source,
     **result.summary(),
   )
+  print(table(result), flush=True)
   path = pathlib.Path(workdir) / 'eval.json'
   text = json.dumps(files.plain(record), indent=2, allow_nan=False)
   files.write_text(path, text + '\n')
-  print(table(result))
   print(f'Written: {path}')
   return result
 

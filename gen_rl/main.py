@@ -115,6 +115,9 @@ def check_overrides(
   Raises:
     ValueError: naming the first wrong part of a path and what would be right.
   """
+  for path, name in overrides.items():  # first: others set its keywords
+    if path.endswith('.name'):
+      _keywords(path.removesuffix('.name'), name)
   for override in overrides:
     node, seen = config, 'config'
     parts = re.sub(r'\[.*?\]', '', override).split('.')
@@ -129,9 +132,10 @@ def check_overrides(
       if part not in node:
         path = '.'.join(parts[:i])
         more = _keywords(path, overrides.get(f'{path}.name', node.get('name')))
-        if part in more and i == len(parts) - 1:
+        if part in (more or ()) and i == len(parts) - 1:
+          node = None
           break
-        valid = sorted({*node, *more})
+        valid = sorted({*node, *(more or ())})
         close = difflib.get_close_matches(part, valid, n=1)
         hint = f' (did you mean {close[0]!r}?)' if close else ''
         raise ValueError(
@@ -139,6 +143,15 @@ def check_overrides(
           f'{part!r}{hint}; valid: {", ".join(valid) or "(none)"}'
         )
       node, seen = node[part], f'{seen}.{part}'
+    value = (overrides[override] or '').strip()
+    if isinstance(node, config_dict.ConfigDict) and not value.startswith('{'):
+      field = next(iter(node), 'name')
+      field = 'name' if 'name' in node else field
+      raise ValueError(
+        f'--config.{override}={value} cannot be set: {seen} has fields; set '
+        f'one of them, --config.{override}.{field}=...; valid: '
+        f'{", ".join(sorted(node)) or "(none)"}'
+      )
 
 
 def drop_leftovers(
@@ -166,13 +179,13 @@ def drop_leftovers(
     known = _keywords(path, node.get('name'))
     if path == 'data.prompts' and not weighted:
       config.data.weights = {}  # by tasks of the other source
-    for key in list(node) if known else ():
+    for key in list(node) if known is not None else ():
       asked = f'{path}.{key}' in overrides
       if not asked and key not in ('name', 'weight', *known):
         del node[key]
 
 
-def _keywords(path: str, name: str | None) -> list[str]:
+def _keywords(path: str, name: str | None) -> list[str] | None:
   from gen_rl import assemble  # jax, which a typing error need not wait for
 
   return assemble.keywords(path, name)

@@ -137,8 +137,9 @@ def schedule(
     raise ConfigError(f'decay is {decay!r}; valid: {", ".join(shapes)}.')
   if decay != 'constant' and (steps is None or steps <= warmup):
     raise ConfigError(
-      f'decay={decay!r} needs steps > warmup, got steps={steps} and'
-      f' warmup={warmup}.'
+      f'decay={decay!r} begins after the warm-up, and warmup={warmup} is not '
+      f'below steps={steps}; set optimizer.warmup lower, or '
+      "optimizer.decay='constant'"
     )
 
   def at(t):

@@ -90,6 +90,12 @@ def write_json(workdir, result: Mapping) -> pathlib.Path:
   return path
 
 
+def read_json(workdir) -> dict | None:
+  """What `write_json` wrote there, or None."""
+  path = pathlib.Path(workdir) / 'result.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
 def table(result: Mapping) -> str:
   """The result as plain text for a terminal, one row a line."""
   cells = [('', 'base', 'trained', 'change'), *rows(result)]

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 import contextlib
 import json
+import pathlib
 import shlex
 import signal
+import statistics
 import sys
 import time
 from typing import Any
 
-from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -45,7 +46,15 @@ def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
     flags, names = [f'--config=configs/{file}.py{colon}{variant}'], []
   if 'workdir' not in names:
     flags = [*flags, f'--workdir={workdir}']
-  return f'python -m gen_rl.main {shlex.join(flags)}'
+  return f'{_python()} -m gen_rl.main {shlex.join(flags)}'
+
+
+def _python() -> str:
+  """This interpreter, as a person in this folder would call it."""
+  path = pathlib.Path(sys.executable)
+  if path.is_relative_to(pathlib.Path.cwd()):
+    return str(path.relative_to(pathlib.Path.cwd()))
+  return 'python'
 
 
 def rerun_commands(
@@ -58,7 +67,8 @@ def rerun_commands(
     'Reproduce (an empty workdir)': resume_command(
       config.name, 'runs/again', elsewhere
     ),
-    'Resume, or train on': resume,
+    'Resume': resume,
+    'Train on': f'{resume} --config.steps={2 * config.steps}',
     'Evaluate the last checkpoint': f'{resume} --mode=eval',
   }
 
@@ -104,7 +114,7 @@ def train_and_evaluate(
   state = sharding.replicate(state, mesh)
   origin = tree.checksum((base, state.frozen['rewards']))
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
-  elapsed_before, first_metric = 0.0, None
+  elapsed_before, first_metric, most_memory = 0.0, None, 0
   if restored:
     if restored.extra['origin'] != origin:
       raise checkpoint.CheckpointError(
@@ -116,8 +126,21 @@ def train_and_evaluate(
     batches.set_state(restored.extra['data'])
     elapsed_before = restored.extra['wall_seconds']
     first_metric = restored.extra['seconds_to_first_metric']
-    logging.info('resumed from step %d of %s', restored.step, workdir)
+    most_memory = restored.extra.get('peak_rss_bytes', 0)
   start = int(state.step)
+  line = progress.Progress(config.steps, start)
+  line.note(f'{config.name} in {workdir}, ' + (
+    f'from step {start} on' if restored else f'{config.steps} updates'
+  ))  # fmt: skip
+  before = results.read_json(workdir) if start >= config.steps else None
+  if before and before['steps'] == start:
+    checkpoint.close(manager)
+    print(results.table(before))
+    print(
+      f'This run had ended after {start} updates; to train on, '
+      f'--config.steps={start + config.steps}, else a new --workdir.'
+    )
+    return before
 
   evaluate_params, eval_batch = assemble.make_evaluator(config, built)
   averaged = 'ema' if config.ema else 'params'
@@ -134,12 +157,17 @@ def train_and_evaluate(
   def wall() -> float:
     return elapsed_before + time.time() - started
 
+  def memory() -> int | None:
+    peak = system.peak_rss_bytes()
+    return peak and max(peak, most_memory)
+
   def save() -> None:
     extra = dict(
       data=batches.get_state(),
       origin=origin,
       wall_seconds=wall(),
       seconds_to_first_metric=first_metric,
+      peak_rss_bytes=memory(),
     )
     checkpoint.save(manager, int(state.step), state, config.to_dict(), extra)
 
@@ -160,6 +188,7 @@ def train_and_evaluate(
         kl = 0.0 if params is base else kl_from_base(params, base)
     kl_metrics = {} if kl is None else {'kl/base': kl}
     writer.write_scalars(at, {**result.metrics(), **kl_metrics})
+    line.note(f'step {at}: held-out accuracy {result.strict:.3f}')
     nonlocal first_metric
     first_metric = first_metric or wall()
     shown = result.shown(config.eval.shown)
@@ -211,7 +240,7 @@ def train_and_evaluate(
     if start == 0:
       base_result, _ = run_eval(0, base)
       stop_if_asked(0)
-    line = progress.Progress(config.steps, start)
+    line.note('compiling the update, and running the first')
 
     for i in range(start, config.steps):
       batch, texts = next(batches)
@@ -241,7 +270,6 @@ def train_and_evaluate(
         )
       if done % config.eval.every == 0 and done < config.steps:
         run_eval(done, train_state.full_params(state, averaged))
-        line.pause()
       if done % config.checkpoint.every == 0 or done == config.steps:
         with clock.stage('checkpoint'):
           save()
@@ -268,8 +296,8 @@ def train_and_evaluate(
     kl=kl,
     wall_seconds=wall(),
     seconds_to_first_metric=first_metric,
-    samples_per_second=clock.total(rows).get('speed/samples_per_second'),
-    peak_rss_bytes=system.peak_rss_bytes(),
+    samples_per_second=median_speed(workdir),
+    peak_rss_bytes=memory(),
     updates_skipped=int(state.skipped),
     device=jax.devices()[0].device_kind,
     jax_version=jax.__version__,
@@ -300,6 +328,14 @@ def train_and_evaluate(
     print(results.table(result))
     print(f'Report: {path}')
   return result
+
+
+def median_speed(workdir: str) -> float | None:
+  """Samples a second of an update, over all processes of a run."""
+  name = 'speed/samples_per_second'
+  history = report.read_history(workdir)
+  speeds = [line[name] for line in history if line.get(name)]
+  return statistics.median(speeds) if speeds else None
 
 
 def export(

@@ -58,6 +58,10 @@ def test_a_package_says_what_its_functions_return(package, tmp_path):
   )
   package.BUILDS = ('Thing',)
   assert build.names(package) == ['real', 'top']
+  with pytest.raises(build.ConfigError, match=r'def bare\(...\) -> Thing:'):
+    build.build(package, 'bare')
+  with pytest.raises(build.ConfigError, match="no 'nothing'"):
+    build.build(package, 'nothing')
 
 
 def test_spec_and_bound_arguments_meet_in_the_signature():

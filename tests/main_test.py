@@ -107,6 +107,8 @@ def test_resolve_leaves_the_other_arguments_alone():
     ('data.group_sise', ["'group_size'", 'prompts_per_step']),
     ('seed.x', ['config.seed is a value (0)']),
     ('model.width.x', ['config.model.width is a value']),
+    ('rollout', ['--config.rollout.name=', 'valid: name']),
+    ('data.weights', ['--config.data.weights.', 'single_object']),
   ],
 )
 def test_overrides_of_fields_that_do_not_exist(override, words):
@@ -123,6 +125,10 @@ def test_overrides_may_name_keywords_of_the_function():
   with pytest.raises(ValueError, match="no field 'path'.*name, split, tasks"):
     main.check_overrides(config, file)
   main.check_overrides(config, {'data.prompts.name': 'txt', **file})
+  main.check_overrides(config, {'data.weights': "{'text': 2.0}"})
+  # the name is wrong, whatever else is said
+  with pytest.raises(ValueError, match="no 'text'.*mean 'txt'.*tfds, txt"):
+    main.check_overrides(config, {**file, 'data.prompts.name': 'text'})
 
 
 def test_overridden_name_drops_what_the_other_function_took():
@@ -133,6 +139,9 @@ def test_overridden_name_drops_what_the_other_function_took():
   main.drop_leftovers(config, overrides)
   assert config.data.prompts.to_dict() == dict(name='txt', path='x.txt')
   assert config.data.weights.to_dict() == {}
+  config.rewards.oracle.name = 'saturation'  # takes nothing
+  main.drop_leftovers(config, {'rewards.oracle.name': 'saturation'})
+  assert set(config.rewards.oracle) == {'name', 'weight'}
   config.data.prompts.split = 'rl'  # asked for: an error of build, not silence
   main.drop_leftovers(config, overrides | {'data.prompts.split': 'rl'})
   assert config.data.prompts.split == 'rl'

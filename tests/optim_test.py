@@ -96,7 +96,7 @@ def test_schedule_drives_the_updates():
 def test_mistakes_are_sentences():
   with pytest.raises(build.ConfigError, match='constant, linear, cosine'):
     optim.schedule(0.1, decay='exp')
-  with pytest.raises(build.ConfigError, match='needs steps > warmup'):
+  with pytest.raises(build.ConfigError, match='optimizer.warmup lower'):
     optim.schedule(0.1, decay='cosine')
   with pytest.raises(build.ConfigError, match='grad_clip=1.0'):
     build.build(optim, dict(name='adamw', clip=3))

@@ -205,17 +205,18 @@ def test_geometry_that_does_not_fit_says_what_would():
 
 def test_parameter_copies_are_those_that_are_asked_for():
   config = tiny_config(ema=0.0)
-  assert assemble.parameter_copies(config) == []
-  config.objective.kl = dict(name='kl', weight=0.1)
-  assert assemble.parameter_copies(config) == ['ref']
+  assert assemble.parameter_copies(config) == ['ref']  # of its KL term
   config.objective.kl.weight = 0.0
+  assert assemble.parameter_copies(config) == []
   config.ema = 0.9
   assert assemble.parameter_copies(config) == ['ema']
   config.objective.kl = dict(name='velocity_kl', ref='old', weight=1.0)
   assert assemble.parameter_copies(config) == ['ema']
 
 
-def test_resume_command_repeats_every_flag():
+def test_resume_command_repeats_every_flag(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'executable', '/usr/bin/python3')
   flags = ['--config=flow_grpo:tiny', '--config.steps=9', '--workdir=a b']
   assert train.resume_command('flow_grpo:tiny', 'a b', flags) == (
     'python -m gen_rl.main --config=flow_grpo:tiny --config.steps=9'
@@ -224,6 +225,11 @@ def test_resume_command_repeats_every_flag():
   assert train.resume_command('flow_grpo', 'x', ['--config', 'my.py']) == (
     'python -m gen_rl.main --config my.py --workdir=x'
   )
+  # as the first command of the README calls it
+  monkeypatch.setattr(sys, 'executable', str(tmp_path / '.venv/bin/python'))
+  again = train.resume_command('flow_grpo', 'x', [])
+  assert again.startswith('.venv/bin/python -m gen_rl.main ')
+  monkeypatch.setattr(sys, 'executable', '/usr/bin/python3')
   # started from a notebook
   assert train.resume_command('flow_grpo:tiny', 'x', ['-f', 'k.json']) == (
     'python -m gen_rl.main --config=configs/flow_grpo.py:tiny --workdir=x'

@@ -21,16 +21,14 @@ class Stopwatch:
 
   def __init__(self, clock: Callable[[], float] = time.perf_counter):
     self._clock = clock
-    self._seconds, self._ever = {}, {}
+    self._seconds = {}
 
   @contextlib.contextmanager
   def stage(self, name: str):
     """Adds the seconds of the block to stage `name`; stages may nest."""
     start = self._clock()
     yield
-    seconds = self._clock() - start
-    for record in (self._seconds, self._ever):
-      record.setdefault(name, []).append(seconds)
+    self._seconds.setdefault(name, []).append(self._clock() - start)
 
   def summary(self, samples_per_step: int | None = None) -> dict[str, float]:
     """Medians since the last call, and a clean slate.
@@ -42,22 +40,13 @@ class Stopwatch:
       {"seconds/<stage>": median seconds}, and "speed/samples_per_second" =
       samples_per_step / median seconds of the stage "step".
     """
-    out = _medians(self._seconds, samples_per_step)
+    out = {
+      f'seconds/{k}': statistics.median(v) for k, v in self._seconds.items()
+    }
     self._seconds = {}
+    if samples_per_step and out.get('seconds/step'):
+      out['speed/samples_per_second'] = samples_per_step / out['seconds/step']
     return out
-
-  def total(self, samples_per_step: int | None = None) -> dict[str, float]:
-    """Medians since the start, as `summary` gives them; clears nothing."""
-    return _medians(self._ever, samples_per_step)
-
-
-def _medians(
-  record: dict[str, list[float]], samples_per_step: int | None
-) -> dict[str, float]:
-  out = {f'seconds/{k}': statistics.median(v) for k, v in record.items()}
-  if samples_per_step and out.get('seconds/step'):
-    out['speed/samples_per_second'] = samples_per_step / out['seconds/step']
-  return out
 
 
 def progress_line(
@@ -91,6 +80,7 @@ class Progress:
   """A live line on a terminal, a plain line now and then elsewhere.
 
   Elsewhere: at the first update, then every `every` seconds, and at the last.
+  The first update's time, mostly compilation, says nothing about the others.
   """
 
   def __init__(
@@ -105,7 +95,7 @@ class Progress:
     self._total, self._every, self._clock = total, every, clock
     self._stream = sys.stderr if stream is None else stream
     self._live = self._stream.isatty()
-    self._step, self._then = start, clock()
+    self._step, self._then = start, None
     self._seconds = []  # of the latest updates
     self._printed = -math.inf
     self._open_line = False
@@ -124,7 +114,7 @@ class Progress:
       samples_per_step: to show samples/s.
     """
     now = self._clock()
-    if step > self._step:
+    if step > self._step and self._then is not None:
       self._seconds.append((now - self._then) / (step - self._step))
       self._seconds = self._seconds[-20:]
     self._step, self._then = step, now
@@ -143,9 +133,13 @@ class Progress:
       self._stream.write(line + '\n')
     self._stream.flush()
 
-  def pause(self) -> None:
-    """Call after work that is no update (evaluation): its time is left out."""
-    self._then = self._clock()
+  def note(self, text: str) -> None:
+    """A line that stays; the time until now is no update's."""
+    self.close()
+    self._stream.write(text + '\n')
+    self._stream.flush()
+    if self._then is not None:
+      self._then = self._clock()
 
   def close(self) -> None:
     """Ends the line, so that what is printed next starts on its own."""
