@@ -6,17 +6,15 @@ Columns are those of COLUMNS, what the study adds, and accuracy by task,
 and added to all the same.
 """
 
-from collections.abc import Iterator
-import contextlib
 import csv
-import fcntl
 import json
 import math
 import os
 import pathlib
-from typing import IO, Any
+from typing import Any
 
 from gen_rl import metrics
+from gen_rl.utils import files
 
 COLUMNS = (
   'arm', 'seed', 'date', 'steps', 'samples', 'base_strict', 'strict',
@@ -25,23 +23,6 @@ COLUMNS = (
   'updates_skipped', 'device', 'jax_version', 'git_commit',
 )  # fmt: skip
 Row = dict[str, Any]  # of results.csv: text, or numbers not yet written
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path, wait: bool = True) -> Iterator[IO | None]:
-  """Holds the lock file, or yields None where another process does.
-
-  The lock lasts as long as anybody has the file open: a child that is given
-  it keeps the lock when its parent is killed.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('a') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-      yield None
-      return
-    yield file
 
 
 def read(folder: pathlib.Path) -> list[Row]:
@@ -60,7 +41,7 @@ def append(folder: pathlib.Path, row: Row) -> None:
   process killed meanwhile leaves the old one, two processes add two rows.
   """
   path = folder / 'results.csv'
-  with locked(folder / 'results.csv.lock'):
+  with files.locked(folder / 'results.csv.lock'):
     rows = read(folder)
     if any((r['arm'], r['seed']) == (row['arm'], row['seed']) for r in rows):
       return

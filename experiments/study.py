@@ -202,7 +202,7 @@ def measure(
   """
   arm = study.arms[name]
   label = f'{study.folder.name}-{name}-{"all" if arm.vmap else seeds[0]}'
-  with rows.locked(runs / f'{label}.lock', wait=again) as lock:
+  with files.locked(runs / f'{label}.lock', wait=again) as lock:
     if lock is None:
       print(f'{label} is being run by another process')
       return

@@ -232,7 +232,7 @@ def _evaluation(media, score, proxy, spread, texts, tasks, parts) -> Evaluation:
   score = score.reshape(len(texts), -1)
   per_task = {
     task: float(np.nanmean(score[[t == task for t in tasks]]))
-    for task in dict.fromkeys(tasks)
+    for task in sorted(set(tasks))
   }
   return Evaluation(
     strict=float(np.nanmean(score)),

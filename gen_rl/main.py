@@ -354,7 +354,11 @@ def cli() -> None:
   except KeyboardInterrupt:
     if os.environ.get('GEN_RL_TRACEBACK'):
       raise
-    print('\ngen_rl: interrupted', file=sys.stderr)
+    print(
+      '\ngen_rl: interrupted; a training run goes on from its newest '
+      'checkpoint when the same command is run again',
+      file=sys.stderr,
+    )
     sys.exit(130)
   except Exception as error:
     text = sentence(error)

@@ -17,6 +17,7 @@ import numpy as np
 
 from gen_rl import (
   assemble,
+  build,
   checkpoint,
   metrics,
   report,
@@ -28,7 +29,7 @@ from gen_rl import evaluate as evaluate_lib
 from gen_rl.models import weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
-from gen_rl.utils import image, progress, system, tree
+from gen_rl.utils import files, image, progress, system, tree
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -235,6 +236,12 @@ def train_and_evaluate(
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
     stack.callback(checkpoint.close, manager)
     stack.enter_context(writer)
+    if jax.process_index() == 0 and '://' not in workdir:
+      lock = files.locked(pathlib.Path(workdir) / '.lock', wait=False)
+      if stack.enter_context(lock) is None:
+        raise build.ConfigError(
+          f'another process is training in {workdir}; use another --workdir'
+        )
 
     base_result = None
     if start == 0:

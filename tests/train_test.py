@@ -26,7 +26,7 @@ from gen_rl import (
   train,
 )
 from gen_rl.types import Reward, RewardOut
-from gen_rl.utils import tree
+from gen_rl.utils import files, tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 30
@@ -177,6 +177,12 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
   assert again['samples_per_second'] > 0
   assert f'--config.steps={2 * config.steps}' in capsys.readouterr().out
   assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json*')}
+  config.steps += 1
+  with (
+    files.locked(tmp_path / '.lock'),
+    pytest.raises(build.ConfigError, match='another process is training'),
+  ):
+    train.train_and_evaluate(config, str(tmp_path))
   built = assemble.setup(config)
   params = jax.tree.map(
     lambda x: x + 1, assemble.initial_params(config, built.policy)

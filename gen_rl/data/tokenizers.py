@@ -58,7 +58,8 @@ def _rows(
     if len(ids) > length and not truncate:
       raise ValueError(
         f'prompt {text!r} has {len(ids)} tokens but the limit is {length};'
-        ' raise data.length, shorten the prompt or set data.truncate'
+        ' shorten the prompt, set data.truncate=True, or train a model with a '
+        'larger data.length'
       )
     row[: len(ids)] = ids[:length]
   return out

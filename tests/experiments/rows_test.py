@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import math
-import subprocess
-import sys
 
 from experiments import plots, rows, study
 
@@ -26,22 +24,6 @@ def test_a_second_row_of_an_arm_and_seed_is_not_added(tmp_path):
   rows.append(tmp_path, dict(arm='a', seed='0', strict=0.5))
   rows.append(tmp_path, dict(arm='a', seed='0', strict=0.9))
   assert [row['strict'] for row in rows.read(tmp_path)] == ['0.5']
-
-
-def test_a_lock_lasts_as_long_as_a_child_has_it(tmp_path):
-  path = tmp_path / 'folder' / 'x.lock'
-  wait = [sys.executable, '-c', 'input()']
-  with rows.locked(path) as lock:
-    child = subprocess.Popen(
-      wait, pass_fds=[lock.fileno()], stdin=subprocess.PIPE
-    )
-    with rows.locked(path, wait=False) as second:
-      assert second is None
-  with rows.locked(path, wait=False) as second:
-    assert second is None  # its parent let go, the child did not
-  child.communicate(b'\n')
-  with rows.locked(path, wait=False) as second:
-    assert second is not None
 
 
 def test_a_curve_and_back(tmp_path):

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from experiments import rows, study
-from gen_rl.utils import system
+from gen_rl.utils import files, system
 
 ARMS = {
   'first': study.Arm('configs/toy.py:tiny', 'a stage'),
@@ -215,7 +215,7 @@ def test_vmapped_seeds_share_a_process(tmp_path, children):
 
 def test_another_runner_is_left_its_run(tmp_path, children, capsys):
   demo = _study(tmp_path)
-  with rows.locked(tmp_path / 'runs' / 'demo-first-0.lock'):
+  with files.locked(tmp_path / 'runs' / 'demo-first-0.lock'):
     study.run(demo, ['first'], ['0', '1'], tmp_path / 'runs')
   assert 'demo-first-0 is being run by another' in capsys.readouterr().out
   assert [row['seed'] for row in rows.read(demo.folder)] == ['1']
@@ -263,7 +263,7 @@ def test_children_run_the_code_of_this_checkout(tmp_path, monkeypatch, capfd):
   (other / '__init__.py').write_text('')
   monkeypatch.setenv('PYTHONPATH', str(other.parent))
   show = 'import gen_rl, os; print(gen_rl.__file__, os.getcwd())'
-  with rows.locked(tmp_path / 'x.lock') as lock:
+  with files.locked(tmp_path / 'x.lock') as lock:
     study.call([sys.executable, '-P', '-c', show], lock)
     with pytest.raises(study.RunFailed, match='code 3'):
       study.call([sys.executable, '-c', 'raise SystemExit(3)'], lock)

@@ -1,6 +1,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import ml_collections
 import numpy as np
@@ -34,3 +36,19 @@ def test_write_text_replaces_the_file_as_a_whole(tmp_path):
     files.write_text(path, text)
     assert path.read_bytes().decode() == text
   assert os.listdir(tmp_path) == ['x.txt']
+
+
+def test_a_lock_lasts_as_long_as_a_child_has_it(tmp_path):
+  path = tmp_path / 'folder' / 'x.lock'
+  wait = [sys.executable, '-c', 'input()']
+  with files.locked(path) as lock:
+    child = subprocess.Popen(
+      wait, pass_fds=[lock.fileno()], stdin=subprocess.PIPE
+    )
+    with files.locked(path, wait=False) as second:
+      assert second is None
+  with files.locked(path, wait=False) as second:
+    assert second is None  # its parent let go, the child did not
+  child.communicate(b'\n')
+  with files.locked(path, wait=False) as second:
+    assert second is not None
