@@ -8,10 +8,11 @@ is its reward. All parameters are trained, and the detector is the reward of the
 controls: it can be fooled (configs/flow_grpo.py:proxy). The oracle judges.
 
 Variants, joined by commas:
-  both   the detector's reward and the head's
-  proxy  the detector's reward only
-  kl     with a KL term to the base
-  tiny   two quick steps of all of it, for tests
+  both    the detector's reward and the head's
+  digits  the same, but real are scans of handwritten digits, for any prompt
+  proxy   the detector's reward only
+  kl      with a KL term to the base
+  tiny    two quick steps of all of it, for tests
 """
 
 import ml_collections
@@ -19,17 +20,19 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('both', 'proxy', 'kl', 'tiny')
+VARIANTS = ('both', 'digits', 'proxy', 'kl', 'tiny')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(arg, VARIANTS, (('both', 'proxy'),))
+  variants = base.split_variants(arg, VARIANTS, (('both', 'digits', 'proxy'),))
   c = flow_grpo.get_config('proxy,kl' if 'kl' in variants else 'proxy')
   c.name = 'adv_grpo' + (f':{arg}' if arg else '')
   if 'proxy' not in variants:
     c.rewards.real = config_dict.create(name='adversarial', weight=0.3)
-  if not {'proxy', 'both'} & set(variants):
+  if 'digits' in variants:
+    c.critic.reals = dict(name='digit_scans')
+  if not {'proxy', 'both', 'digits'} & set(variants):
     del c.rewards.detector
     c.rewards.real.weight = 1.0
   if 'tiny' in variants:

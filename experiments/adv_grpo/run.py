@@ -15,6 +15,11 @@ CONFIG = 'configs/adv_grpo.py'
 ARMS = {
   'adversarial': study.Arm(CONFIG, 'the head alone', study.SHORT),
   'both': study.Arm(f'{CONFIG}:both', 'the detector and the head', study.SHORT),
+  'digits': study.Arm(
+    f'{CONFIG}:digits',
+    'the detector, and a head to which scans of digits are real',
+    study.SHORT,
+  ),
   'proxy': study.Arm(f'{CONFIG}:proxy', 'the detector alone', study.SHORT),
   'proxy_kl': study.Arm(
     f'{CONFIG}:proxy,kl', 'the detector, and a KL term', study.SHORT

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.types import Array, PyTree, Rows
@@ -59,6 +60,38 @@ def shapes_scenes(noise: float = 0.0) -> Encode:
       image += noise * level[:, None, None, None] * grain
       image = jnp.clip(image, 0.0, 1.0)
     return image * 2.0 - 1.0, {**rows.cond, 'scene': scene}
+
+  return encode
+
+
+def digit_scans(size: int = 24) -> Encode:
+  """Scans of handwritten digits, whatever the prompt: real pictures.
+
+  1,797 grey pictures of 8x8 pixels, the test set of Optical Recognition of
+  Handwritten Digits (Alpaydin and Kaynak, 1998), which come with scikit-learn
+  (extra "test"); every row gets one of them, enlarged linearly.
+
+  Args:
+    size: pixels of a side.
+
+  Raises:
+    ConfigError: scikit-learn is not installed.
+  """
+  try:
+    from sklearn import datasets
+  except ImportError:
+    raise ConfigError(
+      'pictures "digit_scans" come with scikit-learn, which is not installed; '
+      'pip install scikit-learn'
+    ) from None
+  scans = datasets.load_digits().images.astype(np.uint8)  # [1797 8 8], 0 to 16
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    keys = rng.stream_keys(rows.keys, 'picture')
+    which = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(scans)))
+    grey = jnp.asarray(scans)[which(keys)] / 16.0
+    grey = jax.image.resize(grey, (len(grey), size, size), 'linear')
+    return jnp.stack([grey] * 3, -1) * 2.0 - 1.0, rows.cond
 
   return encode
 

@@ -150,3 +150,25 @@ def test_given_pairs_go_to_the_two_rows():
   np.testing.assert_allclose(
     (x + 1) / 2, media.reshape(4, 24, 24, 3), atol=1e-6
   )
+
+
+def test_digit_scans_are_those_of_scikit_learn():
+  from sklearn import datasets
+
+  rows = rows_of(['a red circle', 'two squares'], None, 128)
+  x, cond = jax.jit(pictures.digit_scans(24))(rows)
+  np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
+  assert x.shape == (256, 24, 24, 3)
+  np.testing.assert_array_equal(x[..., 0], x[..., 2])  # grey
+  # The middle of a block of 3x3 is the pixel that was enlarged.
+  found = np.round(np.asarray((x[:, 1::3, 1::3, 0] + 1) * 8), 4)
+  scans = {scan.tobytes() for scan in datasets.load_digits().images}
+  picked = {scan.astype(np.float64).tobytes() for scan in found}
+  assert picked <= scans
+  assert 200 < len(picked) <= 256  # of 1,797, drawn with replacement
+  (again, _), (fewer, _) = (
+    pictures.digit_scans(24)(rows),
+    pictures.digit_scans(24)(rows_of(['a red circle'], None, 128)),
+  )
+  np.testing.assert_allclose(again, x, atol=1e-6)
+  np.testing.assert_allclose(fewer, x[:128], atol=1e-6)
