@@ -147,11 +147,6 @@ def train_and_evaluate(
   averaged = 'ema' if config.ema else 'params'
   key = jax.random.key(config.seed)
   rows = config.data.prompts_per_step * config.data.group_size
-  writer = metrics.Writer(
-    workdir,
-    resume_step=start if restored else None,
-    tensorboard=config.log.tensorboard,
-  )
   stop_asked = []
   old_handler = signal.signal(signal.SIGTERM, lambda *_: stop_asked.append(1))
 
@@ -235,13 +230,20 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
     stack.callback(checkpoint.close, manager)
-    stack.enter_context(writer)
     if jax.process_index() == 0 and '://' not in workdir:
       lock = files.locked(pathlib.Path(workdir) / '.lock', wait=False)
       if stack.enter_context(lock) is None:
         raise build.ConfigError(
           f'another process is training in {workdir}; use another --workdir'
         )
+    # Not before: a writer forgets what came after the checkpoint.
+    writer = stack.enter_context(
+      metrics.Writer(
+        workdir,
+        resume_step=start if restored else None,
+        tensorboard=config.log.tensorboard,
+      )
+    )
 
     base_result = None
     if start == 0:

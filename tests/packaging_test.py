@@ -34,9 +34,9 @@ _DISTRIBUTION = {
   'tensorflow_datasets': 'tensorflow-datasets',
   'yaml': 'PyYAML',
 }
-# Needed, but by our dependencies: nothing of ours imports them.
 # Imported where it is asked for; a sentence says so where it is missing.
 _OPTIONAL = {'scikit-learn'}
+# Needed, but by our dependencies: nothing of ours imports them.
 _INDIRECT = {
   'tensorflow': 'clu imports it; the build for machines other than x86 Linux',
   'tensorflow-cpu': 'clu imports it',

@@ -183,6 +183,7 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
     pytest.raises(build.ConfigError, match='another process is training'),
   ):
     train.train_and_evaluate(config, str(tmp_path))
+  assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json*')}
   built = assemble.setup(config)
   params = jax.tree.map(
     lambda x: x + 1, assemble.initial_params(config, built.policy)

@@ -21,6 +21,9 @@ ARMS = {
   'main': study.Arm(
     CONFIG, 'a random window of 3 of the 5 early steps trained'
   ),
+  'no_kl': study.Arm(
+    CONFIG, 'main without its KL term', {'objective.kl.weight': 0.0}
+  ),
   'fast': study.Arm(f'{CONFIG}:fast', 'a window of 2'),
   'all': study.Arm(
     f'{CONFIG}:all', 'all 7 noisy steps trained, as Flow-GRPO does'
