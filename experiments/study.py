@@ -25,6 +25,7 @@ what another one is at.
 
 from collections.abc import Callable, Mapping, Sequence
 import datetime
+import importlib
 import json
 import os
 import pathlib
@@ -58,6 +59,10 @@ class Arm(NamedTuple):
   parameters this one starts from, of the same seed, or of the seed after a
   colon ('distil:0'). Its row then begins where the other one ended, and its
   cost is its own; column `init` names the other run.
+
+  What several studies compare with is run once: the rows of an arm with
+  `shared='flow_grpo/short'` are those of that study's arm, which runs first
+  where it has none.
   """
 
   config: str  # a file with variants, 'configs/flow_grpo.py:fast'
@@ -65,6 +70,16 @@ class Arm(NamedTuple):
   overrides: Mapping[str, Any] = {}  # {'optimizer.lr': 1e-4}
   after: str = ''
   vmap: bool = False  # all seeds in one program, see vmapped.py
+  shared: str = ''  # 'study/arm'
+
+
+# The main job, cut short, as several studies' baseline.
+FLOW_GRPO = Arm(
+  'configs/flow_grpo.py',
+  'Flow-GRPO as in the main job: a window, groups of 12',
+  SHORT,
+  shared='flow_grpo/short',
+)
 
 
 class Claim(NamedTuple):
@@ -100,9 +115,14 @@ class Study(NamedTuple):
     return pathlib.Path(self.file).resolve().parent
 
 
+def _stages(study: Study) -> set[str]:
+  return {arm.after.partition(':')[0] for arm in study.arms.values()}
+
+
 def check(study: Study) -> None:
   """Raises ValueError, in one sentence, on a study that names what is not."""
   arms = study.arms
+  stages = _stages(study)
   for name, arm in arms.items():
     stage, _, seed = arm.after.partition(':')
     before, earlier = [name], stage
@@ -114,6 +134,11 @@ def check(study: Study) -> None:
         )
       before.append(earlier)
       earlier = arms[earlier].after.partition(':')[0]
+    if arm.shared and (arm.after or arm.vmap or name in stages):
+      raise ValueError(
+        f'arm {name!r} shares {arm.shared!r}, so it can be no stage, come '
+        'after none and have no vmap'
+      )
     if arm.vmap and stage and not seed:
       raise ValueError(
         f'arm {name!r} trains all seeds at once, from one initial model: say '
@@ -143,8 +168,7 @@ def arguments(
   out += [f'--config.{path}={value}' for path, value in arm.overrides.items()]
   if init:
     out.append(f'--config.init={init}')
-  stages = {other.after.partition(':')[0] for other in study.arms.values()}
-  if name in stages:
+  if name in _stages(study):
     out.append(f'--config.export={EXPORT}')
   return out
 
@@ -201,6 +225,9 @@ def measure(
       another process is at it, instead of leaving the run to it.
   """
   arm = study.arms[name]
+  if arm.shared:
+    share(study, name, seeds, runs)
+    return
   label = f'{study.folder.name}-{name}-{"all" if arm.vmap else seeds[0]}'
   with files.locked(runs / f'{label}.lock', wait=again) as lock:
     if lock is None:
@@ -236,6 +263,18 @@ def measure(
         call([*script, '--child=extra', name, seed, str(workdir)], lock)
         more |= json.loads((workdir / 'extra.json').read_text())
       rows.append(study.folder, rows.row_of(workdir, **more))
+
+
+def share(
+  study: Study, name: str, seeds: Sequence[str], runs: pathlib.Path
+) -> None:
+  """Copies another study's rows of seeds without one; runs what is missing."""
+  folder, _, theirs = study.arms[name].shared.partition('/')
+  other = importlib.import_module(f'experiments.{folder}.run').STUDY
+  measure(other, theirs, seeds, runs)
+  for row in rows.read(other.folder):
+    if row['arm'] == theirs and row['seed'] in seeds:
+      rows.append(study.folder, {**row, 'arm': name})
 
 
 def finished(workdir: pathlib.Path, words: Sequence[str], commit: str) -> bool:

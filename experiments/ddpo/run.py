@@ -28,11 +28,7 @@ ARMS = {
     'ddpo with a step-wise KL term of weight 0.01',
     study.SHORT,
   ),
-  'flow_grpo': study.Arm(
-    'configs/flow_grpo.py',
-    'Flow-GRPO as in the main job: a window, groups of 12',
-    study.SHORT,
-  ),
+  'flow_grpo': study.FLOW_GRPO,
 }
 CLAIMS = (
   study.Claim(

@@ -33,11 +33,7 @@ ARMS = {
     'matching loss on right renders',
     study.SHORT,
   ),
-  'flow_grpo': study.Arm(
-    'configs/flow_grpo.py',
-    'Flow-GRPO as in the main job: a window, groups of 12',
-    study.SHORT,
-  ),
+  'flow_grpo': study.FLOW_GRPO,
 }
 CLAIMS = (
   study.Claim(

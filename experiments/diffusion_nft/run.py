@@ -30,11 +30,7 @@ ARMS = {
   'awm': study.Arm(
     'configs/diffusion_nft.py:awm', 'advantage-weighted matching', study.SHORT
   ),
-  'flow_grpo': study.Arm(
-    'configs/flow_grpo.py',
-    'Flow-GRPO as in the main job: a window, groups of 12',
-    study.SHORT,
-  ),
+  'flow_grpo': study.FLOW_GRPO,
 }
 CLAIMS = (
   study.Claim(

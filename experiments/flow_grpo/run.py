@@ -28,6 +28,7 @@ ARMS = {
   'all': study.Arm(
     f'{CONFIG}:all', 'all 7 noisy steps trained, as Flow-GRPO does'
   ),
+  'short': study.FLOW_GRPO._replace(shared=''),
   'proxy': study.Arm(
     f'{CONFIG}:proxy',
     'trained on the learned detector, all parameters; the oracle only judges',

@@ -22,9 +22,7 @@ ARMS = {
   'rebel': study.Arm(
     f'{CONFIG}:rebel', 'four, REBEL', study.SHORT, after='distil:0'
   ),
-  'flow_grpo': study.Arm(
-    'configs/flow_grpo.py', 'Flow-GRPO on the base, eight calls', study.SHORT
-  ),
+  'flow_grpo': study.FLOW_GRPO,
 }
 CLAIMS = (
   study.Claim(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 
@@ -202,6 +203,28 @@ def test_a_stage_of_one_seed(tmp_path, children):
                  f'demo-second-1{end}']  # fmt: skip
 
 
+def test_a_shared_arm_is_run_once(tmp_path, children, monkeypatch):
+  (tmp_path / 'other').mkdir()
+  arm = study.Arm('configs/toy.py:tiny', 'what all compare with')
+  other = _study(
+    tmp_path, file=str(tmp_path / 'other' / 'run.py'), arms={'short': arm}
+  )
+  module = types.SimpleNamespace(STUDY=other)
+  monkeypatch.setitem(sys.modules, 'experiments.other', module)
+  monkeypatch.setitem(sys.modules, 'experiments.other.run', module)
+  shared = arm._replace(shared='other/short')
+  mine = _study(tmp_path, arms={'base': shared, 'mine': arm})
+  study.check(mine)
+  for _ in range(2):
+    assert not study.run(mine, ['base', 'mine'], ['0', '1'], tmp_path)
+  assert len(children.commands) == 4  # two seeds of two arms
+  (theirs,) = [r for r in rows.read(other.folder) if r['seed'] == '1']
+  (copy,) = [
+    r for r in rows.read(mine.folder) if (r['arm'], r['seed']) == ('base', '1')
+  ]
+  assert copy == {**theirs, 'arm': 'base'}
+
+
 def test_vmapped_seeds_share_a_process(tmp_path, children):
   demo = _study(tmp_path, arms={'toy': ARMS['first']._replace(vmap=True)})
   study.run(demo, ['toy'], ['0'], tmp_path / 'runs')
@@ -234,6 +257,10 @@ def test_another_runner_is_left_its_run(tmp_path, children, capsys):
     (
       dict(arms={**ARMS, 'v': ARMS['second']._replace(vmap=True)}),
       "after='first:0'",
+    ),
+    (
+      dict(arms={'a': study.Arm('c', '', vmap=True, shared='b/c')}),
+      "shares 'b/c'",
     ),
     (dict(claims=[study.Claim('', '', 'x.kl', 'first.kl')]), 'x.kl'),
     (
