@@ -20,7 +20,7 @@ COLUMNS = (
   'arm', 'seed', 'date', 'steps', 'samples', 'base_strict', 'strict',
   'base_proxy', 'proxy', 'base_diversity', 'diversity', 'kl', 'wall_seconds',
   'seconds_to_first_metric', 'samples_per_second', 'peak_rss_bytes',
-  'updates_skipped', 'device', 'jax_version', 'git_commit',
+  'updates_skipped', 'device', 'cpus', 'jax_version', 'git_commit',
 )  # fmt: skip
 Row = dict[str, Any]  # of results.csv: text, or numbers not yet written
 

@@ -150,6 +150,7 @@ def vmapped_runs(
     line.close()
     after = run_eval(config.steps, map(trained, range(n)))
 
+  environment = system.environment()
   wall, out = time.time() - started, []
   for i, (c, workdir) in enumerate(zip(configs, workdirs)):
     if c.export:
@@ -167,9 +168,10 @@ def vmapped_runs(
       samples_per_second=train.median_speed(os.fspath(workdir)),
       peak_rss_bytes=system.peak_rss_bytes(),
       updates_skipped=int(states.skipped[i]),
-      device=jax.devices()[0].device_kind,
-      jax_version=jax.__version__,
-      git_commit=system.git_commit(),
+      device=environment['device'],
+      cpus=environment['cpus'],
+      jax_version=environment['jax'],
+      git_commit=environment['git_commit'],
       seeds_at_once=n,
     )
     results.write_json(workdir, result)

@@ -21,6 +21,7 @@ result.json, schema_version 1. A number nobody measured is null.
   peak_rss_bytes      most memory held by process 0
   updates_skipped     updates not taken because they were not finite
   device              jax's device kind, "cpu" or "NVIDIA H100 80GB HBM3"
+  cpus                cores the process might use; optional
   jax_version
   git_commit          of the checkout the package ran from, or null
 

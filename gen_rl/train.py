@@ -308,9 +308,10 @@ def train_and_evaluate(
     samples_per_second=median_speed(workdir),
     peak_rss_bytes=memory(),
     updates_skipped=int(state.skipped),
-    device=jax.devices()[0].device_kind,
-    jax_version=jax.__version__,
-    git_commit=system.git_commit(),
+    device=environment['device'],
+    cpus=environment['cpus'],
+    jax_version=environment['jax'],
+    git_commit=environment['git_commit'],
   )
   if jax.process_index() == 0:
     results.write_json(workdir, result)
