@@ -21,7 +21,7 @@ result.json, schema_version 1. A number nobody measured is null.
   peak_rss_bytes      most memory held by process 0
   updates_skipped     updates not taken because they were not finite
   device              jax's device kind, "cpu" or "NVIDIA H100 80GB HBM3"
-  cpus                cores the process might use; optional
+  cpus                cores the process might use
   jax_version
   git_commit          of the checkout the package ran from, or null
 
@@ -51,6 +51,7 @@ RESULT_KEYS = (
   'peak_rss_bytes',
   'updates_skipped',
   'device',
+  'cpus',
   'jax_version',
   'git_commit',
 )

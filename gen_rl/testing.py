@@ -277,6 +277,7 @@ def result() -> dict[str, Any]:
     peak_rss_bytes=2 * 2**30,
     updates_skipped=0,
     device='cpu',
+    cpus=2,
     jax_version='0.10.2',
     git_commit=None,
   )

@@ -18,7 +18,7 @@ def test_json_schema(tmp_path):
     schema_version=int, config_name=str, seed=int, steps=int,
     wall_seconds=float, seconds_to_first_metric=float,
     samples_per_second=float, peak_rss_bytes=int, updates_skipped=int,
-    device=str, jax_version=str,
+    device=str, cpus=int, jax_version=str,
   )  # fmt: skip
   assert all(type(read[k]) is t for k, t in types.items())
 
