@@ -1,6 +1,6 @@
 """All studies in one table, and how much code each method takes.
 
-  python experiments/overview.py
+  python experiments/overview.py   # prints them and renews README.md
 
 Claims and verdicts are what run.py says, numbers are from results.csv. Lines
 of code are those of a method's config and of the functions that are its own,
@@ -102,5 +102,12 @@ def code(everything: dict[str, study.Study]) -> str:
   return tables.markdown(('method', 'lines', 'where'), lines)
 
 
+def tables_of(everything: dict[str, study.Study]) -> dict[str, str]:
+  """Both tables, for `tables.fill`."""
+  return dict(claims=claims(everything), code=code(everything))
+
+
 if __name__ == '__main__':
-  print(claims(studies()), code(studies()), sep='\n\n')
+  both = tables_of(studies())
+  print(*both.values(), sep='\n\n')
+  tables.fill_file(study.ROOT / 'experiments' / 'README.md', both)

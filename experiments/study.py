@@ -357,6 +357,8 @@ def main(study: Study) -> None:
   --arms, --seeds   which (default: all)
   --runs            folder of the runs
   --report          only tables and plot, of the rows there are
+
+  Tables are printed and put into the README, see `tables.fill`.
   """
   from experiments import plots, tables
 
@@ -387,7 +389,9 @@ def main(study: Study) -> None:
     if not report.value:
       failed = run(study, arms.value, which.value, folder)
     found = rows.read(study.folder)
-    print(tables.report(study, found))
+    parts = tables.report(study, found)
+    print(study.title, *parts.values(), sep='\n\n')
+    tables.fill_file(study.folder / 'README.md', parts)
     plots.plot(study, found, folder)
     if failed:
       raise SystemExit('Not all runs ended well.\n' + '\n'.join(failed))

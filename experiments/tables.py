@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import math
+import pathlib
 from typing import Any
 
 from experiments.rows import Row
 from experiments.study import Study
+from gen_rl.utils import files
 
 # Column of results.csv (or a value made of some), heading, format.
 _TABLE = (
@@ -57,14 +59,27 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def arms(study: Study) -> str:
-  """What each arm is."""
+  """What each arm is; overrides that all arms share are said once, below."""
+  every = list(study.arms.values())
+  shared = set.intersection(*(set(arm.overrides.items()) for arm in every))
+  if len(every) == 1:
+    shared = set()
+
+  def text(overrides) -> str:
+    return ' '.join(f'{k}={v}' for k, v in overrides)
+
   lines = []
   for name, arm in study.arms.items():
     about = arm.about + (f'; starts from `{arm.after}`' if arm.after else '')
-    changes = ' '.join(f'{k}={v}' for k, v in arm.overrides.items())
-    said = f'`{arm.config}`' + (f' with `{changes}`' if changes else '')
+    about += f'; rows of `{arm.shared}`' if arm.shared else ''
+    own = text(x for x in arm.overrides.items() if x not in shared)
+    said = f'`{arm.config}`' + (f' with `{own}`' if own else '')
     lines.append((name, about, said))
-  return markdown(('arm', 'what', 'config'), lines)
+  table = markdown(('arm', 'what', 'config'), lines)
+  if shared:
+    common = text(x for x in every[0].overrides.items() if x in shared)
+    table += f'\n\nAll with `{common}`.'
+  return table
 
 
 def summary(study: Study, rows: Sequence[Row]) -> str:
@@ -96,11 +111,37 @@ def by_task(study: Study, rows: Sequence[Row]) -> str:
   return markdown((f'{study.by_task}, by task', 'base', 'trained'), lines)
 
 
-def report(study: Study, rows: Sequence[Row]) -> str:
-  """All of them, as the README shows them."""
-  parts = [study.title, arms(study)]
+def report(study: Study, rows: Sequence[Row]) -> dict[str, str]:
+  """{part: table} of what there is, for `fill`."""
+  parts = dict(arms=arms(study))
   if rows:
-    parts.append(summary(study, rows))
+    parts['summary'] = summary(study, rows)
   if any(row['arm'] == study.by_task for row in rows):
-    parts.append(by_task(study, rows))
-  return '\n\n'.join(parts)
+    parts['by_task'] = by_task(study, rows)
+  return parts
+
+
+def fill(text: str, parts: Mapping[str, str]) -> str:
+  """A README with its tables renewed.
+
+  A part stands between the lines `<!-- summary -->` and `<!-- end -->`. Parts
+  that a text does not show are left out, other marks are left alone.
+
+  Raises:
+    ValueError: a part's end is missing.
+  """
+  for name, table in parts.items():
+    before, mark, rest = text.partition(f'<!-- {name} -->\n')
+    if not mark:
+      continue
+    _, end, after = rest.partition('<!-- end -->')
+    if not end:
+      raise ValueError(f'<!-- {name} --> has no <!-- end --> after it')
+    text = f'{before}{mark}\n{table}\n\n{end}{after}'
+  return text
+
+
+def fill_file(path: pathlib.Path, parts: Mapping[str, str]) -> None:
+  """The same in place; no file, nothing done."""
+  if path.exists():
+    files.write_text(path, fill(path.read_text(), parts))

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from experiments import overview, rows, study
+from experiments import overview, rows, study, tables
 
 
 def test_lines_of_code(tmp_path):
@@ -56,6 +56,12 @@ def test_the_studies_of_this_repository():
     study.check(each)
     for arm in each.arms.values():
       assert (study.ROOT / arm.config.partition(':')[0]).is_file(), name
+    readme = (each.folder / 'README.md').read_text()
+    assert '<!-- arms -->' in readme, name
+    now = tables.report(each, rows.read(each.folder))
+    assert tables.fill(readme, now) == readme, f'{name}: run.py --report'
+  readme = (study.ROOT / 'experiments' / 'README.md').read_text()
+  assert tables.fill(readme, overview.tables_of(found)) == readme, 'overview.py'
   table = overview.claims(found)
   assert '[flow_grpo](flow_grpo)' in table and '| holds |' in table
   assert '**median**' in overview.code(found)

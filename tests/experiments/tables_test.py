@@ -1,5 +1,7 @@
 """Tables of rows whose numbers are worked out by hand."""
 
+import pytest
+
 from experiments import study, tables
 
 ROWS = [
@@ -48,11 +50,36 @@ def test_arms_and_tasks():
   assert tables.arms(STUDY).splitlines()[3] == (
     '| b | the next; starts from `a` | `configs/b.py:x` with `lr=0.1` |'
   )
+  both = dict(steps=6, ema=0.9)
+  pair = STUDY._replace(arms={
+    'a': study.Arm('configs/a.py', 'one', both, shared='other/a'),
+    'b': study.Arm('configs/b.py', 'two', {**both, 'lr': 0.1}),
+  })  # fmt: skip
+  assert tables.arms(pair).splitlines()[2:] == [
+    '| a | one; rows of `other/a` | `configs/a.py` |',
+    '| b | two | `configs/b.py` with `lr=0.1` |',
+    '',
+    'All with `steps=6 ema=0.9`.',
+  ]
   assert tables.by_task(STUDY, ROWS).splitlines() == [
     '| b, by task | base | trained |',
     '| --- | --- | --- |',
     '| task | 0.250 | 0.500 |',
   ]
-  whole = tables.report(STUDY, ROWS)
-  assert tables.summary(STUDY, ROWS) in whole and '| task |' in whole
-  assert 'seeds' not in tables.report(STUDY, [])
+  assert list(tables.report(STUDY, ROWS)) == ['arms', 'summary', 'by_task']
+  assert list(tables.report(STUDY, [])) == ['arms']
+
+
+def test_a_readme_gets_its_tables(tmp_path):
+  path = tmp_path / 'README.md'
+  tables.fill_file(path, dict(arms='new'))  # none: nothing to do
+  assert not path.exists()
+  path.write_text('Head\n<!-- arms -->\nold\n<!-- end -->\nWords\n')
+  parts = dict(arms='| new |', summary='| not shown |')
+  for _ in range(2):
+    tables.fill_file(path, parts)
+    assert path.read_text() == (
+      'Head\n<!-- arms -->\n\n| new |\n\n<!-- end -->\nWords\n'
+    )
+  with pytest.raises(ValueError, match='arms --> has no <!-- end'):
+    tables.fill('<!-- arms -->\n| cut |', parts)
