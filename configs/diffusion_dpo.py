@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   name = 'kto' if 'kto' in variants else 'dpo'
   c.objective = config_dict.ConfigDict()
   c.objective.preference = config_dict.create(
-    name=name, beta=1000.0, draws=2, weight=1.0
+    name=name, beta=100.0, draws=2, weight=1.0
   )
   if 'rendered' in variants:
     c.behaviour = 'params'
