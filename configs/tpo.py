@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.policy.time_mean = 1.0  # what is drawn gets decided near the noise
   c.objective = config_dict.ConfigDict()
   c.objective.preference = config_dict.create(
-    name='dpo', beta=100.0, draws=2, loser_cap=0.05, weight=1.0
+    name='dpo', beta=100.0, draws=2, loser_cap=0.2, weight=1.0
   )
   if 'uncapped' in variants:
     c.objective.preference.loser_cap = None
