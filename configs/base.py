@@ -19,6 +19,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
   # else the path of a safetensors file.
   c.init = ''
+  # Low-rank adapters of the modules whose names this regular expression finds;
+  # '' has none. To train them alone: trainable='_lora_[ab]$'.
+  c.lora = dict(pattern='', rank=8, alpha=16.0)
   c.trainable = ''  # regular expression on parameter names; "" trains all
 
   c.tokenizer = dict(name='shapes_words')  # a function of data.tokenizers
@@ -114,6 +117,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     seed=1234,  # of the initial noise
     gold=dict(oracle=dict(name='shapes_strict')),  # the verdict
     shown=14,  # prompts in grids
+  )
+  # Devices along each axis of the mesh; one may be -1, all that are left.
+  c.mesh = config_dict.create(
+    data=-1,  # split the rows
+    fsdp=1,  # split rows, parameters and optimizer state
+    tensor=1,  # split heads and hidden units
+    rules={},  # {logical axis: mesh axis} in place of sharding.RULES
   )
   c.log = config_dict.create(
     every=1,  # steps between lines of metrics.jsonl

@@ -70,7 +70,7 @@ def vmapped_runs(
   built = assemble.setup(config)
   if combine.split(built.rewards or {})[1]:
     raise build.ConfigError('a reward that needs the host cannot be vmapped')
-  step, tx, advantage = assemble.make_step(config, built, sharding.data_mesh(1))
+  step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   evaluate, eval_batch = assemble.make_evaluator(config, built)
   bases = [
     jax.device_get(assemble.initial_params(c, built.policy)) for c in configs

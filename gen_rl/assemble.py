@@ -29,7 +29,7 @@ from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.data import pictures, pipeline, prompts, tokenizers
 from gen_rl.diffusion import schedules, transitions
-from gen_rl.models import weights
+from gen_rl.models import lora, weights
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
@@ -194,12 +194,35 @@ def check(config: ml_collections.ConfigDict, rewarded: bool) -> None:
 
 
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
-  """Parameters a run starts from: `config.init`, or drawn from the seed."""
-  shapes = jax.eval_shape(policy.init, jax.random.key(0))
+  """Parameters a run starts from: `config.init`, or drawn from the seed.
+
+  With new adapters where `config.lora` asks for them.
+  """
+  key = jax.random.key(config.seed)
   if config.init:
+    shapes = jax.eval_shape(policy.init, key)
     params, _ = weights.load(weights.find(config.init), shapes, cast=True)
-    return jax.tree.map(jnp.asarray, params)
-  return jax.jit(policy.init)(jax.random.key(config.seed))
+    params = jax.tree.map(jnp.asarray, params)
+  else:
+    params = jax.jit(policy.init)(key)
+  return with_adapters(config, params)
+
+
+def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
+  """Adds the adapters `config.lora` asks for, which change nothing yet."""
+  if not config.lora.pattern:
+    return params
+  key = rng.stream_keys(jax.random.key(config.seed), 'lora')
+  return lora.add(params, **config.lora, key=key)
+
+
+def param_shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
+  """ShapeDtypeStructs of `initial_params`, without a file or memory."""
+
+  def init():
+    return with_adapters(config, policy.init(jax.random.key(0)))
+
+  return jax.eval_shape(init)
 
 
 def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
@@ -292,8 +315,18 @@ def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
   return run, batch
 
 
+def make_layout(
+  config: ml_collections.ConfigDict, built: Setup, devices: Any = None
+) -> sharding.Layout:
+  """Where arrays live, of `config.mesh`; on all devices by default."""
+  sizes = {k: v for k, v in config.mesh.items() if k != 'rules'}
+  mesh = sharding.make_mesh(**sizes, devices=devices)
+  rules = {**sharding.RULES, **config.mesh.rules}
+  return sharding.Layout(mesh, built.policy.axes, rules)
+
+
 def make_step(
-  config: ml_collections.ConfigDict, built: Setup, mesh: jax.sharding.Mesh
+  config: ml_collections.ConfigDict, built: Setup, layout: sharding.Layout
 ):
   """(Step, optimizer, advantage) of a config."""
   group_size = config.data.group_size
@@ -329,7 +362,9 @@ def make_step(
     config.updates,
     config.microbatches,
     group_size if whole_groups else 1,
-  ) or sharding.rows_error(rows, mesh):
+  ) or sharding.rows_error(
+    rows, layout.row_shards, config.updates * config.microbatches
+  ):
     raise build.ConfigError(error)
   step = train_step.make(
     built.policy,
@@ -354,7 +389,7 @@ def make_step(
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size
     ),
-    mesh=mesh if mesh.size > 1 else None,
+    layout=layout,
   )
   return step, tx, advantage
 

@@ -34,7 +34,7 @@ from gen_rl.types import PyTree
 from gen_rl.utils import tree as tree_lib
 
 # Config fields that may change between a save and a resume.
-IGNORE = ('steps', 'log', 'eval', 'checkpoint', 'mode', 'workdir')
+IGNORE = ('steps', 'log', 'eval', 'checkpoint', 'mesh', 'mode', 'workdir')
 
 
 class Restored(NamedTuple):

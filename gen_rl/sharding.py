@@ -1,40 +1,270 @@
-"""Rows over devices: data parallelism by sharding constraints.
+"""Where arrays live: a mesh, and rules from logical axes to its axes.
 
-Parameters are replicated, rows are split over the mesh, and the compiler adds
-the collectives. Group statistics are taken over global arrays, so they are
-exact wherever a group's rows happen to live.
+A mesh has three axes: "data" and "fsdp" split the rows, "fsdp" and "tensor"
+split parameters. Models say what the dimensions of their parameters are, by
+name ("embed", "mlp"); rules of the config say which mesh axis splits what. The
+compiler adds the collectives (GSPMD). Group statistics are taken over global
+arrays, so they are exact wherever a group's rows happen to live.
 """
 
+from collections.abc import Mapping, Sequence
+import contextlib
+import math
+import re
+from typing import Any, NamedTuple
+
+from flax import linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
-from gen_rl.types import PyTree
+from gen_rl.build import ConfigError
+from gen_rl.types import Axes, PyTree
+from gen_rl.utils import tree as tree_lib
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+ROW_AXES = ('data', 'fsdp')
+# Logical axis -> mesh axis. "batch" are rows, wherever they are; the others
+# are dimensions of parameters, "heads" and "mlp" of activations as well.
+RULES = {
+  'batch': ROW_AXES,
+  'embed': 'fsdp',
+  'mlp': 'tensor',
+  'heads': 'tensor',
+  'vocab': 'tensor',
+}
+# Parts of a TrainState whose leaves are shaped like parameters.
+_LIKE_PARAMS = ('params', 'opt_state', 'refs', 'frozen/policy')
+_LORA = re.compile(r'_lora_([ab])$')
 
 
-def data_mesh(devices: int | None = None) -> Mesh:
-  """All devices (or the first `devices`) along one axis, "data"."""
-  available = jax.devices()
-  count = devices or len(available)
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
+  """The devices as an array of data x fsdp x tensor.
+
+  Args:
+    data: devices along it; -1 (of one axis at most): all that are left.
+    fsdp: see data.
+    tensor: see data; innermost, so that its devices are near each other.
+    devices: default all, of all processes.
+
+  Raises:
+    ConfigError: the product is not the number of devices; says which axis to
+      change.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes, count = [data, fsdp, tensor], len(devices)
+  said = ' x '.join(f'{n}={k}' for n, k in zip(MESH_AXES, sizes, strict=True))
+  if sizes.count(-1) > 1 or any(k < 1 and k != -1 for k in sizes):
+    raise ConfigError(
+      f'config.mesh is {said}; sizes are positive, and one may be -1, for all '
+      'devices that are left'
+    )
+  rest = math.prod(k for k in sizes if k != -1)
+  if -1 in sizes and count % rest == 0:
+    sizes[sizes.index(-1)] = count // rest
+  if math.prod(sizes) != count:
+    fits = [
+      f'{name}={count * k // math.prod(sizes)}'
+      for name, k in zip(MESH_AXES, sizes, strict=True)
+      if -1 not in sizes and count * k % math.prod(sizes) == 0
+    ]
+    raise ConfigError(
+      f'config.mesh is {said}, and there are {count} devices; '
+      + (
+        f'{" or ".join(fits)} would do'
+        if fits
+        else f'the product of its sizes has to divide {count}'
+      )
+    )
   return jax.make_mesh(
-    (count,),
-    ('data',),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=available[:count],
+    tuple(sizes),
+    MESH_AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    devices=devices,
   )
 
 
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-  """A copy of every leaf on every device of the mesh."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def logical_axes(name: str, ndim: int, axes: Axes) -> tuple[str | None, ...]:
+  """What the dimensions of a parameter are.
+
+  Args:
+    name: its path, 'block_0/qkv/kernel'; what stands before a parameter's own
+      path does not matter ('opt_state/0/mu/block_0/qkv/kernel').
+    ndim: its dimensions. A pattern names the last ones; those before, of
+      stacked layers, belong to no axis.
+    axes: (regular expression, names) in the order they are tried.
+
+  Raises:
+    ValueError: no pattern fits.
+  """
+  adapter = _LORA.search(name)
+  base = _LORA.sub('', name)
+  for pattern, names in axes:
+    if re.search(pattern, base):
+      if adapter:  # a: [in, rank], b: [rank, out]
+        names = (
+          (names[-2], None) if adapter.group(1) == 'a' else (None, names[-1])
+        )
+      if len(names) > ndim:
+        break
+      return (None,) * (ndim - len(names)) + tuple(names)
+  raise ValueError(
+    f'no pattern says which axes the {ndim} dimensions of {name!r} are; add '
+    'one to the AXES of its model'
+  )
 
 
-def rows_error(rows: int, mesh: Mesh) -> str | None:
-  """Why `rows` cannot be split over the mesh, or None."""
-  if rows % mesh.size == 0:
+class Layout(NamedTuple):
+  """A mesh, what its axes split, and what a model's dimensions are."""
+
+  mesh: Mesh
+  axes: Axes = ()
+  rules: Mapping[str, str | Sequence[str] | None] = RULES
+
+  @property
+  def row_shards(self) -> int:
+    """Over how many devices rows are split."""
+    return math.prod(self.mesh.shape[a] for a in ROW_AXES)
+
+  def spec(self, shape: Sequence[int], names: Sequence) -> PartitionSpec:
+    """Mesh axes of dimensions with these logical names.
+
+    A dimension that its mesh axis does not divide stays whole, as does one
+    whose mesh axis another dimension has taken.
+    """
+    taken, out = set(), []
+    for size, name in zip(shape, names, strict=True):
+      found = self.rules.get(name) if name else None
+      found = (found,) if isinstance(found, str) else tuple(found or ())
+      found = tuple(a for a in found if a not in taken)
+      if size % math.prod(self.mesh.shape[a] for a in found):
+        found = ()
+      taken.update(found)
+      out.append(found[0] if len(found) == 1 else found or None)
+    return PartitionSpec(*out)
+
+  def params(self, params: PyTree) -> PyTree:
+    """NamedShardings of parameters; ValueError where the model says nothing."""
+
+    def place(path, x):
+      name = tree_lib.path_name(path)
+      return self._sharding(x.shape, logical_axes(name, x.ndim, self.axes))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+  def state(self, state: PyTree) -> PyTree:
+    """NamedShardings of a TrainState: like parameters, or on all devices."""
+
+    def place(path, x):
+      name, shape = tree_lib.path_name(path), x.shape
+      if name.startswith(_LIKE_PARAMS) and len(shape):
+        try:
+          names = logical_axes(name, len(shape), self.axes)
+        except ValueError:  # statistics of another shape
+          return self.everywhere
+        return self._sharding(shape, names)
+      return self.everywhere
+
+    self.params((state.params, state.frozen['policy']))  # all are known
+    return jax.tree_util.tree_map_with_path(place, state)
+
+  def _sharding(self, shape, names) -> NamedSharding:
+    return NamedSharding(self.mesh, self.spec(shape, names))
+
+  @property
+  def everywhere(self) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def put(self, state: PyTree) -> PyTree:
+    """A TrainState of one device or of the host, where it belongs."""
+    return put(state, self.state(state))
+
+  def constrain(self, state: PyTree) -> PyTree:
+    """The same inside a program."""
+    if self.mesh.size == 1:
+      return state
+    return jax.lax.with_sharding_constraint(state, self.state(state))
+
+  def rows(self, x: PyTree, axis: int = 0) -> PyTree:
+    """Inside a program: splits rows, which lie along `axis` of every leaf.
+
+    What all rows share (Rows.key, of no dimension) is left alone.
+    """
+    if self.mesh.size == 1:
+      return x
+    spec = PartitionSpec(*(None,) * axis, ROW_AXES)
+    sharding = NamedSharding(self.mesh, spec)
+    return jax.tree.map(
+      lambda a: (
+        jax.lax.with_sharding_constraint(a, sharding) if a.ndim > axis else a
+      ),
+      x,
+    )
+
+  @contextlib.contextmanager
+  def scope(self):
+    """Programs traced inside place activations by `nn.with_logical_constraint`.
+
+    On one device there is nothing to place.
+    """
+    if self.mesh.size == 1:
+      yield
+      return
+    rules = [(name, axes) for name, axes in self.rules.items()]
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(rules):
+      yield
+
+
+def one_device() -> Layout:
+  """No mesh to speak of: the first device."""
+  return Layout(make_mesh(devices=jax.devices()[:1]))
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Arrays every process has, or arrays anywhere -> global arrays.
+
+  Args:
+    tree: of numpy or jax arrays; the same on all processes.
+    shardings: a tree like it, or one for all leaves.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+
+  def one(x, sharding):
+    if jax.process_count() == 1 or not getattr(x, 'is_fully_addressable', True):
+      return jax.device_put(x, sharding)
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = np.asarray(jax.random.key_data(x))
+      spec = PartitionSpec(*sharding.spec, *(None,) * (data.ndim - x.ndim))
+      data = one(data, NamedSharding(sharding.mesh, spec))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(one, tree, shardings)
+
+
+def rows_error(rows: int, shards: int, parts: int = 1) -> str | None:
+  """Why rows cannot be split over devices, or None.
+
+  Args:
+    rows: of a rollout.
+    shards: devices along the data and fsdp axes of the mesh.
+    parts: microbatches of a rollout, each of which is split.
+  """
+  unit = shards * parts
+  if rows % unit == 0:
     return None
-  below = rows // mesh.size * mesh.size
-  fits = [n for n in (below, below + mesh.size) if n]
+  below = rows // unit * unit
+  fits = [n for n in (below, below + unit) if n]
+  cut = f' in {parts} microbatches' if parts > 1 else ''
   return (
-    f'{rows} rows (prompts_per_step * group_size) do not divide over '
-    f'{mesh.size} devices; {" or ".join(map(str, fits))} would'
+    f'{rows} rows (prompts_per_step * group_size){cut} do not divide over '
+    f'{shards} devices; {" or ".join(map(str, fits))} would'
   )

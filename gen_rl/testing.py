@@ -72,7 +72,12 @@ def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
   def null(cond: Mapping) -> Mapping:
     return {**cond, 'tokens': jnp.zeros_like(cond['tokens'])}
 
-  return Net(init, apply, SHAPE, null)
+  axes = (
+    ('embed', ('vocab', 'embed')),
+    ('up', ('embed', 'mlp')),
+    ('down', ('mlp', 'embed')),
+  )
+  return Net(init, apply, SHAPE, null, axes=axes)
 
 
 def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
@@ -181,6 +186,7 @@ def make_step(
   tx: optax.GradientTransformation | None = None,
   group_size: int = 4,
   on_policy: bool | None = None,
+  trainable: str = '',
   **kwargs: Any,
 ) -> tuple[train_step.Step, train_state.TrainState]:
   """(Step, state) of a small run.
@@ -194,6 +200,7 @@ def make_step(
     group_size: samples of a prompt.
     on_policy: of the default policy gradient; by default, whether there is one
       update per rollout.
+    trainable: regular expression on parameter names; '' trains all.
     **kwargs: of `train_step.make`.
   """
   policy = policy or make_policy()
@@ -220,6 +227,7 @@ def make_step(
     policy.init(jax.random.key(1)),
     tx,
     advantage,
+    trainable=trainable,
     refs=('ref', 'ema'),
     reward_params=combine.params(
       {'color': (reward, 1.0), **kwargs.get('monitors', {})}

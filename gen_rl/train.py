@@ -22,11 +22,10 @@ from gen_rl import (
   metrics,
   report,
   results,
-  sharding,
   train_state,
 )
 from gen_rl import evaluate as evaluate_lib
-from gen_rl.models import weights
+from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
 from gen_rl.utils import files, image, progress, system, tree
@@ -100,9 +99,9 @@ def train_and_evaluate(
   """
   started = time.time() if started is None else started
   clock = progress.Stopwatch()
-  mesh = sharding.data_mesh()
   built = assemble.setup(config, own_rewards)
-  step, tx, advantage = assemble.make_step(config, built, mesh)
+  layout = assemble.make_layout(config, built)
+  step, tx, advantage = assemble.make_step(config, built, layout)
   batches = assemble.make_batches(config, built)
   manager = checkpoint.open_manager(
     f'{workdir}/checkpoints', config.checkpoint.keep
@@ -112,7 +111,7 @@ def train_and_evaluate(
   base = jax.device_get(assemble.initial_params(config, built.policy))
   _, host_rewards = combine.split(built.rewards or {})
   state = assemble.initial_state(config, built, base, tx, advantage)
-  state = sharding.replicate(state, mesh)
+  state = layout.put(state)
   origin = tree.checksum((base, state.frozen['rewards']))
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
   elapsed_before, first_metric, most_memory = 0.0, None, 0
@@ -245,6 +244,7 @@ def train_and_evaluate(
       )
     )
 
+    stack.enter_context(layout.scope())
     base_result = None
     if start == 0:
       base_result, _ = run_eval(0, base)
@@ -356,6 +356,8 @@ def export(
 ) -> None:
   """Writes the averaged parameters to `workdir`/<config.export>.safetensors.
 
+  Adapters are merged into the kernels they belong to.
+
   As float16, half the bytes; `initial_params` reads them back as float32.
   """
   facts = dict(
@@ -364,5 +366,6 @@ def export(
     seed=str(config.seed),
     heldout=json.dumps(result.summary()),
   )
+  params = jax.device_get(lora.merge(params))
   half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
   weights.save(f'{workdir}/{config.export}.safetensors', half, facts)

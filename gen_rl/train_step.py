@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_rl import critics as critics_lib
-from gen_rl import minibatch
+from gen_rl import minibatch, sharding
 from gen_rl import replay as replay_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
@@ -90,7 +90,7 @@ def make(
   whole_groups: bool = False,
   critic_tx: optax.GradientTransformation | None = None,
   reals: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
-  mesh: jax.sharding.Mesh | None = None,
+  layout: sharding.Layout | None = None,
 ) -> Step:
   """Composes the step.
 
@@ -117,7 +117,7 @@ def make(
     critic_tx: optimizer of the rewards that are trained too (critics).
     reals: rows -> (latents, cond), a function of `data.pictures`: what critics
       learn to tell from samples.
-    mesh: rows are sharded over all of its axes; None: no constraint.
+    layout: where rows and parameters live; None: all on one device.
 
   Returns:
     The Step. `batch` is what the pipeline yields, `key` the run's root key.
@@ -158,16 +158,15 @@ def make(
   # Where the parameters that are updated may not be those that sampled.
   recompute = updates * epochs > 1 or behaviour != 'params'
 
-  def shard(x: PyTree) -> PyTree:
-    if mesh is None:
-      return x
-    spec = jax.sharding.PartitionSpec(mesh.axis_names)
-    sharding = jax.sharding.NamedSharding(mesh, spec)
-    # What all rows share (Rows.key) has no axis to split.
-    return jax.tree.map(
-      lambda a: jax.lax.with_sharding_constraint(a, sharding) if a.ndim else a,
-      x,
-    )
+  def shard(x: PyTree, axis: int = 0) -> PyTree:
+    return x if layout is None else layout.rows(x, axis)
+
+  def place(state: TrainState) -> TrainState:
+    return state if layout is None else layout.constrain(state)
+
+  def cut(x: PyTree, parts: int) -> PyTree:
+    """Pieces of rows, each of them over all devices."""
+    return shard(minibatch.cut(x, parts), 1)
 
   def full(params: Params, state: TrainState) -> Params:
     return tree.merge(params, state.frozen['policy'])
@@ -325,8 +324,8 @@ def make(
       return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
 
     pieces = (
-      minibatch.cut(exp, microbatches),
-      minibatch.cut(keys, microbatches),
+      cut(exp, microbatches),
+      cut(keys, microbatches),
     )
     shapes = jax.eval_shape(
       lambda s, x: grad_fn(s.params, s, old, first, *x, totals),
@@ -336,6 +335,7 @@ def make(
     start = (shapes[0], *shapes[1])
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
     (grads, sums, peaks), _ = minibatch.fold(accumulate, start, pieces)
+    grads = place(state.replace(params=grads)).params
 
     norm = optax.tree.norm(grads)
     deltas, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -359,7 +359,7 @@ def make(
       'optim/grad_norm': norm,
       'optim/update_norm': update_norm,
     }
-    return (new, old), (metrics, peaks)
+    return (place(new), old), (metrics, peaks)
 
   def update(state: TrainState, exp: Experience, key: Array):
     b = exp.weight.shape[0]
@@ -389,7 +389,7 @@ def make(
       first = (jnp.arange(updates) == 0) & (epoch == 0)
       first &= behaviour == 'params'
       carry, log = minibatch.fold(
-        minibatch_step, carry, (*minibatch.cut(xs, updates), first)
+        minibatch_step, carry, (*cut(xs, updates), first)
       )
       logs.append(log)
     sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
@@ -412,9 +412,7 @@ def make(
       replay = replay_lib.make(policy, dict(params=params), piece)
       return (), replay.log_prob('params')
 
-    _, log_prob = minibatch.fold(
-      one, (), minibatch.cut(exp, updates * microbatches)
-    )
+    _, log_prob = minibatch.fold(one, (), cut(exp, updates * microbatches))
     return exp.traj.replace(
       log_prob=jax.lax.stop_gradient(log_prob.reshape(exp.traj.log_prob.shape))
     )

@@ -13,7 +13,7 @@ break vmap, scan and eval_shape. Pure functions carry jaxtyping shapes, which
 cost nothing in a run and are checked in the tests (tests/conftest.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from flax import struct
@@ -24,6 +24,8 @@ Array = jax.Array
 AnyArray = jax.Array | np.ndarray  # of what also takes numpy arrays
 PyTree = Any
 Params = PyTree
+# ((regular expression on parameter names, names of the last dimensions), ...)
+Axes = Sequence[tuple[str, tuple[str | None, ...]]]
 Metrics = dict[str, Array]
 
 
@@ -112,6 +114,7 @@ class Policy(NamedTuple):
   # (params, x, cond) -> bool [b], for policies that predict labels: are all of
   # a row's right?
   correct: Callable[..., Array] | None = None
+  axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
 
 
 class RewardInputs(NamedTuple):

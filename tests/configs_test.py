@@ -31,9 +31,11 @@ RUN = [v for v in VARIANTS if not v[1] or v[0] == 'flow_grpo']
 def _two_steps(config):
   """(metrics of the two steps, the Step they took)."""
   built = assemble.setup(config)
-  step, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
+  layout = assemble.make_layout(config, built, jax.devices()[:1])
+  step, tx, advantage = assemble.make_step(config, built, layout)
   params = assemble.initial_params(config, built.policy)
   state = assemble.initial_state(config, built, params, tx, advantage)
+  state = layout.put(state)  # its model says what every dimension is
   batches = assemble.make_batches(config, built)
   _, host_rewards = combine.split(built.rewards or {})
   train_step = step.train_step
@@ -81,7 +83,7 @@ def test_builds_at_full_size(name, variant):
   config = CONFIGS[name].get_config(variant)
   config.lock()  # as on the command line: fields exist and keep their types
   built = assemble.setup(config)
-  assemble.make_step(config, built, sharding.data_mesh())
+  assemble.make_step(config, built, sharding.one_device())
   assemble.make_evaluator(config, built)
   shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
   assert jax.tree.leaves(shapes)

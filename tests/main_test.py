@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 from absl import flags
 import jax
@@ -263,7 +262,7 @@ def test_compilation_cache(tmp_path, monkeypatch, capsys, cache_config):
 
 def _builds(config):
   built = assemble.setup(config)
-  return assemble.make_step(config, built, sharding.data_mesh()), built
+  return assemble.make_step(config, built, sharding.one_device()), built
 
 
 def _config(**changes):
@@ -307,10 +306,10 @@ def test_unknown_key_of_a_named_function():
 
 
 def test_rows_over_devices():
-  mesh = types.SimpleNamespace(size=3)  # only its size is asked for
-  assert sharding.rows_error(9, mesh) is None
-  assert '6 or 9 would' in sharding.rows_error(8, mesh)
-  assert '3 would' in sharding.rows_error(2, mesh)
+  assert sharding.rows_error(9, 3) is None
+  assert '6 or 9 would' in sharding.rows_error(8, 3)
+  assert '3 would' in sharding.rows_error(2, 3)
+  assert '4 devices; 8 or 16 would' in sharding.rows_error(12, 4, parts=2)
 
 
 def _prompts(path, name='txt', **more):

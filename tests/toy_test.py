@@ -22,7 +22,7 @@ def test_a_short_run_raises_the_reward():
   config.optimizer.lr = 1e-2
   config.eval.update(samples=128, steps=12)
   built = assemble.setup(config)
-  step, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
+  step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   base = assemble.initial_params(config, built.policy)
   before_params = jax.tree.map(np.array, base)
   state = train_state.create(

@@ -220,7 +220,7 @@ def test_geometry_that_does_not_fit_says_what_would():
   config = tiny_config(microbatches=3)
   built = assemble.setup(config)
   with pytest.raises(build.ConfigError, match='microbatches may be 1, 2, 4, 8'):
-    assemble.make_step(config, built, sharding.data_mesh(1))
+    assemble.make_step(config, built, sharding.one_device())
 
 
 def test_parameter_copies_are_those_that_are_asked_for():

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.rewards.geneval import Detections
-from gen_rl.types import Array, Params
+from gen_rl.types import Array, Axes, Params
 from gen_rl.worlds import grammar, shapes
 
 STRIDE = 4  # pixels per cell
@@ -31,6 +31,8 @@ THRESHOLD = 0.5  # smallest confidence of a detection
 TOLERANCE = 2.0  # pixels a detection's centre may be off, in x and in y
 
 _SHAPES, _COLORS = len(grammar.SHAPES), len(shapes.PALETTE)
+# All of it on every device.
+AXES = ((r'/kernel$', (None,) * 4), (r'/bias$', (None,)))
 _WIDTHS = (1 + _SHAPES, _COLORS, len(shapes.RADII), 2)
 
 
@@ -58,6 +60,7 @@ class Detector(NamedTuple):
   apply: Callable[[Params, Array], Maps]  # (params, images [b h w 3])
   # (params, images) -> what the last layer sees, [b i j d]
   features: Callable[[Params, Array], Array]
+  axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
 
 
 class Net(nn.Module):
@@ -99,7 +102,7 @@ def shapes_detector(channels: tuple[int, int, int] = (24, 32, 64)) -> Detector:
   def features(params: Params, images: Array) -> Array:
     return module.apply({'params': params}, images, features=True)
 
-  return Detector(init, apply, features)
+  return Detector(init, apply, features, AXES)
 
 
 def _cells(maps: Maps, scene: shapes.Scene) -> tuple[Array, Array]:

@@ -19,17 +19,24 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import (
   PAD,
   Dense,
   Net,
   TextEncoder,
   attend,
+  constrain,
   time_embedding,
 )
 from gen_rl.types import Array, Params, PyTree
 
 _ZERO = nn.initializers.zeros
+AXES = (
+  (r'(^|/)(mod|mod_out|pixels|pooled)/kernel$', ('embed', None)),
+  (r'(^|/)(embed|time[12])/kernel$', (None, 'embed')),
+  *layers_lib.AXES,
+)
 
 
 def _norm(x: Array) -> Array:
@@ -79,9 +86,14 @@ class Block(nn.Module):
     k = jnp.concatenate([text[0], self.norm_k(k)], 1)
     v = jnp.concatenate([text[1], v], 1)
     mask = jnp.concatenate([mask, jnp.ones(x.shape[:2], bool)], 1)
-    x += (1 + gate_a) * self.out(attend(self.norm_q(q), k, v, mask))
+    q, k, v = (
+      constrain(a, 'batch', None, 'heads', None) for a in (self.norm_q(q), k, v)
+    )
+    x += (1 + gate_a) * self.out(attend(q, k, v, mask))
     h = self.up(_norm(x) * (1 + scale_m) + shift_m)
-    return x + (1 + gate_m) * self.down(nn.gelu(h))
+    h = constrain(h, 'batch', None, 'mlp')
+    x += (1 + gate_m) * self.down(nn.gelu(h))
+    return constrain(x, 'batch', None, None)
 
 
 class Prompt(NamedTuple):
@@ -210,4 +222,4 @@ def dit(
   def null(cond: PyTree) -> PyTree:
     return {**cond, 'tokens': jnp.full_like(cond['tokens'], PAD)}
 
-  return Net(init, apply, tuple(image), null, encode)
+  return Net(init, apply, tuple(image), null, encode, AXES)

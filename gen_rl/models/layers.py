@@ -6,9 +6,23 @@ from typing import NamedTuple
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.types import Array, Params, PyTree
+from gen_rl.types import Array, Axes, Params, PyTree
 
 PAD = 0  # token id of padding
+# What the dimensions of parameters of `TextEncoder` and of transformer blocks
+# are (sharding.logical_axes).
+AXES = (
+  (r'(^|/)(qkv|kv_text)\d*/kernel$', ('embed', 'heads')),
+  (r'(^|/)(qkv|kv_text)\d*/bias$', ('heads',)),
+  (r'(^|/)out\d*/kernel$', ('heads', 'embed')),
+  (r'(^|/)up\d*/kernel$', ('embed', 'mlp')),
+  (r'(^|/)up\d*/bias$', ('mlp',)),
+  (r'(^|/)down\d*/kernel$', ('mlp', 'embed')),
+  (r'(^|/)phrase/kernel$', (None, 'embed')),
+  (r'/embedding$', ('vocab', 'embed')),
+  (r'(^|/)(position|table)$', (None, 'embed')),
+  (r'/(bias|scale)$', (None,)),
+)
 
 
 class Net(NamedTuple):
@@ -22,18 +36,31 @@ class Net(NamedTuple):
   null: Callable[[PyTree], PyTree]  # cond -> the unconditional cond
   # (params, cond) -> what does not change along a trajectory, rows [b ...]
   encode: Callable[[Params, PyTree], PyTree] = lambda params, cond: cond
+  axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
 
 
 class Dense(nn.Dense):
   """nn.Dense that computes one [rows d] x [d f] product.
 
   XLA's CPU backend runs the gradients of products with more than two axes
-  several times slower.
+  several times slower. Adds low-rank adapters where there are any (lora.py).
   """
 
   def __call__(self, x: Array) -> Array:
-    out = super().__call__(x.reshape(-1, x.shape[-1]))
+    flat = x.reshape(-1, x.shape[-1])
+    out = super().__call__(flat)
+    if self.has_variable('params', 'kernel_lora_a'):
+      a, b, scale = (
+        jnp.asarray(self.get_variable('params', f'kernel_lora_{k}'), out.dtype)
+        for k in ('a', 'b', 'scale')
+      )
+      out += scale * ((flat.astype(out.dtype) @ a) @ b)
     return out.reshape(*x.shape[:-1], self.features)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+  """Says what the dimensions of an activation are (sharding.Layout.scope)."""
+  return nn.with_logical_constraint(x, axes)
 
 
 def time_embedding(t: Array, width: int) -> Array:

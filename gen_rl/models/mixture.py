@@ -15,6 +15,11 @@ from gen_rl.models.layers import PAD, Net
 from gen_rl.types import Array, Params, PyTree
 from gen_rl.worlds import mixture
 
+# All of it on every device.
+AXES = (
+  (r'/(kernel|embedding)$', (None, None)),
+  (r'/bias$', (None,)),
+)
 _FIRST_WORD = 2  # id of mixture.WORDS[0]; 0 is padding, 1 the unknown word
 
 
@@ -66,4 +71,4 @@ def mixture_net(
   def null(cond: PyTree) -> PyTree:
     return {**cond, 'tokens': jnp.full_like(cond['tokens'], PAD)}
 
-  return Net(init, apply, (2,), null)
+  return Net(init, apply, (2,), null, axes=AXES)

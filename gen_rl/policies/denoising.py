@@ -323,6 +323,7 @@ def denoising(
     noised=noised,
     complete=complete,
     finish=finish,
+    axes=net.axes,
   )
 
 

@@ -41,4 +41,6 @@ def detector(net: detector_lib.Detector) -> Policy:
     found = detector_lib.detect(net, params, decode(params, x))
     return detector_lib.exact(found, cond['scene'])
 
-  return Policy(net.init, _refuse, _refuse, nll, decode, correct=correct)
+  return Policy(
+    net.init, _refuse, _refuse, nll, decode, correct=correct, axes=net.axes
+  )

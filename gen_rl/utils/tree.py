@@ -19,7 +19,7 @@ from gen_rl.types import Array, PyTree
 def named(tree: PyTree) -> dict[str, Any]:
   """{name: leaf} of any pytree, in flattening order."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {_name(path): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in leaves}
 
 
 def checksum(tree: PyTree) -> int:
@@ -125,7 +125,8 @@ def equal(a: PyTree, b: PyTree) -> bool:
   return jax.tree.structure(a) == jax.tree.structure(b) and not differing(a, b)
 
 
-def _name(path: Any) -> str:
+def path_name(path: Any) -> str:
+  """A leaf's name, of its path in `tree_flatten_with_path`."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 

@@ -110,56 +110,68 @@ def test_fused_step_equals_split_step():
 _MESH = """
   import runpy, sys
   run = runpy.run_path('tests/invariants/programs_test.py')
-  run['write_run'](sys.argv[1], int(sys.argv[2]))
+  run['write_runs'](*sys.argv[1:])
 """
+MESHES = ('1,1,1', '8,1,1', '2,2,2')  # data, fsdp, tensor
 
 
-def write_run(path, devices):
-  """Two steps on `devices`, and what they sampled, as npz."""
-  assert len(jax.devices()) >= devices
-  mesh = sharding.data_mesh(devices)
-  out = {}
-  for name, net, batch, cut in (
-    ('dit', testing.dit(), testing.dit_batch(), {}),
-    ('cut', None, testing.batch(), dict(updates=2, microbatches=2)),
-    ('all', None, testing.batch(), dict(terms=testing.terms())),
-  ):
-    window = 0 if name == 'all' else 2  # gradients of samples: the last steps
-    policy = testing.make_policy(net, window=window)
-    step, state = testing.make_step(
-      policy, mesh=mesh, group_size=8, tx=testing.LINEAR, **cut
+def write_runs(folder, *meshes):
+  """Two steps on each mesh, and what they sampled, as npz."""
+  for sizes in meshes:
+    data, fsdp, tensor = map(int, sizes.split(','))
+    devices = jax.devices()[: data * fsdp * tensor]
+    mesh = sharding.make_mesh(data, fsdp, tensor, devices)
+    out = {}
+    for name, net, batch, cut in (
+      ('dit', testing.dit(), testing.dit_batch(), {}),
+      ('cut', None, testing.batch(), dict(updates=2, microbatches=2)),
+      ('all', None, testing.batch(), dict(terms=testing.terms())),
+    ):
+      if name != 'dit' and tensor > 1:
+        continue  # takes a minute
+      window = 0 if name == 'all' else 2  # gradients of samples: the last steps
+      policy = testing.make_policy(net, window=window)
+      layout = sharding.Layout(mesh, policy.axes)
+      step, state = testing.make_step(
+        policy, layout=layout, group_size=8, tx=testing.LINEAR, **cut
+      )
+      state = layout.put(state)
+      with layout.scope():
+        traj, inputs, _ = step.sample(state, batch, KEY)
+        logs = []
+        for _ in range(2):
+          state, log = step.train_step(state, batch, KEY)
+          logs.append(log)
+      parts = jax.tree.leaves(state.params)
+      assert all(x.sharding.mesh.size == mesh.size for x in parts)
+      split = [x for x in parts if not x.is_fully_replicated]
+      assert bool(split) == (fsdp * tensor > 1)
+      found = dict(
+        sample=traj.sample, media=inputs.media, state=state, log=logs
+      )
+      out |= {f'{name}/{k}': x for k, x in tree.named(found).items()}
+    np.savez(
+      f'{folder}/{sizes}.npz', **{k: np.asarray(x) for k, x in out.items()}
     )
-    state = sharding.replicate(state, mesh)
-    traj, inputs, _ = step.sample(state, batch, KEY)
-    state, logs = testing.run(step, state, 2, batch)
-    found = dict(sample=traj.sample, media=inputs.media, state=state, log=logs)
-    out |= {f'{name}/{k}': x for k, x in tree.named(found).items()}
-  np.savez(path, **{k: np.asarray(x) for k, x in out.items()})
 
 
-def test_one_device_equals_eight(tmp_path):
-  results = []
-  for devices in (1, 8):
-    flags = (
-      os.environ['XLA_FLAGS']
-      + f' --xla_force_host_platform_device_count={devices}'
-    )
-    path = tmp_path / f'{devices}.npz'
-    subprocess.run(
-      [sys.executable, '-c', textwrap.dedent(_MESH), path, str(devices)],
-      check=True,
-      cwd=ROOT,
-      env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'),
-    )
-    results.append(dict(np.load(path)))
-  one, eight = results
-  assert set(one) == set(eight)
-  for name, value in one.items():
-    tight = name.endswith(('sample', 'media'))
-    np.testing.assert_allclose(
-      eight[name], value, err_msg=name,
-      **(dict(atol=1e-6) if tight else dict(rtol=1e-4, atol=1e-5)),
-    )  # fmt: skip
+def test_one_device_equals_any_mesh(tmp_path):
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
+  subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(_MESH), tmp_path, *MESHES],
+    check=True,
+    cwd=ROOT,
+    env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'),
+  )
+  one, *others = (dict(np.load(tmp_path / f'{m}.npz')) for m in MESHES)
+  for mesh, other in zip(MESHES[1:], others, strict=True):
+    assert set(other) <= set(one) and len(other) > 20
+    for name, value in other.items():
+      tight = name.endswith(('sample', 'media'))
+      np.testing.assert_allclose(
+        value, one[name], err_msg=f'{mesh} {name}',
+        **(dict(atol=1e-6) if tight else dict(rtol=1e-4, atol=1e-5)),
+      )  # fmt: skip
 
 
 # --- who draws what

@@ -1,0 +1,115 @@
+"""Meshes and layouts by hand; programs on them are in invariants/."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import pytest
+
+from gen_rl import build, sharding, testing
+from gen_rl.models import layers
+from gen_rl.utils import tree
+
+AXES = (
+  ('qkv/kernel$', ('embed', 'heads')),
+  ('down/kernel$', ('mlp', 'embed')),
+  ('bias$', (None,)),
+)
+
+
+class _Mesh:
+  """Only its shape is asked for."""
+
+  shape = dict(data=2, fsdp=4, tensor=2)
+  size = 16
+
+
+def _spec(shape, *names, **rules):
+  layout = sharding.Layout(_Mesh(), AXES, sharding.RULES | rules)
+  return layout.spec(shape, names)
+
+
+def test_specs():
+  assert _spec((8, 6), 'embed', 'heads') == PartitionSpec('fsdp', 'tensor')
+  assert _spec((6, 8), 'mlp', 'embed') == PartitionSpec('tensor', 'fsdp')
+  assert _spec((8,), 'batch') == PartitionSpec(('data', 'fsdp'))
+  # 6 is not a multiple of 4, nor 5 of 2.
+  assert _spec((6, 5), 'embed', 'heads') == PartitionSpec(None, None)
+  # "fsdp" belongs to the rows already.
+  assert _spec((8, 8), 'batch', 'embed') == PartitionSpec(
+    ('data', 'fsdp'), None
+  )
+  assert _spec((8,), None) == PartitionSpec(None)
+  assert _spec((8, 8), 'embed', 'heads', heads=None, embed='tensor') == (
+    PartitionSpec('tensor', None)
+  )
+
+
+def test_logical_axes():
+  def axes(name, ndim=2):
+    return sharding.logical_axes(name, ndim, AXES)
+
+  assert axes('block_0/qkv/kernel') == ('embed', 'heads')
+  assert axes('opt_state/0/mu/down/kernel') == ('mlp', 'embed')
+  assert axes('blocks/down/kernel', 3) == (None, 'mlp', 'embed')  # stacked
+  assert axes('qkv/kernel_lora_a') == ('embed', None)
+  assert axes('qkv/kernel_lora_b') == (None, 'heads')
+  for name, ndim in (('qkv/other', 2), ('qkv/kernel', 1)):
+    with pytest.raises(ValueError, match=f'{ndim} dimensions of {name!r}'):
+      axes(name, ndim)
+
+
+def test_a_state_is_placed_like_its_parameters():
+  policy = testing.make_policy(testing.dit())
+  step, state = testing.make_step(policy)
+  del step
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  layout = sharding.Layout(mesh, policy.axes)
+  placed = tree.named(layout.state(state))
+  found = {n: s.spec for n, s in placed.items() if n.endswith('qkv/kernel')}
+  for name, spec in found.items():
+    assert spec == PartitionSpec('fsdp', 'tensor'), name
+  moments = [name for name in found if name.startswith('opt_state/')]
+  assert len(moments) == 2  # of Adam
+  assert {n for n in found if n not in moments} == {
+    f'{part}/block_0/qkv/kernel'
+    for part in ('params', *(f'refs/{r}' for r in state.refs))
+  }
+  assert placed['step'].spec == PartitionSpec()
+  with pytest.raises(ValueError, match='of its model'):
+    layout._replace(axes=AXES).state(state)
+
+
+def test_constraints_need_a_scope():
+  x = jnp.ones((2, 2))
+  assert layers.constrain(x, 'batch', None) is x
+
+
+@pytest.mark.parametrize(
+  'sizes, shape',
+  [
+    ((), (8, 1, 1)),
+    ((-1, 4), (2, 4, 1)),
+    ((2, -1, 2), (2, 2, 2)),
+    ((1, 8, 1), (1, 8, 1)),
+  ],
+)
+def test_mesh_shapes(sizes, shape, monkeypatch):
+  made = []
+  monkeypatch.setattr(jax, 'make_mesh', lambda *a, **k: made.append(a[0]))
+  sharding.make_mesh(*sizes, devices=range(8))
+  assert made == [shape]
+
+
+@pytest.mark.parametrize(
+  'sizes, words',
+  [
+    ((2, 2, 1), 'data=2 x fsdp=2 x tensor=1, and there are 8 devices; data=4'),
+    ((3, 1, 1), '8 devices; data=8 would'),
+    ((-1, 3, 1), 'has to divide 8'),
+    ((-1, -1, 1), 'one may be -1'),
+    ((0, 1, 1), 'sizes are positive'),
+  ],
+)
+def test_meshes_that_cannot_be(sizes, words):
+  with pytest.raises(build.ConfigError, match=words):
+    sharding.make_mesh(*sizes, devices=range(8))
