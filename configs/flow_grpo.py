@@ -31,6 +31,7 @@ Variants, joined by commas ("fast,tiny"):
   ocr    quoted words only
   proxy  reward: a learned detector that can be fooled, all parameters trained
          without a KL term, so that it is; the oracle only judges
+  lora   trains low-rank adapters of all blocks and of the prompt's path
   kl     a stronger KL term (proxy,kl: does it stop the fooling?)
   tiny   two quick steps of all of it, for tests
 """
@@ -39,11 +40,12 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import base
+from gen_rl.models import lora
 from gen_rl.worlds import grammar
 
 VARIANTS = (
   'fast', 'all', 'cps', 'dance', 'guard', 'plain', 'jpeg', 'jpeg_host', 'ocr',
-  'proxy', 'kl', 'tiny',
+  'proxy', 'kl', 'lora', 'tiny',
 )  # fmt: skip
 EXCLUSIVE = (
   ('fast', 'all'),
@@ -120,6 +122,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     del c.data.weights['text']
   if 'kl' in variants:
     c.objective.kl.weight = 0.5
+  if 'lora' in variants:
+    c.lora.pattern = r'block_|text|pooled'
+    c.trainable = lora.TRAINABLE
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

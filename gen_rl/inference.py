@@ -87,7 +87,7 @@ def load_params(
       None,
       f'initial parameters ({origin}): there is no checkpoint in {folder}',
     )
-  shapes_of = jax.eval_shape(policy.init, jax.random.key(0))
+  shapes_of = assemble.param_shapes(config, policy)
   copy = 'refs/ema' if config.ema else 'params'
   fields = dict(zip((copy, 'frozen/policy'),
                     tree.split(shapes_of, config.trainable)))  # fmt: skip

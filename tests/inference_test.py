@@ -43,7 +43,7 @@ def _params(policy, value):
 def _checkpoint(workdir, config, values):
   """Saves {step: (trained, ema, frozen)}, each a number for its leaves."""
   built = assemble.setup(config)
-  _, tx, advantage = assemble.make_step(config, built, sharding.data_mesh())
+  _, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   with_manager = checkpoint.open_manager(f'{workdir}/checkpoints', 5)
   for step, (trained, ema, frozen) in values.items():
     state = assemble.initial_state(

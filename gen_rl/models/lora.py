@@ -1,0 +1,76 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) as leaves of a parameter tree.
+
+  y = x W + scale * (x A) B                                              (1)
+
+`layers.Dense` adds the second term where its parameters hold the leaves
+`kernel_lora_a` [in, rank], `kernel_lora_b` [rank, out] and
+`kernel_lora_scale` []. So adapters are parameters like others: the config's
+`trainable` picks them by name, copies ("ref", "ema") hold them alone, and a
+checkpoint of them is small. B starts at zero, so the copy "ref" of before
+training is the model without adapters, to the bit. Several adapters of one
+model in one call are a `jax.vmap` over these leaves: the products with W stay
+one.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.build import ConfigError
+from gen_rl.types import Array, Params
+from gen_rl.utils import tree as tree_lib
+
+TRAINABLE = '_lora_[ab]$'
+_KERNEL = re.compile(r'(^|/)kernel$')
+
+
+def add(
+  params: Params, pattern: str, rank: int, alpha: float, key: Array
+) -> Params:
+  """The same tree with adapters that change nothing yet.
+
+  Args:
+    params: of a model whose layers are `layers.Dense`.
+    pattern: regular expression on the names of modules ('block_.*/qkv'); those
+      of its matches that hold a two-dimensional kernel get an adapter.
+    rank: of A B.
+    alpha: scale is alpha / rank.
+    key: A is drawn from, like the kernel of a Dense layer (He et al., uniform).
+
+  Raises:
+    ConfigError: nothing matches, or a rank of less than 1.
+  """
+  if rank < 1:
+    raise ConfigError(f'lora.rank is {rank}; it must be at least 1')
+  leaves = tree_lib.named(params)
+  kernels = [n for n, x in leaves.items() if _KERNEL.search(n) and x.ndim == 2]
+  chosen = [n for n in kernels if re.search(pattern, n.rpartition('/')[0])]
+  if not chosen:
+    some = ', '.join(n.rpartition('/')[0] for n in kernels[:6])
+    raise ConfigError(
+      f'lora.pattern={pattern!r} finds no module with a two-dimensional kernel '
+      f'({some}, ...)'
+    )
+  init = jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+  for i, name in enumerate(sorted(chosen)):
+    rows, columns = leaves[name].shape
+    drawn = init(jax.random.fold_in(key, i), (rows, rank), jnp.float32)
+    leaves |= {
+      f'{name}_lora_a': drawn,
+      f'{name}_lora_b': jnp.zeros((rank, columns)),
+      f'{name}_lora_scale': jnp.float32(alpha / rank),
+    }
+  return tree_lib.nest(leaves)
+
+
+def merge(params: Params) -> Params:
+  """The tree without adapters that computes the same: W + scale A B."""
+  leaves = tree_lib.named(params)
+  for name in [n for n in leaves if n.endswith('_lora_a')]:
+    base = name.removesuffix('_lora_a')
+    a, b = leaves.pop(name), leaves.pop(f'{base}_lora_b')
+    scale, kernel = leaves.pop(f'{base}_lora_scale'), leaves[base]
+    product = jnp.matmul(a, b, precision='highest')
+    leaves[base] = (kernel + scale * product).astype(kernel.dtype)
+  return tree_lib.nest(leaves)

@@ -1,0 +1,108 @@
+"""Adapters against the products they stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import build, testing
+from gen_rl.models import lora
+from gen_rl.utils import tree
+
+KEY = jax.random.key(3)
+NET = testing.dit()
+PROMPTS = dict(tokens=jnp.asarray(testing.dit_batch()['tokens']))
+
+
+def _params():
+  params = NET.init(KEY)  # its last layers start at zero
+
+  def move(p):
+    return p + 0.05 * jnp.cos(jnp.arange(p.size).reshape(p.shape))
+
+  return jax.tree.map(move, params)
+
+
+def _velocity(params, seed=0):
+  x = jax.random.normal(jax.random.key(seed), (4, *NET.shape))
+  prompt = NET.encode(params, PROMPTS)
+  return NET.apply(params, x, jnp.full(4, 0.4), prompt)
+
+
+def _trained(params, seed):
+  """Adapters as after some training."""
+  leaves = tree.named(params)
+  for i, name in enumerate(n for n in leaves if n.endswith('_lora_b')):
+    key = jax.random.fold_in(jax.random.key(seed), i)
+    leaves[name] = 0.3 * jax.random.normal(key, leaves[name].shape)
+  return tree.nest(leaves)
+
+
+def test_new_adapters_change_nothing():
+  params = _params()
+  adapted = lora.add(params, 'block_|text', rank=2, alpha=4.0, key=KEY)
+  np.testing.assert_array_equal(_velocity(adapted), _velocity(params))
+  names = [n for n in tree.named(adapted) if 'lora' in n]
+  assert 'text/phrase/kernel_lora_a' in names
+  assert not any('embed' in n or 'mod' in n for n in names)
+  leaves = tree.named(adapted)
+  assert leaves['block_0/qkv/kernel_lora_a'].shape == (16, 2)
+  assert leaves['block_0/qkv/kernel_lora_b'].shape == (2, 48)
+  assert leaves['block_0/qkv/kernel_lora_scale'] == 2.0
+  # He et al., uniform: variance 1 / (3 * inputs) of each.
+  many = lora.add(params, 'block_0/up', rank=64, alpha=1.0, key=KEY)
+  a = many['block_0']['up']['kernel_lora_a']
+  assert np.var(a) == pytest.approx(1 / 48, rel=0.1)
+  assert np.abs(a).max() <= 0.25
+
+
+def test_adapters_are_a_product_of_low_rank():
+  params = _params()
+  adapted = _trained(lora.add(params, 'block_|text', 2, 4.0, KEY), 1)
+  merged = lora.merge(adapted)
+  assert tree.named(merged).keys() == tree.named(params).keys()
+  layer = adapted['block_0']['up']
+  a, b = (np.float64(layer[f'kernel_lora_{k}']) for k in 'ab')
+  kernel = params['block_0']['up']['kernel']
+  difference = merged['block_0']['up']['kernel'] - kernel
+  np.testing.assert_allclose(difference, 2.0 * a @ b, atol=1e-6)
+  assert np.linalg.matrix_rank(difference, tol=1e-5) == 2
+  np.testing.assert_allclose(_velocity(merged), _velocity(adapted), atol=2e-5)
+  assert np.abs(_velocity(adapted) - _velocity(params)).max() > 1e-2
+
+
+def test_several_adapters_in_one_call():
+  """The products with the shared kernels stay one for all of them."""
+  adapted = lora.add(_params(), 'block_', 2, 4.0, KEY)
+  versions = [_trained(adapted, seed) for seed in range(3)]
+  _, shared = tree.split(adapted, lora.TRAINABLE)
+  trained = [tree.split(v, lora.TRAINABLE)[0] for v in versions]
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *trained)
+  together = jax.vmap(lambda p: _velocity(tree.merge(p, shared)))(stacked)
+  for got, version in zip(together, versions, strict=True):
+    np.testing.assert_allclose(got, _velocity(version), atol=2e-5)
+
+
+def test_only_adapters_are_trained():
+  policy = testing.make_policy(NET)
+  adapted = lora.add(_params(), 'block_', 2, 4.0, KEY)
+  policy = policy._replace(init=lambda key: adapted)
+  step, state = testing.make_step(policy, trainable=lora.TRAINABLE)
+  names = tree.named(state.params).keys()
+  assert names and all(n.endswith(('_lora_a', '_lora_b')) for n in names)
+  start = jax.device_get(state)
+  new, _ = testing.run(step, state, 2, testing.dit_batch())
+  assert tree.differing(new.frozen, start.frozen) == []
+  assert set(tree.differing(new.params, start.params)) == set(names)
+
+
+@pytest.mark.parametrize(
+  'pattern, rank, words',
+  [
+    ('block_9', 2, 'finds no module .*block_0/down'),
+    ('block_', 0, 'at least 1'),
+  ],
+)
+def test_adapters_of_nothing(pattern, rank, words):
+  with pytest.raises(build.ConfigError, match=words):
+    lora.add(_params(), pattern, rank, 1.0, KEY)
