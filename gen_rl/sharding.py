@@ -141,11 +141,15 @@ class Layout(NamedTuple):
     for size, name in zip(shape, names, strict=True):
       found = self.rules.get(name) if name else None
       found = (found,) if isinstance(found, str) else tuple(found or ())
-      found = tuple(a for a in found if a not in taken)
+      found = tuple(
+        a for a in found if a not in taken and self.mesh.shape[a] > 1
+      )
       if size % math.prod(self.mesh.shape[a] for a in found):
         found = ()
       taken.update(found)
       out.append(found[0] if len(found) == 1 else found or None)
+    while out and out[-1] is None:  # as jax has it of what a program returns
+      out.pop()
     return PartitionSpec(*out)
 
   def params(self, params: PyTree) -> PyTree:
@@ -183,7 +187,10 @@ class Layout(NamedTuple):
 
   def put(self, state: PyTree) -> PyTree:
     """A TrainState of one device or of the host, where it belongs."""
-    return put(state, self.state(state))
+    shardings = self.state(state)
+    if self.mesh.size == 1:  # as a program of one device returns it
+      shardings = jax.sharding.SingleDeviceSharding(self.mesh.devices.item())
+    return put(state, shardings)
 
   def constrain(self, state: PyTree) -> PyTree:
     """The same inside a program."""

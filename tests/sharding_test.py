@@ -23,6 +23,10 @@ class _Mesh:
   size = 16
 
 
+class _Narrow(_Mesh):
+  shape = dict(data=2, fsdp=4, tensor=1)
+
+
 def _spec(shape, *names, **rules):
   layout = sharding.Layout(_Mesh(), AXES, sharding.RULES | rules)
   return layout.spec(shape, names)
@@ -32,15 +36,16 @@ def test_specs():
   assert _spec((8, 6), 'embed', 'heads') == PartitionSpec('fsdp', 'tensor')
   assert _spec((6, 8), 'mlp', 'embed') == PartitionSpec('tensor', 'fsdp')
   assert _spec((8,), 'batch') == PartitionSpec(('data', 'fsdp'))
+  # An axis of one device splits nothing.
+  narrow = sharding.Layout(_Narrow(), AXES)
+  assert narrow.spec((8, 6), ('embed', 'heads')) == PartitionSpec('fsdp')
   # 6 is not a multiple of 4, nor 5 of 2.
-  assert _spec((6, 5), 'embed', 'heads') == PartitionSpec(None, None)
+  assert _spec((6, 5), 'embed', 'heads') == PartitionSpec()
   # "fsdp" belongs to the rows already.
-  assert _spec((8, 8), 'batch', 'embed') == PartitionSpec(
-    ('data', 'fsdp'), None
-  )
-  assert _spec((8,), None) == PartitionSpec(None)
+  assert _spec((8, 8), 'batch', 'embed') == PartitionSpec(('data', 'fsdp'))
+  assert _spec((8,), None) == PartitionSpec()
   assert _spec((8, 8), 'embed', 'heads', heads=None, embed='tensor') == (
-    PartitionSpec('tensor', None)
+    PartitionSpec('tensor')
   )
 
 
@@ -62,7 +67,7 @@ def test_a_state_is_placed_like_its_parameters():
   policy = testing.make_policy(testing.dit())
   step, state = testing.make_step(policy)
   del step
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  mesh = jax.sharding.AbstractMesh((2, 4, 2), sharding.MESH_AXES)
   layout = sharding.Layout(mesh, policy.axes)
   placed = tree.named(layout.state(state))
   found = {n: s.spec for n, s in placed.items() if n.endswith('qkv/kernel')}

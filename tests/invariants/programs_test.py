@@ -142,6 +142,7 @@ def write_runs(folder, *meshes):
         for _ in range(2):
           state, log = step.train_step(state, batch, KEY)
           logs.append(log)
+      assert step.train_step._cache_size() == 1
       parts = jax.tree.leaves(state.params)
       assert all(x.sharding.mesh.size == mesh.size for x in parts)
       split = [x for x in parts if not x.is_fully_replicated]
