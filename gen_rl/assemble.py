@@ -275,7 +275,11 @@ def comparable_rewards(
   return kept if any(weight for _, weight in kept.values()) else None
 
 
-def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
+def make_evaluator(
+  config: ml_collections.ConfigDict,
+  built: Setup,
+  layout: sharding.Layout | None = None,
+):
   """(params -> Evaluation, the batch of evaluation prompts)."""
   source = evaluation_prompts(config)
   batches = pipeline.prompt_batches(
@@ -311,6 +315,7 @@ def make_evaluator(config: ml_collections.ConfigDict, built: Setup):
     host_rewards=config.host_rewards.to_dict(),
     samples=config.eval.samples,
     seed=config.eval.seed,
+    layout=layout,
   )
   return run, batch
 

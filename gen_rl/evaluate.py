@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import rollout as rollout_lib
+from gen_rl import sharding
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.types import Array, Params, Policy, PyTree, RewardInputs, Rows
-from gen_rl.utils import image, rng
+from gen_rl.utils import hosts, image, rng
 
 
 class Evaluation(NamedTuple):
@@ -113,6 +114,7 @@ def sampled(
   seed: int,
   host_rewards: Mapping[str, Any] | None = None,
   monitors: combine.Weighted | None = None,
+  layout: sharding.Layout | None = None,
 ) -> Callable[[Params], Evaluation]:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -128,6 +130,7 @@ def sampled(
     seed: of the initial noise.
     host_rewards: keywords of `rewards.evaluate.evaluate_host`.
     monitors: {label: (Reward, weight)} on the device whose means are logged.
+    layout: splits the samples; None: all on one device.
   """
   gold_reward = combine.combine(gold)
   device, host = combine.split(proxy or {})
@@ -140,6 +143,7 @@ def sampled(
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
+    rows = _split(rows, layout)
     media = policy.decode(params, sampler(params, rows))
     inputs = RewardInputs(media, rows.info, samples)
     keys = rng.stream_keys(rows.keys, 'reward')
@@ -148,7 +152,7 @@ def sampled(
     return inputs, verdict, outs, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
-    inputs, verdict, outs, spread = jax.device_get(
+    inputs, verdict, outs, spread = hosts.fetch(
       run(params, dict(batch), gold_reward.params, combine.params(scored))
     )
     watched = {label: outs.pop(label) for label in monitors}
@@ -188,6 +192,7 @@ def labelled(
   tasks: Sequence[str],
   samples: int,
   seed: int,
+  layout: sharding.Layout | None = None,
 ) -> Callable[[Params], Evaluation]:
   """How often a policy's labels of fixed data are right.
 
@@ -199,6 +204,7 @@ def labelled(
     tasks: their task labels, or empty.
     samples: n pictures per prompt.
     seed: of the pictures.
+    layout: see `sampled`.
 
   Raises:
     ConfigError: the policy predicts no labels, or there is no data.
@@ -215,16 +221,23 @@ def labelled(
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
-    data, cond = encode(rows)
+    data, cond = encode(_split(rows, layout))
     media = policy.decode(params, data)
     correct = policy.correct(params, data, cond).astype(jnp.float32)
     return media, correct, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
-    media, correct, spread = jax.device_get(run(params, dict(batch)))
+    media, correct, spread = hosts.fetch(run(params, dict(batch)))
     return _evaluation(media, correct, None, spread, texts, tasks, {})
 
   return evaluate_params
+
+
+def _split(rows: Rows, layout: sharding.Layout | None) -> Rows:
+  """Rows over all devices, where their number allows."""
+  if layout is None or rows.group.shape[0] % layout.row_shards:
+    return rows
+  return layout.rows(rows)
 
 
 def _evaluation(media, score, proxy, spread, texts, tasks, parts) -> Evaluation:
@@ -247,7 +260,11 @@ def _evaluation(media, score, proxy, spread, texts, tasks, parts) -> Evaluation:
 
 
 def kl_from_base(
-  policy: Policy, batch: Mapping[str, Any], samples: int, seed: int
+  policy: Policy,
+  batch: Mapping[str, Any],
+  samples: int,
+  seed: int,
+  layout: sharding.Layout | None = None,
 ) -> Callable[[Params, Params], float]:
   """Mean KL(policy || base) of a sample, in nats; needs decisions to compare.
 
@@ -260,6 +277,7 @@ def kl_from_base(
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
+    rows = _split(rows, layout)
     traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
     p, q = policy.dist(params, traj), policy.dist(base, traj)
     if hasattr(p, 'event'):

@@ -66,6 +66,13 @@ _CACHE = flags.DEFINE_string(
   'Folder of compiled programs, so that a second start is fast; "" is off; '
   'default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/gen_rl/xla.',
 )
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'host:port of process 0, for several processes that no cluster describes.',
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many there are.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0.')
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -281,6 +288,9 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value or f'runs/{config.name.replace(":", "_")}'
   logging.set_verbosity(logging.WARNING)
   use_compilation_cache(_CACHE.value)
+  from gen_rl.utils import hosts
+
+  hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if _MODE.value == 'train':
     from gen_rl import train
     from gen_rl.utils import system
@@ -346,6 +356,14 @@ def _raised_by_us(traceback: types.TracebackType | None) -> bool:
   return ours and at == dis.opmap['RAISE_VARARGS']
 
 
+def _lost(error: BaseException) -> str | None:
+  if 'jax' not in sys.modules:
+    return None
+  from gen_rl.utils import hosts
+
+  return hosts.lost(error)
+
+
 def cli() -> None:
   """Entry point of the command."""
   memory.keep_freed_memory()
@@ -362,6 +380,9 @@ def cli() -> None:
     sys.exit(130)
   except Exception as error:
     text = sentence(error)
+    if text is None and (gone := _lost(error)):
+      print(f'gen_rl: {gone}', file=sys.stderr, flush=True)
+      os._exit(3)  # jax would wait for the others to leave, too
     if text is None:
       raise
     if os.environ.get('GEN_RL_TRACEBACK'):

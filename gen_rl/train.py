@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import io
 import json
 import pathlib
 import shlex
@@ -22,13 +23,14 @@ from gen_rl import (
   metrics,
   report,
   results,
+  sharding,
   train_state,
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
-from gen_rl.utils import files, image, progress, system, tree
+from gen_rl.utils import files, hosts, image, progress, system, tree
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -111,8 +113,8 @@ def train_and_evaluate(
   base = jax.device_get(assemble.initial_params(config, built.policy))
   _, host_rewards = combine.split(built.rewards or {})
   state = assemble.initial_state(config, built, base, tx, advantage)
-  state = layout.put(state)
   origin = tree.checksum((base, state.frozen['rewards']))
+  state = layout.put(state)
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
   elapsed_before, first_metric, most_memory = 0.0, None, 0
   if restored:
@@ -128,26 +130,36 @@ def train_and_evaluate(
     first_metric = restored.extra['seconds_to_first_metric']
     most_memory = restored.extra.get('peak_rss_bytes', 0)
   start = int(state.step)
-  line = progress.Progress(config.steps, start)
+  primary = jax.process_index() == 0
+  line = progress.Progress(
+    config.steps, start, stream=None if primary else io.StringIO()
+  )
   line.note(f'{config.name} in {workdir}, ' + (
     f'from step {start} on' if restored else f'{config.steps} updates'
   ))  # fmt: skip
   before = results.read_json(workdir) if start >= config.steps else None
   if before and before['steps'] == start:
     checkpoint.close(manager)
-    print(results.table(before))
-    print(
-      f'This run had ended after {start} updates; to train on, '
-      f'--config.steps={start + config.steps}, else a new --workdir.'
-    )
+    if primary:
+      print(results.table(before))
+      print(
+        f'This run had ended after {start} updates; to train on, '
+        f'--config.steps={start + config.steps}, else a new --workdir.'
+      )
     return before
 
-  evaluate_params, eval_batch = assemble.make_evaluator(config, built)
+  evaluate_params, eval_batch = assemble.make_evaluator(config, built, layout)
   averaged = 'ema' if config.ema else 'params'
   key = jax.random.key(config.seed)
   rows = config.data.prompts_per_step * config.data.group_size
   stop_asked = []
   old_handler = signal.signal(signal.SIGTERM, lambda *_: stop_asked.append(1))
+
+  def placed(params: Params) -> Params:
+    """Parameters from the host on all devices; others are there."""
+    if layout.mesh.size == 1:
+      return params
+    return sharding.put(params, layout.params(params))
 
   def wall() -> float:
     return elapsed_before + time.time() - started
@@ -169,7 +181,11 @@ def train_and_evaluate(
   kl_from_base = None
   if config.rollout.name == 'policy':
     kl_from_base = evaluate_lib.kl_from_base(
-      built.all_decisions, eval_batch, config.eval.samples, config.eval.seed
+      built.all_decisions,
+      eval_batch,
+      config.eval.samples,
+      config.eval.seed,
+      layout,
     )
 
   def run_eval(
@@ -178,9 +194,9 @@ def train_and_evaluate(
     """Evaluates and logs; also returns the KL from the base, if defined."""
     kl = None
     with clock.stage('eval'):
-      result = evaluate_params(params)
+      result = evaluate_params(placed(params))
       if kl_from_base:
-        kl = 0.0 if params is base else kl_from_base(params, base)
+        kl = 0.0 if at == 0 else kl_from_base(params, placed(base))
     kl_metrics = {} if kl is None else {'kl/base': kl}
     writer.write_scalars(at, {**result.metrics(), **kl_metrics})
     line.note(f'step {at}: held-out accuracy {result.strict:.3f}')
@@ -203,11 +219,14 @@ def train_and_evaluate(
   def host_scored_step(state, batch):
     traj, inputs, outs = step.sample(state, batch, key)
     with clock.stage('host rewards'):
-      host_outs, host_metrics = evaluate.evaluate_host(
-        host_rewards,
-        inputs,
-        jax.random.fold_in(key, state.step),
-        **config.host_rewards,
+      seen = hosts.fetch(inputs)
+      host_outs, host_metrics = hosts.from_first(
+        lambda: evaluate.evaluate_host(
+          host_rewards,
+          seen,
+          jax.random.fold_in(key, int(state.step)),
+          **config.host_rewards,
+        )
       )
     outs = {**outs, **host_outs}
     state, logged = step.learn(state, traj, inputs.info, outs, key)
@@ -215,21 +234,22 @@ def train_and_evaluate(
     return state, {**host_metrics, **logged}
 
   def stop_if_asked(done: int) -> None:
-    if not stop_asked:
+    if not hosts.any_process(bool(stop_asked)):
       return
     save()
     checkpoint.check(manager, wait=True)
-    print(
-      f'\nStopped at step {done} after SIGTERM; the state is saved. '
-      f'Resume with: {resume_command(config.name, workdir, sys.argv[1:])}',
-      flush=True,
-    )
+    if primary:
+      print(
+        f'\nStopped at step {done} after SIGTERM; the state is saved. '
+        f'Resume with: {resume_command(config.name, workdir, sys.argv[1:])}',
+        flush=True,
+      )
     raise SystemExit(0)
 
   with contextlib.ExitStack() as stack:
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
     stack.callback(checkpoint.close, manager)
-    if jax.process_index() == 0 and '://' not in workdir:
+    if primary and '://' not in workdir:
       lock = files.locked(pathlib.Path(workdir) / '.lock', wait=False)
       if stack.enter_context(lock) is None:
         raise build.ConfigError(
@@ -289,7 +309,7 @@ def train_and_evaluate(
     trained = train_state.full_params(state, averaged)
     trained_result, kl = run_eval(config.steps, trained)
     if base_result is None:
-      base_result = evaluate_params(base)
+      base_result = evaluate_params(placed(base))
     stop_if_asked(config.steps)
     if config.export:
       export(config, workdir, trained, trained_result)
@@ -313,7 +333,7 @@ def train_and_evaluate(
     jax_version=environment['jax'],
     git_commit=environment['git_commit'],
   )
-  if jax.process_index() == 0:
+  if primary:
     results.write_json(workdir, result)
     before = base_result.shown(config.eval.shown)
     after = trained_result.shown(config.eval.shown)
@@ -356,9 +376,8 @@ def export(
 ) -> None:
   """Writes the averaged parameters to `workdir`/<config.export>.safetensors.
 
-  Adapters are merged into the kernels they belong to.
-
-  As float16, half the bytes; `initial_params` reads them back as float32.
+  Adapters are merged into the kernels they belong to. As float16, half
+  the bytes; `initial_params` reads them back as float32.
   """
   facts = dict(
     config=config.name,
@@ -366,6 +385,7 @@ def export(
     seed=str(config.seed),
     heldout=json.dumps(result.summary()),
   )
-  params = jax.device_get(lora.merge(params))
+  params = lora.merge(hosts.fetch(params))
   half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
-  weights.save(f'{workdir}/{config.export}.safetensors', half, facts)
+  if jax.process_index() == 0:
+    weights.save(f'{workdir}/{config.export}.safetensors', half, facts)

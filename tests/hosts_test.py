@@ -1,0 +1,126 @@
+"""Real processes over loopback: two of four devices against one of eight."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gen_rl import build, checkpoint
+from gen_rl.utils import hosts, tree
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS, EVERY = 40, 5
+CONFIG = (
+  '--config=configs/toy.py:tiny', f'--config.steps={STEPS}',
+  f'--config.checkpoint.every={EVERY}', f'--config.eval.every={STEPS // 2}',
+)  # fmt: skip
+
+
+def _start(workdir, devices, *flags, log=None):
+  """A run of the command line on virtual devices."""
+  count = f' --xla_force_host_platform_device_count={devices}'
+  env = os.environ | dict(
+    XLA_FLAGS=os.environ['XLA_FLAGS'] + count, JAX_PLATFORMS='cpu'
+  )
+  command = [sys.executable, '-m', 'gen_rl.main', *CONFIG, *flags]
+  return subprocess.Popen(
+    [*command, f'--workdir={workdir}'], cwd=ROOT, env=env,
+    stdout=subprocess.DEVNULL, stderr=log or subprocess.DEVNULL,
+  )  # fmt: skip
+
+
+def _start_two(workdir, *logs):
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{probe.getsockname()[1]}'
+  return [
+    _start(
+      workdir, 4, f'--coordinator={address}', '--processes=2',
+      f'--process={i}', log=log,
+    )
+    for i, log in enumerate(logs or (None, None))
+  ]  # fmt: skip
+
+
+def _metrics(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  timed = 'time', 'seconds/', 'speed/'
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
+    for line in lines
+  ]
+
+
+def _params(workdir):
+  restored = checkpoint.restore_params(str(workdir / 'checkpoints'))
+  assert restored.step == STEPS
+  return tree.named(restored.state['params'])
+
+
+def test_two_processes_equal_one_and_survive_a_kill(tmp_path):
+  one, two, log = tmp_path / 'one', tmp_path / 'two', tmp_path / 'log'
+  assert _start(one, 8).wait(240) == 0
+
+  with log.open('w') as file:
+    first, second = _start_two(two, file, None)
+    deadline = time.monotonic() + 240
+    while not (two / 'checkpoints' / str(EVERY)).exists():
+      assert time.monotonic() < deadline and first.poll() is None
+      time.sleep(0.02)
+    second.kill()
+    assert first.wait(2 * hosts.HEARTBEAT) != 0  # it does not wait for ever
+  assert 'another' in log.read_text()  # one, or task: gone
+  there = checkpoint.steps(two / 'checkpoints')
+  assert EVERY <= max(there) < STEPS
+
+  assert [p.wait(240) for p in _start_two(two)] == [0, 0]
+  assert (two / 'report.html').exists()
+  expected, found = _metrics(one), _metrics(two)
+  assert len(found) == len(expected) > STEPS
+  for line, other in zip(expected, found, strict=True):
+    assert line.keys() == other.keys()
+    for name, value in line.items():
+      assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+  for name, value in _params(one).items():
+    np.testing.assert_allclose(_params(two)[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'variables, kind',
+  [
+    ({}, None),
+    (dict(SLURM_STEP_NODELIST='a[1-2]', SLURM_NTASKS='2'), 'SLURM'),
+    (dict(SLURM_STEP_NODELIST='a', SLURM_NTASKS='1'), None),
+    (dict(TPU_WORKER_HOSTNAMES='a,b'), 'TPU pod'),
+    (dict(TPU_WORKER_HOSTNAMES='localhost'), None),
+    (dict(JOB_COMPLETION_INDEX='0', JOB_COMPLETIONS='4'), 'Kubernetes'),
+  ],
+)
+def test_clusters(variables, kind, monkeypatch):
+  for name in list(os.environ):
+    if name.startswith(('SLURM', 'OMPI', 'TPU', 'MEGASCALE', 'JOB_', 'JAX_C')):
+      monkeypatch.delenv(name)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert hosts.cluster() == kind
+  if kind is None:
+    assert hosts.start() == 1
+
+
+def test_flags_that_go_together():
+  with pytest.raises(build.ConfigError, match='--process go together'):
+    hosts.start(coordinator='localhost:1')
+
+
+def test_one_process_needs_nobody():
+  assert hosts.from_first(lambda: 'mine') == 'mine'
+  assert hosts.any_process(True) and not hosts.any_process(False)
+  x = np.arange(3)
+  assert hosts.fetch({'a': x})['a'] is x
+  assert hosts.lost(ValueError('x')) is None
