@@ -1,11 +1,26 @@
 """Meshes and layouts by hand; programs on them are in invariants/."""
 
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+import numpy as np
 import pytest
 
-from gen_rl import build, sharding, testing
+from gen_rl import (
+  advantages,
+  build,
+  checkpoint,
+  rollout,
+  sharding,
+  testing,
+  train_state,
+)
 from gen_rl.models import layers
 from gen_rl.utils import tree
 
@@ -118,3 +133,62 @@ def test_mesh_shapes(sizes, shape, monkeypatch):
 def test_meshes_that_cannot_be(sizes, words):
   with pytest.raises(build.ConfigError, match=words):
     sharding.make_mesh(*sizes, devices=range(8))
+
+
+_CHAIN = """
+  import runpy, sys
+  runpy.run_path('tests/sharding_test.py')['save_and_restore'](sys.argv[1])
+"""
+# Devices, then data x fsdp x tensor of them.
+MESHES = (
+  (8, 8, 1, 1), (4, 1, 4, 1), (1, 1, 1, 1), (8, 2, 4, 1), (8, 2, 2, 2),
+  (8, 1, 2, 4),
+)  # fmt: skip
+
+
+def save_and_restore(folder):
+  """A state goes from mesh to mesh, through checkpoints, and stays itself."""
+  policy = testing.make_policy(testing.dit(), window=2)
+  advantage = advantages.history(4, num_prompts=8, buffer=4, min_count=2)
+  _, state = testing.make_step(policy, advantage=advantage)
+  # Nothing is zero: moments, averages, statistics of prompts.
+  state = jax.tree.map(
+    lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), state
+  )
+  first, samples = jax.device_get(state), []
+  rows = rollout.make_rows(
+    testing.dit_batch(), 2, jax.random.key(1), jnp.int32(1)
+  )
+  for i, (count, *sizes) in enumerate(MESHES):
+    mesh = sharding.make_mesh(*sizes, jax.devices()[:count])
+    layout = sharding.Layout(mesh, policy.axes)
+    manager = checkpoint.open_manager(folder, keep=1)
+    if i:
+      state = layout.put(jax.tree.map(jnp.zeros_like, first))
+      restored = checkpoint.restore_latest(manager, state)
+      assert restored.extra == dict(cursor=i - 1)
+      state = restored.state
+    else:
+      state = layout.put(state)
+    places = layout.state(state)
+    if count > 1:
+      jax.tree.map(lambda x, s: s == x.sharding or 1 / 0, state, places)
+    assert tree.differing(jax.device_get(state), first) == []
+    if i in (0, len(MESHES) - 1):
+      with layout.scope():
+        params = train_state.full_params(state)
+        traj = jax.jit(policy.rollout)(params, rows, jnp.int32(1))
+        samples.append(jax.device_get(traj.sample))
+    checkpoint.save(manager, i, state, extra=dict(cursor=i))
+    checkpoint.close(manager)
+  np.testing.assert_allclose(*samples, atol=1e-5)
+
+
+def test_a_checkpoint_fits_any_mesh(tmp_path):
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
+  subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(_CHAIN), tmp_path],
+    check=True,
+    cwd=pathlib.Path(__file__).parents[1],
+    env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'),
+  )
