@@ -36,18 +36,21 @@ CLAIMS = (
     'held-out strict accuracy',
     'sft.strict',
     'tdpo.strict',
+    'holds',
   ),
   study.Claim(
     'pairs beat labels',
     'held-out strict accuracy',
     'tkto.strict',
     'tdpo.strict',
+    'holds',
   ),
   study.Claim(
     'the bound on the false prompt matters',
     'held-out strict accuracy',
     'uncapped.strict',
     'tdpo.strict',
+    'does not hold here',
   ),
 )
 
