@@ -45,12 +45,12 @@ CLAIMS = (
   ),
   study.Claim(
     'a window of 2 steps does as well as all 7, for less',
-    'held-out strict accuracy', 'all.strict', 'fast.strict', 'too few seeds',
+    'held-out strict accuracy', 'all.strict', 'fast.strict', 'holds',
   ),
   study.Claim(
     'a KL term keeps a learned reward from being fooled',
     'held-out strict accuracy', 'proxy.strict', 'proxy_kl.strict',
-    'too few seeds',
+    'holds',
   ),
 )  # fmt: skip
 
