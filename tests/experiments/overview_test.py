@@ -1,5 +1,6 @@
 """The overview of all studies, and how lines of code are counted."""
 
+import re
 import textwrap
 
 import pytest
@@ -65,3 +66,16 @@ def test_the_studies_of_this_repository():
   table = overview.claims(found)
   assert '[flow_grpo](flow_grpo)' in table and '| holds |' in table
   assert '**median**' in overview.code(found)
+
+
+def test_the_loop_and_the_step_know_no_method():
+  names = {'grpo', 'dpo', 'ppo'}
+  for each in overview.studies().values():
+    for methods in each.code:
+      names |= {name.lower() for name in re.split('[, -]+', methods)}
+  names -= {'flow', 'diffusion', 'adv', 'pref', 'tp'}  # said of other things
+  assert {'ddpo', 'alignprop', 'refl', 'rebel', 'tpo'} <= names
+  for file in ('train.py', 'train_step.py'):
+    text = (study.ROOT / 'gen_rl' / file).read_text().lower()
+    found = {n for n in names if re.search(rf'\b{n}\b', text.replace('_', ' '))}
+    assert not found, file
