@@ -35,7 +35,7 @@ RULES = {
 }
 # Parts of a TrainState whose leaves are shaped like parameters.
 _LIKE_PARAMS = ('params', 'opt_state', 'refs', 'frozen/policy')
-_LORA = re.compile(r'_lora_([ab])$')
+_LORA = re.compile(r'_lora_(a|b|scale)$')
 
 
 def make_mesh(
@@ -107,9 +107,9 @@ def logical_axes(name: str, ndim: int, axes: Axes) -> tuple[str | None, ...]:
   for pattern, names in axes:
     if re.search(pattern, base):
       if adapter:  # a: [in, rank], b: [rank, out]
-        names = (
-          (names[-2], None) if adapter.group(1) == 'a' else (None, names[-1])
-        )
+        names = dict(a=(names[-2], None), b=(None, names[-1]), scale=())[
+          adapter.group(1)
+        ]
       if len(names) > ndim:
         break
       return (None,) * (ndim - len(names)) + tuple(names)

@@ -144,7 +144,7 @@ def write_runs(folder, *meshes):
           logs.append(log)
       assert step.train_step._cache_size() == 1
       parts = jax.tree.leaves(state.params)
-      assert all(x.sharding.mesh.size == mesh.size for x in parts)
+      assert all(len(x.sharding.device_set) == mesh.size for x in parts)
       split = [x for x in parts if not x.is_fully_replicated]
       assert bool(split) == (fsdp * tensor > 1)
       found = dict(
