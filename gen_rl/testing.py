@@ -87,11 +87,11 @@ def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
   return dict(tokens=tokens, prompt_id=ids, info=dict(channel=ids % 3))
 
 
-def dit() -> Net:
-  """A transformer of one layer on [b 8 8 3], for `dit_batch`."""
+def dit(layers: int = 1, **options: Any) -> Net:
+  """A transformer on [b 8 8 3], for `dit_batch`; options as of `models.dit`."""
   return dit_lib.dit(
-    image=(8, 8, 3), width=16, layers=1, heads=2, patch=4,
-    vocab=16, length=4, text_width=8, text_layers=1,
+    image=(8, 8, 3), width=16, layers=layers, heads=2, patch=4,
+    vocab=16, length=4, text_width=8, text_layers=1, **options,
   )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ the same softmax, to the text, whose keys and values have projections of their
 own; queries and keys are RMS-normalised. No row's output depends on another's.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import einops
 from flax import linen as nn
@@ -32,6 +33,7 @@ from gen_rl.models.layers import (
 from gen_rl.types import Array, Params, PyTree
 
 _ZERO = nn.initializers.zeros
+_SAME = (nn.broadcast, nn.broadcast)  # for all blocks: mask and modulation
 AXES = (
   (r'(^|/)(mod|mod_out|pixels|pooled)/kernel$', ('embed', None)),
   (r'(^|/)(embed|time[12])/kernel$', (None, 'embed')),
@@ -55,16 +57,18 @@ class Block(nn.Module):
   width: int
   heads: int
   mlp_ratio: int
+  dtype: Any = jnp.float32
 
   def setup(self):
-    d = self.width
+    d, dense = self.width, functools.partial(Dense, dtype=self.dtype)
+    norm = functools.partial(nn.RMSNorm, dtype=self.dtype)
     self.table = self.param('table', _ZERO, (6, d))
-    self.qkv = Dense(3 * d)
-    self.kv_text = Dense(2 * d)
-    self.norm_q, self.norm_k = nn.RMSNorm(), nn.RMSNorm()
-    self.out = Dense(d, kernel_init=_ZERO)
-    self.up = Dense(self.mlp_ratio * d)
-    self.down = Dense(d, kernel_init=_ZERO)
+    self.qkv = dense(3 * d)
+    self.kv_text = dense(2 * d)
+    self.norm_q, self.norm_k = norm(), norm()
+    self.out = dense(d, kernel_init=_ZERO)
+    self.up = dense(self.mlp_ratio * d)
+    self.down = dense(d, kernel_init=_ZERO)
 
   def split(self, x: Array, parts: int) -> Array:
     """[b i parts*d] -> [parts b i n c], n heads."""
@@ -72,15 +76,16 @@ class Block(nn.Module):
       x, 'b i (p n c) -> p b i n c', p=parts, n=self.heads
     )
 
-  def see(self, text: Array) -> tuple[Array, Array]:
-    """Keys and values of the text: [b l w] -> 2 x [b l n c]."""
+  def see(self, text: Array, _: None = None) -> tuple[Array, Any]:
+    """Keys and values of the text: [b l w] -> (text, 2 x [b l n c])."""
     k, v = self.split(self.kv_text(text), 2)
-    return self.norm_k(k), v
+    return text, (self.norm_k(k), v)
 
   def __call__(
     self, x: Array, text: tuple[Array, Array], mask: Array, mod: Array
-  ) -> Array:
+  ) -> tuple[Array, None]:
     mod = einops.rearrange(mod + self.table, 'b m d -> m b 1 d')
+    mod = mod.astype(self.dtype)
     scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = mod
     q, k, v = self.split(self.qkv(_norm(x) * (1 + scale_a) + shift_a), 3)
     k = jnp.concatenate([text[0], self.norm_k(k)], 1)
@@ -93,13 +98,14 @@ class Block(nn.Module):
     h = self.up(_norm(x) * (1 + scale_m) + shift_m)
     h = constrain(h, 'batch', None, 'mlp')
     x += (1 + gate_m) * self.down(nn.gelu(h))
-    return constrain(x, 'batch', None, None)
+    return constrain(x, 'batch', None, None), None
 
 
 class Prompt(NamedTuple):
   """What the blocks need of the prompts: the same at every denoising step."""
 
-  keys_values: tuple[tuple[Array, Array], ...]  # per block, [b l n c]
+  # Per block, [b l n c]; of scanned blocks stacked, [layers b l n c].
+  keys_values: tuple[tuple[Array, Array], ...] | tuple[Array, Array]
   mask: Array  # [b l] bool
   pooled: Array  # [b w]
 
@@ -116,9 +122,13 @@ class DiT(nn.Module):
   vocab: int
   text_width: int
   text_layers: int
+  scan: bool = False
+  remat: str = 'none'
+  dtype: Any = jnp.float32
 
   def setup(self):
     d, p = self.width, self.patch
+    Dense = functools.partial(layers_lib.Dense, dtype=self.dtype)
     height, width, channels = self.image
     self.text = TextEncoder(self.vocab, self.text_width, self.text_layers)
     self.time1, self.time2, self.pooled = Dense(d), Dense(d), Dense(d)
@@ -129,18 +139,31 @@ class DiT(nn.Module):
       nn.initializers.normal(0.1),
       ((height // p) * (width // p), d),
     )
-    self.block = [
-      Block(d, self.heads, self.mlp_ratio) for _ in range(self.layers)
-    ]
+    block = layers_lib.rematerialized(Block, self.remat, in_scan=self.scan)
+    settings = d, self.heads, self.mlp_ratio, self.dtype
+    if self.scan:
+      over = dict(
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=self.layers,
+      )
+      methods = {'see': over, '__call__': dict(over, in_axes=(0, *_SAME))}
+      self.block = nn.scan(block, methods=methods)(*settings)
+    else:
+      self.block = [block(*settings) for _ in range(self.layers)]
     self.mod_out = Dense(2 * d, kernel_init=_ZERO)
-    self.norm_out = nn.LayerNorm()
+    self.norm_out = nn.LayerNorm(dtype=self.dtype)
     self.pixels = Dense(p * p * channels)
 
   def encode(self, tokens: Array) -> Prompt:
     """Prompts [b l] as the blocks see them."""
     text, mask = self.text(tokens)
     pooled = jnp.sum(text * mask[..., None], 1) / mask.sum(1, keepdims=True)
-    return Prompt(tuple(block.see(text) for block in self.block), mask, pooled)
+    if self.scan:
+      seen = self.block.see(text, None)[1]
+    else:
+      seen = tuple(block.see(text)[1] for block in self.block)
+    return Prompt(seen, mask, pooled)
 
   def denoise(self, x: Array, t: Array, prompt: Prompt) -> Array:
     """D(x, t, c): the clean image [b h w c]."""
@@ -149,9 +172,12 @@ class DiT(nn.Module):
     emb = nn.silu(emb + self.pooled(prompt.pooled))
     mod = einops.rearrange(self.mod(emb), 'b (m d) -> b m d', m=6)
     h = einops.rearrange(x, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=p)
-    h = self.embed(h) + self.position
-    for block, text in zip(self.block, prompt.keys_values, strict=True):
-      h = block(h, text, prompt.mask, mod)
+    h = self.embed(h) + self.position.astype(self.dtype)
+    if self.scan:
+      h, _ = self.block(h, prompt.keys_values, prompt.mask, mod)
+    else:
+      for block, text in zip(self.block, prompt.keys_values, strict=True):
+        h, _ = block(h, text, prompt.mask, mod)
     scale, shift = jnp.split(self.mod_out(emb)[:, None], 2, -1)
     h = self.pixels(self.norm_out(h) * (1 + scale) + shift)
     return einops.rearrange(
@@ -174,6 +200,9 @@ def dit(
   text_width: int = 96,
   text_layers: int = 2,
   t_min: float = 0.05,
+  scan: bool = False,
+  remat: Literal['none', 'dots', 'full'] = 'none',
+  dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network.
 
@@ -189,6 +218,11 @@ def dit(
     text_width: width of the text encoder.
     text_layers: its layers.
     t_min: smallest divisor of (1).
+    scan: one program for all blocks, their parameters stacked [layers ...]:
+      compiles as fast for many as for one.
+    remat: what the backward pass computes anew, see `layers.rematerialized`.
+    dtype: of the transformer's arithmetic; parameters and the division of (1)
+      are float32.
 
   Raises:
     ValueError: sizes that do not divide, naming them.
@@ -201,7 +235,7 @@ def dit(
     raise ValueError(f'dit: width={width} is not divisible by heads={heads}')
   module = DiT(
     width, layers, heads, mlp_ratio, tuple(image), patch, vocab, text_width,
-    text_layers,
+    text_layers, scan, remat, jnp.dtype(dtype),
   )  # fmt: skip
 
   def init(key: Array) -> Params:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from gen_rl.types import Array, Axes, Params, PyTree
@@ -56,6 +57,33 @@ class Dense(nn.Dense):
       )
       out += scale * ((flat.astype(out.dtype) @ a) @ b)
     return out.reshape(*x.shape[:-1], self.features)
+
+
+def rematerialized(
+  module: type[nn.Module], policy: str, in_scan: bool
+) -> type[nn.Module]:
+  """A block whose backward pass computes activations anew.
+
+  Args:
+    module: a class.
+    policy: 'none' keeps them all; 'dots' keeps the products with parameters;
+      'full' keeps the block's input alone.
+    in_scan: blocks are scanned, where the compiler cannot merge the two
+      computations of a block into one; else that has to be prevented.
+
+  Raises:
+    ValueError: another policy.
+  """
+  keep = dict(
+    none=None,
+    dots=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    full=jax.checkpoint_policies.nothing_saveable,
+  )
+  if policy not in keep:
+    raise ValueError(f'remat={policy!r} is none of {", ".join(keep)}')
+  if policy == 'none':
+    return module
+  return nn.remat(module, policy=keep[policy], prevent_cse=not in_scan)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -33,7 +33,8 @@ def add(
   Args:
     params: of a model whose layers are `layers.Dense`.
     pattern: regular expression on the names of modules ('block_.*/qkv'); those
-      of its matches that hold a two-dimensional kernel get an adapter.
+      of its matches that hold the kernel of a product get an adapter; stacked
+      ones [layers in out] one a layer.
     rank: of A B.
     alpha: scale is alpha / rank.
     key: A is drawn from, like the kernel of a Dense layer (He et al., uniform).
@@ -44,22 +45,27 @@ def add(
   if rank < 1:
     raise ConfigError(f'lora.rank is {rank}; it must be at least 1')
   leaves = tree_lib.named(params)
-  kernels = [n for n, x in leaves.items() if _KERNEL.search(n) and x.ndim == 2]
+  kernels = [
+    n for n, x in leaves.items() if _KERNEL.search(n) and x.ndim in (2, 3)
+  ]
   chosen = [n for n in kernels if re.search(pattern, n.rpartition('/')[0])]
   if not chosen:
     some = ', '.join(n.rpartition('/')[0] for n in kernels[:6])
     raise ConfigError(
-      f'lora.pattern={pattern!r} finds no module with a two-dimensional kernel '
+      f'lora.pattern={pattern!r} finds no module with a kernel of a matrix '
       f'({some}, ...)'
     )
-  init = jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
   for i, name in enumerate(sorted(chosen)):
-    rows, columns = leaves[name].shape
-    drawn = init(jax.random.fold_in(key, i), (rows, rank), jnp.float32)
+    *stack, rows, columns = leaves[name].shape
+    init = jax.nn.initializers.variance_scaling(
+      1 / 3, 'fan_in', 'uniform', batch_axis=tuple(range(len(stack)))
+    )
+    shape = (*stack, rows, rank)
+    drawn = init(jax.random.fold_in(key, i), shape, jnp.float32)
     leaves |= {
       f'{name}_lora_a': drawn,
-      f'{name}_lora_b': jnp.zeros((rank, columns)),
-      f'{name}_lora_scale': jnp.float32(alpha / rank),
+      f'{name}_lora_b': jnp.zeros((*stack, rank, columns)),
+      f'{name}_lora_scale': jnp.full(stack, alpha / rank, jnp.float32),
     }
   return tree_lib.nest(leaves)
 
@@ -72,5 +78,7 @@ def merge(params: Params) -> Params:
     a, b = leaves.pop(name), leaves.pop(f'{base}_lora_b')
     scale, kernel = leaves.pop(f'{base}_lora_scale'), leaves[base]
     product = jnp.matmul(a, b, precision='highest')
-    leaves[base] = (kernel + scale * product).astype(kernel.dtype)
+    leaves[base] = (kernel + scale[..., None, None] * product).astype(
+      kernel.dtype
+    )
   return tree_lib.nest(leaves)

@@ -127,3 +127,129 @@ def test_sizes_that_do_not_fit():
     dit_lib.dit(image=(30, 24, 3), patch=12)
   with pytest.raises(ValueError, match='width=10 is not divisible by heads=4'):
     dit_lib.dit(width=10, heads=4)
+
+
+def _net(**options):
+  return dit_lib.dit(
+    image=(8, 8, 3), width=16, layers=3, heads=2, patch=4,
+    vocab=16, length=5, text_width=8, text_layers=1, **options,
+  )  # fmt: skip
+
+
+def _stacked(params):
+  """Parameters block_0, block_1, ... as the scanned model has them."""
+  blocks = [k for k in sorted(params) if k.startswith('block_')]
+  rest = {k: v for k, v in params.items() if k not in blocks}
+  stack = jax.tree.map(lambda *x: jnp.stack(x), *(params[k] for k in blocks))
+  return {**rest, 'block': stack}
+
+
+def _moved(params):
+  """Away from the zeros that some layers start at."""
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(KEY, len(leaves))
+  leaves = [
+    x + 0.2 * jax.random.normal(key, x.shape)
+    for x, key in zip(leaves, keys, strict=True)
+  ]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def _loss_and_grad(net, params):
+  x, t, cond = inputs()
+
+  def loss(params):
+    v = net.apply(params, x, t, net.encode(params, cond))
+    return jnp.square(v).mean(), v
+
+  (_, v), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return v, grad
+
+
+def test_scanned_blocks_are_the_same_blocks():
+  net, scanned = _net(), _net(scan=True)
+  shapes = jax.eval_shape(scanned.init, KEY)
+  params = _moved(net.init(KEY))
+  stacked = _stacked(params)
+  assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+  v, grad = _loss_and_grad(net, params)
+  v2, grad2 = _loss_and_grad(scanned, stacked)
+  np.testing.assert_allclose(v2, v, rtol=1e-5, atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    grad2,
+    _stacked(grad),
+  )
+
+
+def test_scanned_blocks_start_different():
+  """Each layer draws its own kernels, at the scale of one layer."""
+  kernel = _net(scan=True).init(KEY)['block']['qkv']['kernel']
+  assert kernel.shape == (3, 16, 48)
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+  assert np.std(kernel) == pytest.approx(16**-0.5, rel=0.15)
+
+
+@pytest.mark.parametrize('scan', (False, True))
+@pytest.mark.parametrize('remat', ('dots', 'full'))
+def test_recomputed_activations_are_the_same(scan, remat):
+  net = _net(scan=scan)
+  params = _moved(net.init(KEY))
+  v, grad = _loss_and_grad(net, params)
+  v2, grad2 = _loss_and_grad(_net(scan=scan, remat=remat), params)
+  np.testing.assert_allclose(v2, v, rtol=1e-5, atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    grad2,
+    grad,
+  )
+
+
+def _residual_bytes(net):
+  """What the backward pass of the velocity keeps."""
+  x, t, cond = inputs()
+  params = jax.eval_shape(net.init, KEY)
+  _, pull = jax.eval_shape(
+    lambda p: jax.vjp(lambda p: net.apply(p, x, t, net.encode(p, cond)), p),
+    params,
+  )
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_remat_keeps_less(scan):
+  none, dots, full = (
+    _residual_bytes(_net(scan=scan, remat=r)) for r in ('none', 'dots', 'full')
+  )
+  assert full < dots < none
+
+
+def test_unknown_remat_lists_those_there_are():
+  with pytest.raises(ValueError, match="'some' is none of none, dots, full"):
+    _net(remat='some').init(KEY)
+
+
+@pytest.mark.parametrize('scan', (False, True))
+def test_bfloat16_is_arithmetic_only(scan):
+  """Parameters, gradients and the velocity stay float32, and near it."""
+  net, half = _net(scan=scan), _net(scan=scan, dtype='bfloat16')
+  params = _moved(net.init(KEY))
+  assert {str(p.dtype) for p in jax.tree.leaves(half.init(KEY))} == {'float32'}
+  v, grad = _loss_and_grad(net, params)
+  v2, grad2 = _loss_and_grad(half, params)
+  assert v2.dtype == jnp.float32
+  assert {str(g.dtype) for g in jax.tree.leaves(grad2)} == {'float32'}
+  error = np.linalg.norm(v2 - v) / np.linalg.norm(v)
+  assert 1e-4 < error < 0.03
+  flat, flat2 = (
+    np.concatenate([g.ravel() for g in jax.tree.leaves(x)])
+    for x in (grad, grad2)
+  )
+  assert np.linalg.norm(flat2 - flat) / np.linalg.norm(flat) < 0.05
+  x, t, cond = inputs()
+  hlo = jax.jit(
+    lambda p: half.apply(p, x, t, half.encode(p, cond))
+  ).lower(params).as_text()  # fmt: skip
+  dots = [line for line in hlo.splitlines() if 'dot_general' in line]
+  low = [line for line in dots if line.rstrip().count('bf16')]
+  assert len(low) >= 0.6 * len(dots)

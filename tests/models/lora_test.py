@@ -106,3 +106,38 @@ def test_only_adapters_are_trained():
 def test_adapters_of_nothing(pattern, rank, words):
   with pytest.raises(build.ConfigError, match=words):
     lora.add(_params(), pattern, rank, 1.0, KEY)
+
+
+def test_stacked_layers_have_an_adapter_each():
+  kernels = jax.random.normal(KEY, (3, 4, 6))
+  params = dict(block=dict(up=dict(kernel=kernels)))
+  adapted = lora.add(params, 'block', rank=2, alpha=4.0, key=KEY)
+  layer = adapted['block']['up']
+  shapes = {k: v.shape for k, v in layer.items()}
+  assert shapes == dict(
+    kernel=(3, 4, 6),
+    kernel_lora_a=(3, 4, 2),
+    kernel_lora_b=(3, 2, 6),
+    kernel_lora_scale=(3,),
+  )
+  a = layer['kernel_lora_a']
+  assert np.abs(a[0] - a[1]).max() > 0.01
+  assert np.abs(a).max() <= 0.5  # sqrt(3 / (3 * 4)), the fan-in of one layer
+  b = jax.random.normal(KEY, (3, 2, 6))
+  layer['kernel_lora_b'] = b
+  merged = lora.merge(adapted)['block']['up']['kernel']
+  for i in range(3):
+    want = np.float64(kernels[i]) + 2.0 * np.float64(a[i]) @ np.float64(b[i])
+    np.testing.assert_allclose(merged[i], want, atol=1e-6)
+  net = testing.dit(layers=2, scan=True)
+  params = lora.add(net.init(KEY), 'block', rank=2, alpha=4.0, key=KEY)
+  params = _trained(params, 1)
+  x = jax.random.normal(KEY, (4, *net.shape))
+
+  def velocity(params):
+    prompt = net.encode(params, PROMPTS)
+    return net.apply(params, x, jnp.full(4, 0.4), prompt)
+
+  np.testing.assert_allclose(
+    velocity(lora.merge(params)), velocity(params), atol=2e-5
+  )
