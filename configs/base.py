@@ -99,6 +99,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.updates = 1  # optimizer steps (minibatches) per pass over a rollout
   c.epochs = 1  # passes over a rollout
   c.microbatches = 1  # gradient accumulation within an optimizer step
+  c.rollout_chunks = 1  # parts a rollout is sampled in, one after the other
   c.ema = 0.9  # decay of the averaged parameters per optimizer step; 0: none
   c.stop_after_skipped = 10  # non-finite updates in a row that end the run
 

@@ -165,9 +165,9 @@ def check(config: ml_collections.ConfigDict, rewarded: bool) -> None:
     rewarded: some reward has a weight.
   """
   positive = (
-    'steps', 'updates', 'epochs', 'microbatches', 'eval.every', 'log.every',
-    'checkpoint.every', 'data.prompts_per_step', 'data.group_size',
-    'eval.num_prompts', 'eval.samples',
+    'steps', 'updates', 'epochs', 'microbatches', 'rollout_chunks',
+    'eval.every', 'log.every', 'checkpoint.every', 'data.prompts_per_step',
+    'data.group_size', 'eval.num_prompts', 'eval.samples',
   )  # fmt: skip
   flat = build.flatten(config)
   for field in positive:
@@ -362,14 +362,17 @@ def make_step(
   encode = encoder(config)
   rollout = rollout_lib.data_rollout(encode) if encode else None
   rows = config.data.prompts_per_step * group_size
-  if error := minibatch.geometry_error(
-    rows,
-    config.updates,
-    config.microbatches,
-    group_size if whole_groups else 1,
-  ) or sharding.rows_error(
-    rows, layout.row_shards, config.updates * config.microbatches
-  ):
+  unit = group_size if whole_groups else 1
+  errors = (
+    minibatch.geometry_error(rows, config.updates, config.microbatches, unit),
+    sharding.rows_error(
+      rows, layout.row_shards, config.updates * config.microbatches
+    ),
+    sharding.rows_error(
+      rows, layout.row_shards, config.rollout_chunks, 'rollout_chunks'
+    ),
+  )
+  if error := next(filter(None, errors), None):
     raise build.ConfigError(error)
   step = train_step.make(
     built.policy,
@@ -383,6 +386,7 @@ def make_step(
     monitors=built.monitors,
     advantage=advantage,
     group_size=group_size,
+    rollout_chunks=config.rollout_chunks,
     microbatches=config.microbatches,
     updates=config.updates,
     epochs=config.epochs,

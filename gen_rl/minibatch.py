@@ -43,18 +43,20 @@ def geometry_error(
   )
 
 
-def fold(body: Callable, carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+def fold(
+  body: Callable, carry: PyTree, xs: PyTree, platform: str | None = None
+) -> tuple[PyTree, PyTree]:
   """lax.scan; a Python loop for convolutions on CPUs.
 
   XLA's CPU backend runs convolution gradients inside a while loop many times
   slower than outside of one. A loop's bodies may run at the same time, which
-  takes the memory of all.
+  takes the memory of all. `platform` is the one the program is for, by default
+  that of this process.
   """
+  platform = platform or jax.default_backend()
   first = jax.tree.map(lambda x: x[0], xs)
   length = jax.tree.leaves(xs)[0].shape[0]
-  if length > 1 and not (
-    jax.default_backend() == 'cpu' and _convolves(body, carry, first)
-  ):
+  if length > 1 and not (platform == 'cpu' and _convolves(body, carry, first)):
     return jax.lax.scan(body, carry, xs)
   outs = []
   for i in range(length):
@@ -72,3 +74,24 @@ def cut(x: PyTree, parts: int) -> PyTree:
   return jax.tree.map(
     lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), x
   )
+
+
+def deal(x: PyTree, parts: int) -> PyTree:
+  """Like `cut`, but rows go to the parts in turn: part j has rows j, j + parts.
+
+  Where rows are split over devices, each device's part is of its own rows, so
+  nothing moves between them. What all rows share, of no dimension, is repeated.
+  """
+
+  def one(a):
+    if not a.ndim:
+      return jnp.broadcast_to(a, (parts,))
+    a = a.reshape(a.shape[0] // parts, parts, *a.shape[1:])
+    return a.swapaxes(0, 1)
+
+  return jax.tree.map(one, x)
+
+
+def undeal(x: PyTree) -> PyTree:
+  """Inverse of `deal`, for leaves with rows."""
+  return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), x)

@@ -131,6 +131,11 @@ class Layout(NamedTuple):
     """Over how many devices rows are split."""
     return math.prod(self.mesh.shape[a] for a in ROW_AXES)
 
+  @property
+  def platform(self) -> str:
+    """Of its devices: 'cpu', 'gpu', 'tpu'."""
+    return self.mesh.devices.flat[0].platform
+
   def spec(self, shape: Sequence[int], names: Sequence) -> PartitionSpec:
     """Mesh axes of dimensions with these logical names.
 
@@ -257,21 +262,25 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(one, tree, shardings)
 
 
-def rows_error(rows: int, shards: int, parts: int = 1) -> str | None:
+def rows_error(
+  rows: int, shards: int, parts: int = 1, name: str = 'microbatches'
+) -> str | None:
   """Why rows cannot be split over devices, or None.
 
   Args:
     rows: of a rollout.
     shards: devices along the data and fsdp axes of the mesh.
-    parts: microbatches of a rollout, each of which is split.
+    parts: of a rollout, each of which is split.
+    name: what the parts are.
   """
   unit = shards * parts
   if rows % unit == 0:
     return None
   below = rows // unit * unit
   fits = [n for n in (below, below + unit) if n]
-  cut = f' in {parts} microbatches' if parts > 1 else ''
+  cut = f' in {parts} {name}' if parts > 1 else ''
   return (
     f'{rows} rows (prompts_per_step * group_size){cut} do not divide over '
-    f'{shards} devices; {" or ".join(map(str, fits))} would'
+    f'{shards} device{"s" * (shards > 1)}; '
+    f'{" or ".join(map(str, fits))} would'
   )

@@ -26,6 +26,7 @@ that keeps values for the gradient may round otherwise than one that does not).
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -67,10 +68,6 @@ class Step(NamedTuple):
   learn: Callable[..., tuple[TrainState, Metrics]]
 
 
-def _expand_mask(mask: Array, weight: Array) -> Array:
-  return mask * weight[:, None]
-
-
 def make(
   policy: Policy,
   objectives: Mapping[str, tuple[Objective, float]],
@@ -81,6 +78,7 @@ def make(
   monitors: combine.Weighted | None = None,
   advantage: Advantage | None = None,
   group_size: int = 1,
+  rollout_chunks: int = 1,
   microbatches: int = 1,
   updates: int = 1,
   epochs: int = 1,
@@ -105,6 +103,8 @@ def make(
       rewards and logged, not trained on; the weights say nothing.
     advantage: turns scores into advantages; goes with `rewards`.
     group_size: G, samples per prompt.
+    rollout_chunks: parts the rows of a rollout are sampled and decoded in, one
+      after the other, to save memory.
     microbatches: gradient accumulation inside one optimizer step.
     updates: optimizer steps (minibatches) per pass over a rollout.
     epochs: passes over a rollout.
@@ -161,6 +161,9 @@ def make(
   def shard(x: PyTree, axis: int = 0) -> PyTree:
     return x if layout is None else layout.rows(x, axis)
 
+  platform = None if layout is None else layout.platform
+  fold = functools.partial(minibatch.fold, platform=platform)
+
   def place(state: TrainState) -> TrainState:
     return state if layout is None else layout.constrain(state)
 
@@ -181,6 +184,19 @@ def make(
   def sampling(state: TrainState) -> Params:
     return state.params if behaviour == 'params' else state.refs[behaviour]
 
+  def generate(
+    params: Params, rows: Rows, step: Array
+  ) -> tuple[Trajectory, PyTree, Array | None]:
+    """(trajectories, media, samples finished from every decision)."""
+    traj = jax.lax.stop_gradient(rollout(params, rows, step))
+    if rewards is None:
+      return traj, (), None
+    media = policy.decode(params, traj.sample)
+    if not stepwise:
+      return traj, media, None
+    done = policy.complete(params, rows, step, traj)  # [b k ...]
+    return traj, media, jax.lax.stop_gradient(done)
+
   def sample(
     state: TrainState, batch: Mapping[str, Any], key: Array
   ) -> tuple[Trajectory, RewardInputs, dict[str, RewardOut]]:
@@ -188,34 +204,33 @@ def make(
       rollout_lib.make_rows(batch, group_size, key, state.step)
     )
     params = full(sampling(state), state)
-    traj = jax.lax.stop_gradient(rollout(params, rows, state.step))
+    if rollout_chunks == 1:
+      traj, media, done = generate(params, rows, state.step)
+    else:
+      _, drawn = fold(
+        lambda _, rows: ((), generate(params, rows, state.step)),
+        (),
+        shard(minibatch.deal(rows, rollout_chunks), 1),
+      )
+      traj, media, done = shard(minibatch.undeal(drawn))
     if rewards is None:
       return traj, RewardInputs((), rows.info, group_size), {}
-    media = policy.decode(params, traj.sample)
     inputs = RewardInputs(media, rows.info, group_size)
     keys = rng.stream_keys(rows.keys, 'reward')
     outs = evaluate.evaluate(
       device_rewards | monitors, inputs, keys, reward_params(state)
     )
     if stepwise:
-      done = policy.complete(params, rows, state.step, traj)  # [b k ...]
-
-      def score(latent: Array) -> dict[str, Array]:
-        media = policy.decode(params, latent)
-        found = evaluate.evaluate(
-          device_rewards,
-          inputs._replace(media=media),
-          keys,
-          reward_params(state),
-        )
-        return {
-          label: jnp.where(out.valid, out.score, jnp.nan)
-          for label, out in found.items()
-        }
-
-      before = jax.lax.map(score, jax.lax.stop_gradient(done).swapaxes(0, 1))
+      before = evaluate.before(
+        device_rewards,
+        inputs,
+        functools.partial(policy.decode, params),
+        done,
+        keys,
+        reward_params(state),
+      )
       outs = {
-        label: out.replace(before=before[label].T) if label in before else out
+        label: out.replace(before=before.get(label))
         for label, out in outs.items()
       }
     return traj, inputs, outs
@@ -279,7 +294,7 @@ def make(
     out = {}
     for label, (objective, weight) in objectives.items():
       term, metrics = objective(replay, exp, keys)
-      mask = jax.lax.stop_gradient(_expand_mask(term.mask, exp.weight))
+      mask = jax.lax.stop_gradient(term.mask * exp.weight[:, None])
       out[label] = term.value, mask, weight, metrics
     return out
 
@@ -334,7 +349,7 @@ def make(
     )
     start = (shapes[0], *shapes[1])
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
-    (grads, sums, peaks), _ = minibatch.fold(accumulate, start, pieces)
+    (grads, sums, peaks), _ = fold(accumulate, start, pieces)
     grads = place(state.replace(params=grads)).params
 
     norm = optax.tree.norm(grads)
@@ -367,10 +382,10 @@ def make(
       raise ConfigError(error)
     key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
     order_key = rng.stream_keys(key, 'order')
-    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    fold_in = jax.vmap(jax.random.fold_in, (None, 0))
     group_key = rng.stream_keys(key, 'group')
     row_keys = RowKeys(
-      fold(key, jnp.arange(b)), fold(group_key, exp.traj.group)
+      fold_in(key, jnp.arange(b)), fold_in(group_key, exp.traj.group)
     )
     old = sampling(state)
     if recompute and exp.traj.log_prob.size:
@@ -378,19 +393,17 @@ def make(
     logs = []
     carry = (state, old)
     for epoch in range(epochs):
-      order = jnp.arange(b)
+      keys = RowKeys(*(rng.step_keys(k, epoch) for k in row_keys))
+      xs = exp, keys
       if updates > 1:
         shuffled = jax.random.permutation(
           jax.random.fold_in(order_key, epoch), b // unit
         )
         order = (unit * shuffled[:, None] + jnp.arange(unit)).reshape(-1)
-      keys = RowKeys(*(rng.step_keys(k, epoch) for k in row_keys))
-      xs = jax.tree.map(lambda a, o=order: a[o], (exp, keys))
+        xs = jax.tree.map(lambda a, o=order: a[o], xs)
       first = (jnp.arange(updates) == 0) & (epoch == 0)
       first &= behaviour == 'params'
-      carry, log = minibatch.fold(
-        minibatch_step, carry, (*cut(xs, updates), first)
-      )
+      carry, log = fold(minibatch_step, carry, (*cut(xs, updates), first))
       logs.append(log)
     sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
     state = carry[0]
@@ -412,7 +425,7 @@ def make(
       replay = replay_lib.make(policy, dict(params=params), piece)
       return (), replay.log_prob('params')
 
-    _, log_prob = minibatch.fold(one, (), cut(exp, updates * microbatches))
+    _, log_prob = fold(one, (), cut(exp, updates * microbatches))
     return exp.traj.replace(
       log_prob=jax.lax.stop_gradient(log_prob.reshape(exp.traj.log_prob.shape))
     )

@@ -49,3 +49,13 @@ def test_cut_keeps_the_order_of_rows():
   np.testing.assert_array_equal(parts['a'], [[0, 1], [2, 3], [4, 5]])
   assert parts['b'].shape == (3, 2, 2)
   np.testing.assert_array_equal(parts['b'][1], [[4, 5], [6, 7]])
+
+
+def test_deal_takes_turns_and_undeal_gives_back():
+  x = dict(a=np.arange(6), b=np.arange(12).reshape(6, 2))
+  parts = minibatch.deal({**x, 'key': np.float32(5)}, 3)
+  np.testing.assert_array_equal(parts['a'], [[0, 3], [1, 4], [2, 5]])
+  np.testing.assert_array_equal(parts['b'][1], [[2, 3], [8, 9]])
+  np.testing.assert_array_equal(parts['key'], [5, 5, 5])
+  del parts['key']
+  jax.tree.map(np.testing.assert_array_equal, minibatch.undeal(parts), x)

@@ -47,7 +47,7 @@ def linear(steps: int, shift: float = 1.0) -> Float32[Array, ' {steps}+1']:
 
 def compressed_tail(
   steps: int, end: int | Int32[Array, ''], ratio: float, shift: float = 1.0
-) -> tuple[Float32[Array, ' {steps}+1'], Int32[Array, '']]:
+) -> tuple[Float32[Array, ' {steps}+1'], int | Int32[Array, '']]:
   """A grid with fewer steps after step `end` (MixGRPO-Flash).
 
   Args:
@@ -57,7 +57,8 @@ def compressed_tail(
     shift: as in `linear`.
 
   Returns:
-    (grid, the number N of steps up to time 0); the grid is 0 from N on.
+    (grid, the number N of steps up to time 0); the grid is 0 from N on. With
+    ratio 1, N is static: T.
   """
   if not 0 < ratio <= 1:
     raise ValueError(f'ratio={ratio}; it must be in (0, 1].')
@@ -69,7 +70,7 @@ def compressed_tail(
   stretched = end + (i - end) * rest / jnp.maximum(kept, 1)
   place = jnp.where(i <= end, i, jnp.minimum(stretched, steps))
   t = jnp.where(i >= end + kept, 0.0, 1.0 - place / steps)
-  return shift_time(t, shift), end + kept
+  return shift_time(t, shift), steps if ratio == 1 else end + kept
 
 
 def dynamic_shift(

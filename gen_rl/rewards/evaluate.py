@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.rewards import combine
-from gen_rl.types import Array, Params, RewardInputs, RewardOut
+from gen_rl.types import Array, Params, PyTree, RewardInputs, RewardOut
 
 
 def evaluate(
@@ -51,6 +51,37 @@ def evaluate(
     out = reward.score(params[label], inputs, combine.row_key(key, label))
     outs[label] = out.replace(valid=out.valid & jnp.isfinite(out.score))
   return outs
+
+
+def before(
+  rewards: combine.Weighted,
+  inputs: RewardInputs,
+  decode: Callable[[Array], PyTree],
+  latents: Array,
+  key: Array,
+  params: Mapping[str, Params],
+) -> dict[str, Array]:
+  """Scores [b k] of samples finished from every decision, NaN where invalid.
+
+  Args:
+    rewards: as of `evaluate`, like the arguments below.
+    inputs: of the samples themselves.
+    decode: latents [b ...] -> media.
+    latents: [b k ...]; those of a decision are scored at a time.
+    key: see above.
+    params: see above.
+  """
+
+  def score(latent: Array) -> dict[str, Array]:
+    seen = inputs._replace(media=decode(latent))
+    outs = evaluate(rewards, seen, key, params)
+    return {
+      label: jnp.where(out.valid, out.score, jnp.nan)
+      for label, out in outs.items()
+    }
+
+  scores = jax.lax.map(score, latents.swapaxes(0, 1))
+  return {label: x.T for label, x in scores.items()}
 
 
 def evaluate_host(

@@ -65,11 +65,34 @@ def test_microbatches_equal_the_full_batch_with_dropped_rows():
   testing.assert_close(part_logs, logs)
 
 
+@pytest.mark.parametrize('stepwise', (False, True))
+def test_rollout_in_chunks_equals_a_whole_one(stepwise):
+  advantage = advantages.turning_points(4) if stepwise else None
+  policy = testing.make_policy(window=2)
+  found = []
+  for chunks in (1, 2, 8):
+    step, state = testing.make_step(
+      policy,
+      advantage=advantage,
+      rollout_chunks=chunks,
+      tx=testing.LINEAR,
+    )
+    traj, inputs, outs = step.sample(state, testing.batch(), KEY)
+    found.append((traj, inputs.media, outs, *testing.run(step, state)))
+  assert found[0][0].states.shape[:2] == (16, 2)
+  for one in found[1:]:
+    testing.assert_close(one, found[0])
+
+
 def test_a_scan_over_batches_equals_the_loop_of_cpus(monkeypatch):
   """What GPUs and TPUs run, minibatch.fold, is compiled here, too."""
   settings = dict(updates=2, microbatches=2, epochs=2, tx=testing.LINEAR)
   loop, logs = testing.run(*testing.make_step(**settings))
-  monkeypatch.setattr(minibatch, 'fold', jax.lax.scan)
+  monkeypatch.setattr(
+    minibatch,
+    'fold',
+    lambda body, carry, xs, platform: jax.lax.scan(body, carry, xs),
+  )
   scan, scan_logs = testing.run(*testing.make_step(**settings))
   testing.assert_close(scan.params, loop.params)
   testing.assert_close(scan_logs, logs)
@@ -124,7 +147,12 @@ def write_runs(folder, *meshes):
     out = {}
     for name, net, batch, cut in (
       ('dit', testing.dit(), testing.dit_batch(), {}),
-      ('cut', None, testing.batch(), dict(updates=2, microbatches=2)),
+      (
+        'cut',
+        None,
+        testing.batch(),
+        dict(updates=2, microbatches=2, rollout_chunks=2),
+      ),
       ('all', None, testing.batch(), dict(terms=testing.terms())),
     ):
       if name != 'dit' and tensor > 1:
