@@ -104,7 +104,7 @@ class Block(nn.Module):
 class Prompt(NamedTuple):
   """What the blocks need of the prompts: the same at every denoising step."""
 
-  # Per block, [b l n c]; of scanned blocks stacked, [layers b l n c].
+  # Per block, [b l n c]; of scanned blocks stacked, [b layers l n c].
   keys_values: tuple[tuple[Array, Array], ...] | tuple[Array, Array]
   mask: Array  # [b l] bool
   pooled: Array  # [b w]
@@ -147,7 +147,11 @@ class DiT(nn.Module):
         split_rngs={'params': True},
         length=self.layers,
       )
-      methods = {'see': over, '__call__': dict(over, in_axes=(0, *_SAME))}
+      # Rows come first in a Prompt, layers second.
+      methods = dict(
+        see=dict(over, out_axes=1),
+        __call__=dict(over, in_axes=(1, *_SAME)),
+      )
       self.block = nn.scan(block, methods=methods)(*settings)
     else:
       self.block = [block(*settings) for _ in range(self.layers)]

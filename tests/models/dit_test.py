@@ -182,6 +182,19 @@ def test_scanned_blocks_are_the_same_blocks():
   )
 
 
+def test_rows_come_first_in_a_scanned_prompt():
+  """Whoever repeats a prompt's rows need not know its layers."""
+  net = _net(scan=True)
+  params = _moved(net.init(KEY))
+  x, t, cond = inputs()
+  prompt = net.encode(params, cond)
+  assert {leaf.shape[0] for leaf in jax.tree.leaves(prompt)} == {B}
+  twice = jax.tree.map(lambda c: jnp.repeat(c, 2, axis=0), prompt)
+  v = net.apply(params, jnp.repeat(x, 2, 0), jnp.repeat(t, 2), twice)
+  want = jnp.repeat(net.apply(params, x, t, prompt), 2, 0)
+  np.testing.assert_allclose(v, want, rtol=1e-5, atol=1e-5)
+
+
 def test_scanned_blocks_start_different():
   """Each layer draws its own kernels, at the scale of one layer."""
   kernel = _net(scan=True).init(KEY)['block']['qkv']['kernel']
