@@ -1,0 +1,253 @@
+"""What a train step needs and moves, from its shapes and compiled programs.
+
+No weights are made and nothing runs. The step time is that of a roofline, the
+longest of three:
+
+  (1) operations / peak, bytes through memory / bandwidth, bytes sent / network
+"""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from gen_rl import assemble
+from gen_rl.rewards import combine
+from gen_rl.types import RewardOut
+from gen_rl.utils import chips, flops, hlo, tree
+
+PARTS = ('parameters', 'optimizer', 'copies', 'frozen', 'other state')
+
+
+@dataclasses.dataclass
+class Plan:
+  """Of one layout. Bytes, operations and seconds are those of a chip and step.
+
+  Attributes:
+    changes: {field: value} of the config that was planned.
+    mesh: {axis: chips}.
+    chip: name.
+    chips: how many.
+    parameters: of the policy, all, trained.
+    rows: samples of a step.
+    state: {part: bytes} of the train state.
+    temporary: bytes besides it, activations above all; None: did not fit.
+    program: bytes of code.
+    needed: bytes in all.
+    capacity: bytes there are; None: unknown.
+    fits: None: unknown.
+    error: the compiler's words where it refused.
+    operations: of products and convolutions.
+    rollout_operations: share of them in sampling and rewards.
+    open_loops: loops of unknown length, whose bodies count once.
+    network: {collective: bytes sent}.
+    memory: bytes read and written.
+    seconds: {'compute', 'memory', 'network'}, those known.
+    compile_seconds: the compiler took.
+  """
+
+  changes: dict[str, Any]
+  mesh: dict[str, int]
+  chip: str
+  chips: int
+  parameters: tuple[int, int]
+  rows: int
+  state: dict[str, float]
+  temporary: float | None
+  program: float
+  needed: float | None
+  capacity: float | None
+  fits: bool | None
+  error: str
+  operations: float
+  rollout_operations: float
+  open_loops: int
+  network: dict[str, float]
+  memory: float
+  seconds: dict[str, float]
+  compile_seconds: float
+
+  @property
+  def bound(self) -> str | None:
+    """What the step waits for."""
+    return max(self.seconds, key=self.seconds.get) if self.seconds else None
+
+  @property
+  def step_seconds(self) -> float | None:
+    """Equation (1)."""
+    return max(self.seconds.values()) if self.seconds else None
+
+
+def abstract(
+  config: ml_collections.ConfigDict, devices: list[Any]
+) -> tuple[Any, ...]:
+  """(Setup, Layout, Step, state, batch, key), the last three only shapes.
+
+  Raises:
+    ConfigError: what the config asks for cannot be built on these devices.
+  """
+  built = assemble.setup(config)
+  layout = assemble.make_layout(config, built, devices)
+  step, tx, advantage = assemble.make_step(config, built, layout)
+  shapes = assemble.param_shapes(config, built.policy)
+  state = jax.eval_shape(
+    lambda p: assemble.initial_state(config, built, p, tx, advantage), shapes
+  )
+
+  def on(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  state = jax.tree.map(on, state, layout.state(state))
+  batch, _ = next(assemble.make_batches(config, built))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  batch, key = jax.tree.map(lambda x: on(x, layout.everywhere), (batch, key))
+  return built, layout, step, state, batch, key
+
+
+def state_bytes(state: Any) -> dict[str, float]:
+  """{part: bytes on a device} of a TrainState of shapes with shardings."""
+  out = dict.fromkeys(PARTS, 0.0)
+  for name, x in tree.named(state).items():
+    shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+    size = math.prod(shape) * (
+      4 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+      else x.dtype.itemsize
+    )  # fmt: skip
+    first = name.split('/')[0]
+    part = dict(
+      params='parameters', opt_state='optimizer', refs='copies', frozen='frozen'
+    ).get(first, 'other state')
+    out[part] += size
+  return out
+
+
+def plan(
+  config: ml_collections.ConfigDict,
+  devices: list[Any],
+  chip: chips.Chip,
+  changes: dict[str, Any] | None = None,
+) -> Plan:
+  """Compiles the step of a config for these devices.
+
+  Args:
+    config: see configs/base.py; not changed.
+    devices: of `chips.devices`.
+    chip: what they are.
+    changes: {'mesh.fsdp': 4, ...} on top of the config.
+
+  Raises:
+    ConfigError: what the config asks for cannot be built on these devices.
+  """
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(changes or {})
+  built, layout, step, state, batch, key = abstract(config, devices)
+  parts = state_bytes(state)
+  count = [
+    sum(math.prod(x.shape) for x in jax.tree.leaves(p))
+    for p in ((state.params, state.frozen['policy']), state.params)
+  ]
+  with layout.scope():
+    programs = _programs(built, step, state, batch, key)
+    sampled = jax.jit(step.sample).trace(state, batch, key)
+    rollout = flops.count(sampled.jaxpr)
+    counted = [flops.count(p.jaxpr) for p in programs]
+    start, compiled, error = time.time(), [], ''
+    try:
+      for p in programs:
+        lowered = p.lower(lowering_platforms=(layout.platform,))
+        compiled.append(lowered.compile())
+    except jax.errors.JaxRuntimeError as refused:
+      error = str(refused)
+      if 'RESOURCE_EXHAUSTED' not in error and 'memory' not in error:
+        raise
+  operations = sum(c.flops for c in counted) / len(devices)
+  moved = [hlo.traffic(c.as_text()) for c in compiled] if not error else []
+  network = {
+    kind: sum(m.network.get(kind, 0.0) for m in moved) for kind in hlo.KINDS
+  }
+  memory = sum(m.memory for m in moved)
+  temporary, program, needed, capacity = None, 0.0, None, chip.hbm
+  if error:
+    needed, capacity = _used(error, capacity)
+  else:
+    sizes = [c.memory_analysis() for c in compiled]
+    largest = max(sizes, key=_peak)
+    program = largest.generated_code_size_in_bytes
+    needed = _peak(largest)
+    temporary = needed - program - sum(parts.values())
+  fits = None if capacity is None or needed is None else needed <= capacity
+  seconds = {}
+  for name, amount, rate in (
+    ('compute', operations, chip.flops),
+    ('memory', memory, chip.bandwidth),
+    ('network', sum(network.values()), chip.network),
+  ):
+    if rate and not error:
+      seconds[name] = amount / rate
+  return Plan(
+    changes=dict(changes or {}),
+    mesh=dict(layout.mesh.shape),
+    chip=chip.name,
+    chips=len(devices),
+    parameters=tuple(count),
+    rows=config.data.prompts_per_step * config.data.group_size,
+    state=parts,
+    temporary=temporary,
+    program=program,
+    needed=needed,
+    capacity=capacity,
+    fits=False if error else fits,
+    error=error.splitlines()[0] if error else '',
+    operations=operations,
+    rollout_operations=rollout.flops / len(devices),
+    open_loops=sum(c.open_loops for c in counted)
+    + sum(m.open_loops for m in moved),
+    network=network,
+    memory=memory,
+    seconds=seconds,
+    compile_seconds=time.time() - start,
+  )
+
+
+def _programs(built, step, state, batch, key) -> list[Any]:
+  """What a step runs on the devices, traced."""
+  _, host = combine.split(built.rewards or {})
+  if not host:
+    return [step.train_step.trace(state, batch, key)]
+  traj, inputs, outs = jax.eval_shape(step.sample, state, batch, key)
+  b = traj.group.shape[0]
+  score = RewardOut(
+    jax.ShapeDtypeStruct((b,), np.float32), {},
+    jax.ShapeDtypeStruct((b,), np.bool_),
+  )  # fmt: skip
+  outs = outs | dict.fromkeys(host, score)
+  learn = step.learn.trace(state, traj, inputs.info, outs, key)
+  return [step.sample.trace(state, batch, key), learn]
+
+
+def _peak(sizes: Any) -> float:
+  """Bytes a program needs, of its memory_analysis()."""
+  return (
+    sizes.argument_size_in_bytes
+    + sizes.output_size_in_bytes
+    - sizes.alias_size_in_bytes
+    + sizes.temp_size_in_bytes
+    + sizes.generated_code_size_in_bytes
+  )
+
+
+def _used(error: str, capacity: float | None) -> tuple[Any, Any]:
+  """(bytes needed, bytes there are) of a TPU compiler's refusal."""
+  found = re.search(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])', error)
+  if not found:
+    return None, capacity
+  unit = dict(K=2**10, M=2**20, G=2**30)
+  return (
+    float(found[1]) * unit[found[2]],
+    float(found[3]) * unit[found[4]],
+  )

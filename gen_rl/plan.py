@@ -1,0 +1,239 @@
+"""Does it fit, how long does a step take, and what bounds it: before you pay.
+
+  python -m gen_rl.plan --config=configs/flow_grpo_2b.py --topology=v5e:4x4
+  python -m gen_rl.plan --config=configs/flow_grpo_2b.py --topology=v5e:16x16 \
+    --config.data.prompts_per_step=256 --sweep --json=plan.json
+
+Compiles the train step of a config ahead of time for chips that need not be
+there: no weights are made and nothing runs. TPUs need the extra [plan]. The
+step time is a bound (`estimate`, equation (1)) at the figures of data sheets:
+a real step takes longer. With host rewards the two programs are planned apart,
+and the time of the rewards is not in it.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from typing import Any
+
+from absl import app, flags
+import ml_collections
+from ml_collections import config_flags
+
+from gen_rl import build
+from gen_rl.estimate import Plan, plan
+from gen_rl.utils import chips
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Path or name of a config, with ":variant" if it has any.'
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', 'local', f'Chips to plan for: {chips.KNOWN}.'
+)
+_SWEEP = flags.DEFINE_boolean(
+  'sweep', False, 'Try several layouts and microbatches, and rank them.'
+)
+_JSON = flags.DEFINE_string('json', None, 'File to write the numbers to.')
+
+GIB = 2**30
+
+
+def remedies(config: ml_collections.ConfigDict, chips_: int) -> list[dict]:
+  """Changes that save memory, each on top of those before it."""
+  rows = config.data.prompts_per_step * config.data.group_size
+  out, changes = [], {}
+  shards = chips_ // max(1, config.mesh.tensor)
+  options = dict(config.model)
+  if config.mesh.fsdp not in (-1, shards):
+    changes |= {'mesh.data': 1, 'mesh.fsdp': -1}
+    out.append(dict(changes))
+  if options.get('remat') in ('none', 'dots'):
+    changes |= {'model.remat': 'full'}
+    out.append(dict(changes))
+  parts = config.microbatches, config.rollout_chunks
+  while True:
+    parts = tuple(2 * n for n in parts)
+    whole = [
+      rows % (shards * n) == 0 for n in (parts[0] * config.updates, parts[1])
+    ]
+    if not any(whole):
+      return out
+    names = ('microbatches', 'rollout_chunks')
+    changes |= {
+      name: n for name, n, ok in zip(names, parts, whole, strict=True) if ok
+    }
+    out.append(dict(changes))
+
+
+def layouts(config: ml_collections.ConfigDict, count: int) -> list[dict]:
+  """Changes a sweep tries: layouts of the mesh, then microbatches."""
+  rows = config.data.prompts_per_step * config.data.group_size
+  meshes = [(1, count, 1), (count, 1, 1)]
+  if count >= 4:
+    meshes += [(count // 4, 4, 1), (1, count // 4, 4)]
+  heads = config.model.get('heads', 0)
+  out = []
+  for (data, fsdp, tensor), m in itertools.product(
+    dict.fromkeys(meshes), (config.microbatches, 2 * config.microbatches)
+  ):
+    if rows % (data * fsdp * m * config.updates) or (heads or 1) % tensor:
+      continue
+    out.append(
+      {
+        'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor,
+        'microbatches': m,
+      }
+    )  # fmt: skip
+  return out
+
+
+def describe(p: Plan) -> str:
+  """The page that is printed."""
+  mesh = ' x '.join(f'{k}={v}' for k, v in p.mesh.items())
+  lines = [
+    f'{p.chips} x {p.chip}, mesh {mesh}',
+    f'{p.parameters[0] / 1e6:,.1f} M parameters, '
+    f'{p.parameters[1] / 1e6:,.1f} M trained; {p.rows} samples a step',
+    '',
+    'memory of a chip, GiB',
+  ]
+  rows = [(k, v) for k, v in p.state.items() if v]
+  if p.temporary is not None:
+    rows += [
+      ('activations, temporaries, padding', p.temporary),
+      ('program', p.program),
+    ]
+  for name, size in rows:
+    lines.append(f'  {name:<34} {size / GIB:8.3f}')
+  if p.needed is not None:
+    lines.append(f'  {"all":<34} {p.needed / GIB:8.3f}')
+  if p.capacity is not None:
+    lines.append(f'  {"there is":<34} {p.capacity / GIB:8.3f}')
+  verdict = {True: 'fits', False: 'DOES NOT FIT', None: 'fits? unknown'}
+  lines += [verdict[p.fits] + (f': {p.error}' if p.error else ''), '']
+  if not p.error:
+    share = p.rollout_operations / p.operations if p.operations else 0.0
+    lines += [
+      f'operations of a chip and step: {p.operations / 1e12:,.3f} T, '
+      f'{share:.0%} of them in sampling and rewards',
+      f'bytes through memory: {p.memory / 1e9:,.1f} GB',
+      'bytes sent: '
+      + (
+        ', '.join(
+          f'{kind} {size / 1e9:,.3f} GB'
+          for kind, size in p.network.items()
+          if size
+        )
+        or 'none'
+      ),
+    ]
+    if p.open_loops:
+      lines.append(
+        f'{p.open_loops} loops of unknown length count once: the operations '
+        'and bytes above are lower bounds'
+      )
+    if p.seconds:
+      times = ', '.join(f'{k} {v:.3g} s' for k, v in p.seconds.items())
+      lines.append(
+        f'roofline: {p.step_seconds:.3g} s a step ({times}), bound by '
+        f'{p.bound}; {p.rows / p.step_seconds:,.0f} samples/s at most'
+      )
+    else:
+      lines.append('roofline: no peak figures of this device are known')
+  lines.append(f'compiled in {p.compile_seconds:.0f} s')
+  return '\n'.join(lines)
+
+
+def as_json(p: Plan) -> dict[str, Any]:
+  """The fields of a Plan, with what follows from them."""
+  return dataclasses.asdict(p) | dict(
+    bound=p.bound, step_seconds=p.step_seconds
+  )
+
+
+def _table(plans: list[Plan]) -> str:
+  """Layouts that fit first, the fastest on top."""
+  lines = [
+    f'{"data":>5} {"fsdp":>5} {"tensor":>6} {"micro":>6} {"GiB":>7} '
+    f'{"fits":>5} {"s/step":>8}  bound by'
+  ]
+  for p in plans:
+    needed = f'{p.needed / GIB:.2f}' if p.needed else '?'
+    seconds = f'{p.step_seconds:.3g}' if p.step_seconds else '?'
+    lines.append(
+      f'{p.mesh["data"]:>5} {p.mesh["fsdp"]:>5} {p.mesh["tensor"]:>6} '
+      f'{p.changes["microbatches"]:>6} {needed:>7} '
+      f'{ {True: "yes", False: "no", None: "?"}[p.fits]:>5} {seconds:>8}  '
+      f'{p.bound or "?"}'
+    )
+  return '\n'.join(lines)
+
+
+def _rank(p: Plan) -> tuple:
+  return (p.fits is False, p.step_seconds or math.inf, p.needed or math.inf)
+
+
+def run(config: ml_collections.ConfigDict, topology: str, sweep: bool) -> list:
+  """Plans and prints; the first of the list is the best, or the only one."""
+  devices, chip = chips.devices(topology)
+  if sweep:
+    tried = layouts(config, len(devices))
+    if not tried:
+      raise build.ConfigError(
+        f'--sweep found no layout: the rows of a step do not divide over '
+        f'{len(devices)} chips; change data.prompts_per_step'
+      )
+    plans = []
+    for changes in tried:
+      print(f'trying {_words(changes)}', flush=True)
+      plans.append(plan(config, devices, chip, changes))
+    plans.sort(key=_rank)
+    print(_table(plans), '\n\nthe best:\n', sep='')
+    print(describe(plans[0]))
+    return plans
+  first = plan(config, devices, chip)
+  print(describe(first), flush=True)
+  if first.fits is not False:
+    return [first]
+  tried = []
+  for changes in remedies(config, len(devices)):
+    print(f'\ntrying {_words(changes)}', flush=True)
+    p = plan(config, devices, chip, changes)
+    tried.append(p)
+    print(describe(p), flush=True)
+    if p.fits:
+      break
+  if not any(p.fits for p in tried):
+    print(
+      '\nnothing that was tried fits: more chips, fewer trained parameters '
+      '(lora.pattern, trainable), or a smaller model'
+    )
+  return [first, *tried]
+
+
+def _words(changes: dict[str, Any]) -> str:
+  return ' '.join(f'--config.{k}={v}' for k, v in changes.items())
+
+
+def main(argv: list[str]) -> None:
+  """Command line."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if _CONFIG.value is None:
+    raise app.UsageError('--config is missing, e.g. configs/flow_grpo_2b.py')
+  try:
+    plans = run(_CONFIG.value, _TOPOLOGY.value, _SWEEP.value)
+  except (build.ConfigError, ValueError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  if _JSON.value:
+    with open(_JSON.value, 'w') as file:
+      json.dump([as_json(p) for p in plans], file, indent=1)
+  if not any(p.fits is not False for p in plans):
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  app.run(main)
