@@ -74,7 +74,7 @@ setuptools.setup(
     'test': _TEST + _COLAB,
     'gpu': ['jax[cuda12]'],  # cuda13: pip install 'jax[cuda13]' instead
     'tpu': ['jax[tpu]'],
-    'plan': ['libtpu'],  # compiles for a TPU topology without owning it
+    'plan': _PLAN,  # compiles for a TPU topology without owning it
     'colab': _COLAB,
   },
 )

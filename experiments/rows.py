@@ -6,6 +6,7 @@ Columns are those of COLUMNS, what the study adds, and accuracy by task,
 and added to all the same.
 """
 
+from collections.abc import Sequence
 import csv
 import json
 import math
@@ -34,8 +35,10 @@ def read(folder: pathlib.Path) -> list[Row]:
     return list(csv.DictReader(file))
 
 
-def append(folder: pathlib.Path, row: Row) -> None:
-  """Adds a row to results.csv, unless that arm and seed have one.
+def append(
+  folder: pathlib.Path, row: Row, key: Sequence[str] = ('arm', 'seed')
+) -> None:
+  """Adds a row to results.csv, unless that arm and seed (`key`) have one.
 
   New columns go to the end. The file is replaced as a whole, under a lock: a
   process killed meanwhile leaves the old one, two processes add two rows.
@@ -43,7 +46,7 @@ def append(folder: pathlib.Path, row: Row) -> None:
   path = folder / 'results.csv'
   with files.locked(folder / 'results.csv.lock'):
     rows = read(folder)
-    if any((r['arm'], r['seed']) == (row['arm'], row['seed']) for r in rows):
+    if any(all(r[k] == str(row[k]) for k in key) for r in rows):
       return
     rows.append(row)
     partial = path.with_name('results.csv.part')

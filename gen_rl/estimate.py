@@ -7,6 +7,7 @@ longest of three:
 """
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -35,6 +36,7 @@ class Plan:
     chips: how many.
     parameters: of the policy, all, trained.
     rows: samples of a step.
+    microbatches: of an optimizer step.
     state: {part: bytes} of the train state.
     temporary: bytes besides it, activations above all; None: did not fit.
     program: bytes of code.
@@ -57,6 +59,7 @@ class Plan:
   chips: int
   parameters: tuple[int, int]
   rows: int
+  microbatches: int
   state: dict[str, float]
   temporary: float | None
   program: float
@@ -144,7 +147,10 @@ def plan(
     ConfigError: what the config asks for cannot be built on these devices.
   """
   config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(changes or {})
+  with config.unlocked():  # keywords that only a signature has
+    for field, value in (changes or {}).items():
+      *parts, last = field.split('.')
+      functools.reduce(getattr, parts, config)[last] = value
   built, layout, step, state, batch, key = abstract(config, devices)
   parts = state_bytes(state)
   count = [
@@ -196,6 +202,7 @@ def plan(
     chips=len(devices),
     parameters=tuple(count),
     rows=config.data.prompts_per_step * config.data.group_size,
+    microbatches=config.microbatches,
     state=parts,
     temporary=temporary,
     program=program,
@@ -242,12 +249,16 @@ def _peak(sizes: Any) -> float:
 
 
 def _used(error: str, capacity: float | None) -> tuple[Any, Any]:
-  """(bytes needed, bytes there are) of a TPU compiler's refusal."""
-  found = re.search(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG])', error)
+  """(bytes needed, bytes there are) of a refusal by a compiler for TPUs."""
+  size = r'\(?([\d.]+)([KMG])\)?'
+  found = re.search(
+    rf'{size} exceeds available HBM {size}|Used {size} of {size}', error
+  )
   if not found:
     return None, capacity
+  found = [g for g in found.groups() if g]
   unit = dict(K=2**10, M=2**20, G=2**30)
   return (
-    float(found[1]) * unit[found[2]],
-    float(found[3]) * unit[found[4]],
+    float(found[0]) * unit[found[1]],
+    float(found[2]) * unit[found[3]],
   )

@@ -22,7 +22,7 @@ from absl import app, flags
 import ml_collections
 from ml_collections import config_flags
 
-from gen_rl import build
+from gen_rl import build, models
 from gen_rl.estimate import Plan, plan
 from gen_rl.utils import chips
 
@@ -45,11 +45,11 @@ def remedies(config: ml_collections.ConfigDict, chips_: int) -> list[dict]:
   rows = config.data.prompts_per_step * config.data.group_size
   out, changes = [], {}
   shards = chips_ // max(1, config.mesh.tensor)
-  options = dict(config.model)
+  remat = build.argument(models, config.model, 'remat')
   if config.mesh.fsdp not in (-1, shards):
     changes |= {'mesh.data': 1, 'mesh.fsdp': -1}
     out.append(dict(changes))
-  if options.get('remat') in ('none', 'dots'):
+  if remat in ('none', 'dots'):
     changes |= {'model.remat': 'full'}
     out.append(dict(changes))
   parts = config.microbatches, config.rollout_chunks
@@ -73,7 +73,7 @@ def layouts(config: ml_collections.ConfigDict, count: int) -> list[dict]:
   meshes = [(1, count, 1), (count, 1, 1)]
   if count >= 4:
     meshes += [(count // 4, 4, 1), (1, count // 4, 4)]
-  heads = config.model.get('heads', 0)
+  heads = build.argument(models, config.model, 'heads')
   out = []
   for (data, fsdp, tensor), m in itertools.product(
     dict.fromkeys(meshes), (config.microbatches, 2 * config.microbatches)
@@ -164,7 +164,7 @@ def _table(plans: list[Plan]) -> str:
     seconds = f'{p.step_seconds:.3g}' if p.step_seconds else '?'
     lines.append(
       f'{p.mesh["data"]:>5} {p.mesh["fsdp"]:>5} {p.mesh["tensor"]:>6} '
-      f'{p.changes["microbatches"]:>6} {needed:>7} '
+      f'{p.microbatches:>6} {needed:>7} '
       f'{ {True: "yes", False: "no", None: "?"}[p.fits]:>5} {seconds:>8}  '
       f'{p.bound or "?"}'
     )

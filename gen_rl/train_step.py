@@ -336,6 +336,7 @@ def make(
       grads, sums, peaks = carry
       g, (s, p) = grad_fn(state.params, state, old, first, *xs, totals)
       grads, sums = jax.tree.map(jnp.add, (grads, sums), (g, s))
+      grads = place(state.replace(params=grads)).params
       return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
 
     pieces = (
@@ -350,7 +351,6 @@ def make(
     start = (shapes[0], *shapes[1])
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
     (grads, sums, peaks), _ = fold(accumulate, start, pieces)
-    grads = place(state.replace(params=grads)).params
 
     norm = optax.tree.norm(grads)
     deltas, opt_state = tx.update(grads, state.opt_state, state.params)

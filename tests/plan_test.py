@@ -1,0 +1,178 @@
+"""Plans against sums by hand and real buffers, and what is said of them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import flow_grpo, flow_grpo_2b
+from gen_rl import assemble, build, estimate, plan, sharding
+from gen_rl.utils import chips
+
+
+def _config(arg='tiny', **changes):
+  config = flow_grpo.get_config(arg)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def on_tpu():
+  """A tiny step on four chips that are not there."""
+  pytest.importorskip('libtpu')
+  devices, chip = chips.devices('v5e:2x2')
+  changes = {'mesh.data': 1, 'mesh.fsdp': 4, 'data.prompts_per_step': 8}
+  return estimate.plan(_config(trainable=''), devices, chip, changes)
+
+
+def test_state_is_that_of_real_buffers():
+  """Each part, and what XLA says the arguments take, on this device."""
+  config = _config()
+  devices = jax.devices()[:1]
+  built, layout, step, state, batch, key = estimate.abstract(config, devices)
+  parts = estimate.state_bytes(state)
+  _, tx, advantage = assemble.make_step(config, built, layout)
+  params = assemble.initial_params(config, built.policy)
+  real = layout.put(
+    assemble.initial_state(config, built, params, tx, advantage)
+  )
+  size = lambda x: sum(leaf.nbytes for leaf in jax.tree.leaves(x))
+  assert parts['parameters'] == size(real.params) > 0
+  assert parts['optimizer'] == size(real.opt_state) > 0
+  assert parts['copies'] == size(real.refs) > 0
+  assert parts['frozen'] == size(real.frozen) > 0
+  assert sum(parts.values()) == size(real)
+  with layout.scope():
+    compiled = step.train_step.lower(state, batch, key).compile()
+  # The batch is all that comes on top; some of the state is not looked at.
+  arguments = compiled.memory_analysis().argument_size_in_bytes
+  assert (
+    arguments
+    <= size(real) + size(next(assemble.make_batches(config, built))[0]) + 64
+  )  # noqa: E501
+  assert arguments > 0.9 * size(real)
+
+
+def test_what_four_chips_hold_and_send(on_tpu):
+  p = on_tpu
+  assert p.fits and p.chips == 4 and p.mesh == dict(data=1, fsdp=4, tensor=1)
+  config = _config(trainable='')
+  built = assemble.setup(config)
+  shapes = assemble.param_shapes(config, built.policy)
+  whole = sum(4 * x.size for x in jax.tree.leaves(shapes))
+  assert p.parameters == (whole // 4, whole // 4)
+  # Small parameters stay whole; the rest is in four.
+  assert whole / 4 < p.state['parameters'] < 0.6 * whole
+  assert p.state['optimizer'] == pytest.approx(
+    2 * p.state['parameters'], rel=0.01
+  )
+  assert p.needed == pytest.approx(
+    sum(p.state.values()) + p.temporary + p.program
+  )
+  assert p.network['all-reduce'] + p.network['reduce-scatter'] > 0
+  assert 0 < p.rollout_operations < p.operations
+  assert p.seconds['compute'] == p.operations / 197e12
+  assert p.bound == max(p.seconds, key=p.seconds.get)
+
+
+def test_operations_do_not_depend_on_the_cut(on_tpu):
+  devices, chip = chips.devices('v5e:2x2')
+  changes = {'mesh.data': 4, 'data.prompts_per_step': 16, 'microbatches': 1}
+  p = estimate.plan(_config(trainable=''), devices, chip, changes)
+  assert p.operations == pytest.approx(2 * on_tpu.operations, rel=0.01)
+  assert p.network['all-gather'] < on_tpu.network['all-gather']
+
+
+def test_pages(on_tpu):
+  text = plan.describe(on_tpu)
+  for part in ('4 x TPU v5e', 'parameters', 'optimizer', 'copies', 'fits',
+               'roofline', 'bound by', 'samples a step'):  # fmt: skip
+    assert part in text
+  data = json.loads(json.dumps(plan.as_json(on_tpu)))
+  assert data['bound'] == on_tpu.bound and data['chips'] == 4
+  table = plan._table([on_tpu])
+  assert 'yes' in table
+
+
+def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
+  """A device of 0.1 MB; then one of what the best of the changes needs."""
+  small = chips.Chip('small', 1e5, None, None, None)
+  monkeypatch.setattr(chips, 'devices', lambda _: (jax.devices()[:1], small))
+  config = _config(**{'microbatches': 1, 'data.prompts_per_step': 2})
+  plans = plan.run(config, 'local', sweep=False)
+  out = capsys.readouterr().out
+  assert 'DOES NOT FIT' in out and 'trying --config.model.remat=full' in out
+  assert 'microbatches=2' in out and 'nothing that was tried fits' in out
+  assert not any(p.fits for p in plans)
+  assert plans[-1].temporary < plans[0].temporary
+  enough = small._replace(hbm=min(p.needed for p in plans) + 1)
+  monkeypatch.setattr(chips, 'devices', lambda _: (jax.devices()[:1], enough))
+  plans = plan.run(config, 'local', sweep=False)
+  assert plans[-1].fits and 'nothing' not in capsys.readouterr().out
+
+
+def test_refused_by_the_compiler():
+  """More than the chips hold: in the words of the TPU's compiler."""
+  pytest.importorskip('libtpu')
+  devices, chip = chips.devices('v5e:2x2')
+  config = flow_grpo_2b.get_config('full,tiny')
+  config.model.update(width=24576, heads=2, layers=4)
+  p = estimate.plan(config, devices, chip)
+  assert p.fits is False and p.needed > p.capacity > 15 * 2**30
+  assert 'DOES NOT FIT' in plan.describe(p)
+
+
+def test_sweep_ranks_what_fits(on_tpu, monkeypatch, capsys):
+  tried = plan.layouts(_config(), 2)
+  assert {(c['mesh.data'], c['mesh.fsdp']) for c in tried} == {(1, 2), (2, 1)}
+  assert {c['microbatches'] for c in tried} == {2, 4}
+  # Two heads are not to be had in four parts, nor 8 rows in 16 microbatches.
+  assert {c['mesh.tensor'] for c in plan.layouts(_config(), 4)} == {1}
+
+  def pretended(config, devices, chip, changes):
+    del config, devices, chip
+    slow = changes['mesh.data'] + changes['microbatches']
+    return dataclasses.replace(
+      on_tpu, changes=changes, seconds=dict(compute=slow), fits=slow > 3
+    )
+
+  monkeypatch.setattr(plan, 'plan', pretended)
+  plans = plan.run(_config(), 'v5e:1x2', sweep=True)
+  assert [(p.fits, p.step_seconds) for p in plans] == [
+    (True, 4), (True, 5), (True, 6), (False, 3),
+  ]  # fmt: skip
+  assert 'the best' in capsys.readouterr().out
+  with pytest.raises(build.ConfigError, match='no layout'):
+    plan.run(_config(**{'data.prompts_per_step': 1}), 'v5e:4x4', sweep=True)
+
+
+def test_host_rewards_have_two_programs():
+  p = estimate.plan(
+    _config('jpeg_host,tiny'), jax.devices()[:1], chips.devices('local')[1]
+  )
+  assert p.fits and p.operations > p.rollout_operations > 0
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+  def run(*args):
+    return subprocess.run(
+      [sys.executable, '-m', 'gen_rl.plan', *args],
+      capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+
+  config = '--config=configs/flow_grpo.py:tiny'
+  done = run(config, '--topology=v9:4x4')
+  assert done.returncode == 2 and done.stderr.startswith('error: ')
+  assert 'v5e:AxB' in done.stderr and len(done.stderr.splitlines()) == 1
+  done = run(config, '--topology=cpu:8', '--config.mesh.fsdp=3')
+  assert done.returncode == 2 and '8 devices' in done.stderr
+
+
+def test_mesh_error_is_that_of_a_run():
+  with pytest.raises(build.ConfigError, match='fsdp'):
+    estimate.abstract(_config(**{'mesh.fsdp': 3}), jax.devices()[:1])
+  assert sharding.one_device().platform == 'cpu'
