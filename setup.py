@@ -57,6 +57,11 @@ _COLAB = [
   'matplotlib>=3.9',  # plots in the notebooks
 ]
 
+_PLAN = [
+  # compiles for TPUs, on any machine
+  'libtpu; platform_system=="Linux" and platform_machine=="x86_64"',
+]
+
 setuptools.setup(
   name='gen_rl',
   version='0.1.0',
@@ -71,10 +76,10 @@ setuptools.setup(
   package_data={'gen_rl': ['assets/*']},
   install_requires=_REQUIRES,
   extras_require={
-    'test': _TEST + _COLAB,
+    'test': _TEST + _COLAB + _PLAN,
     'gpu': ['jax[cuda12]'],  # cuda13: pip install 'jax[cuda13]' instead
     'tpu': ['jax[tpu]'],
-    'plan': _PLAN,  # compiles for a TPU topology without owning it
+    'plan': _PLAN,
     'colab': _COLAB,
   },
 )

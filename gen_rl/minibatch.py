@@ -69,29 +69,35 @@ def _convolves(function: Callable, *args: PyTree) -> bool:
   return 'conv_general_dilated' in str(jax.make_jaxpr(function)(*args))
 
 
-def cut(x: PyTree, parts: int) -> PyTree:
-  """[b ...] -> [parts b/parts ...] on every leaf."""
-  return jax.tree.map(
-    lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), x
-  )
+def cut(x: PyTree, parts: int, unit: int = 1) -> PyTree:
+  """[b ...] -> [parts b/parts ...] on every leaf, dealt in turn.
 
+  Part j has rows j, j + parts, j + 2 parts, ...: where rows are split over
+  devices, a device's share of every part is of its own rows, and nothing moves
+  between them. (Parts of neighbours would have to be gathered.)
 
-def deal(x: PyTree, parts: int) -> PyTree:
-  """Like `cut`, but rows go to the parts in turn: part j has rows j, j + parts.
-
-  Where rows are split over devices, each device's part is of its own rows, so
-  nothing moves between them. What all rows share, of no dimension, is repeated.
+  Args:
+    x: rows first; what all rows share, of no dimension, is repeated.
+    parts: how many.
+    unit: neighbours that stay together.
   """
 
   def one(a):
     if not a.ndim:
       return jnp.broadcast_to(a, (parts,))
-    a = a.reshape(a.shape[0] // parts, parts, *a.shape[1:])
-    return a.swapaxes(0, 1)
+    rows, *rest = a.shape
+    dealt = a.reshape(rows // (parts * unit), parts, unit, *rest)
+    return dealt.swapaxes(0, 1).reshape(parts, rows // parts, *rest)
 
   return jax.tree.map(one, x)
 
 
-def undeal(x: PyTree) -> PyTree:
-  """Inverse of `deal`, for leaves with rows."""
-  return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), x)
+def join(x: PyTree, unit: int = 1) -> PyTree:
+  """Inverse of `cut`, for leaves with rows."""
+
+  def one(a):
+    parts, rows, *rest = a.shape
+    dealt = a.reshape(parts, rows // unit, unit, *rest)
+    return dealt.swapaxes(0, 1).reshape(parts * rows, *rest)
+
+  return jax.tree.map(one, x)

@@ -15,20 +15,19 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import sys
 from typing import Any
 
 from absl import app, flags
+import jax
 import ml_collections
-from ml_collections import config_flags
 
 from gen_rl import build, models
+from gen_rl import main as main_lib
 from gen_rl.estimate import Plan, plan
 from gen_rl.utils import chips
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Path or name of a config, with ":variant" if it has any.'
-)
 _TOPOLOGY = flags.DEFINE_string(
   'topology', 'local', f'Chips to plan for: {chips.KNOWN}.'
 )
@@ -218,16 +217,15 @@ def _words(changes: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Command line."""
+  """Command line; --config and its overrides are those of gen_rl.main."""
   if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _CONFIG.value is None:
-    raise app.UsageError('--config is missing, e.g. configs/flow_grpo_2b.py')
-  try:
-    plans = run(_CONFIG.value, _TOPOLOGY.value, _SWEEP.value)
-  except (build.ConfigError, ValueError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    raise ValueError(f'unexpected arguments: {" ".join(argv[1:])}')
+  config = flags.FLAGS.config
+  if config is None:
+    raise ValueError('--config says what to plan, e.g. configs/flow_grpo_2b.py')
+  main_lib.drop_leftovers(config, main_lib.overrides_of(sys.argv))
+  jax.config.update('jax_enable_compilation_cache', False)
+  plans = run(config, _TOPOLOGY.value, _SWEEP.value)
   if _JSON.value:
     with open(_JSON.value, 'w') as file:
       json.dump([as_json(p) for p in plans], file, indent=1)
@@ -235,5 +233,17 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
 
 
+def cli() -> None:
+  """Entry point of the command."""
+  try:
+    app.run(main, main_lib.resolve(sys.argv), flags_parser=flags.FLAGS)
+  except Exception as error:
+    text = main_lib.sentence(error)
+    if text is None or os.environ.get('GEN_RL_TRACEBACK'):
+      raise
+    print(f'gen_rl: {text}', file=sys.stderr)
+    sys.exit(2)
+
+
 if __name__ == '__main__':
-  app.run(main)
+  cli()

@@ -169,7 +169,7 @@ def make(
 
   def cut(x: PyTree, parts: int) -> PyTree:
     """Pieces of rows, each of them over all devices."""
-    return shard(minibatch.cut(x, parts), 1)
+    return shard(minibatch.cut(x, parts, unit), 1)
 
   def full(params: Params, state: TrainState) -> Params:
     return tree.merge(params, state.frozen['policy'])
@@ -210,9 +210,9 @@ def make(
       _, drawn = fold(
         lambda _, rows: ((), generate(params, rows, state.step)),
         (),
-        shard(minibatch.deal(rows, rollout_chunks), 1),
+        shard(minibatch.cut(rows, rollout_chunks), 1),
       )
-      traj, media, done = shard(minibatch.undeal(drawn))
+      traj, media, done = shard(minibatch.join(drawn))
     if rewards is None:
       return traj, RewardInputs((), rows.info, group_size), {}
     inputs = RewardInputs(media, rows.info, group_size)
@@ -427,7 +427,7 @@ def make(
 
     _, log_prob = fold(one, (), cut(exp, updates * microbatches))
     return exp.traj.replace(
-      log_prob=jax.lax.stop_gradient(log_prob.reshape(exp.traj.log_prob.shape))
+      log_prob=jax.lax.stop_gradient(shard(minibatch.join(log_prob, unit)))
     )
 
   def fused(state, batch, key):

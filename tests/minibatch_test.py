@@ -43,19 +43,20 @@ def test_fold_is_a_scan_but_for_convolutions_on_cpus(
   assert 'scan[' not in str(program(xs[:1]))
 
 
-def test_cut_keeps_the_order_of_rows():
+def test_cut_takes_turns_and_join_gives_back():
   x = dict(a=np.arange(6), b=np.arange(12).reshape(6, 2))
-  parts = minibatch.cut(x, 3)
-  np.testing.assert_array_equal(parts['a'], [[0, 1], [2, 3], [4, 5]])
-  assert parts['b'].shape == (3, 2, 2)
-  np.testing.assert_array_equal(parts['b'][1], [[4, 5], [6, 7]])
-
-
-def test_deal_takes_turns_and_undeal_gives_back():
-  x = dict(a=np.arange(6), b=np.arange(12).reshape(6, 2))
-  parts = minibatch.deal({**x, 'key': np.float32(5)}, 3)
+  parts = minibatch.cut({**x, 'key': np.float32(5)}, 3)
   np.testing.assert_array_equal(parts['a'], [[0, 3], [1, 4], [2, 5]])
   np.testing.assert_array_equal(parts['b'][1], [[2, 3], [8, 9]])
   np.testing.assert_array_equal(parts['key'], [5, 5, 5])
   del parts['key']
-  jax.tree.map(np.testing.assert_array_equal, minibatch.undeal(parts), x)
+  jax.tree.map(np.testing.assert_array_equal, minibatch.join(parts), x)
+
+
+def test_cut_keeps_groups_together():
+  x = np.arange(12)
+  parts = minibatch.cut(x, 2, unit=3)
+  np.testing.assert_array_equal(
+    parts, [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
+  )
+  np.testing.assert_array_equal(minibatch.join(parts, unit=3), x)

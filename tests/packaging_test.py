@@ -35,7 +35,7 @@ _DISTRIBUTION = {
   'yaml': 'PyYAML',
 }
 # Imported where it is asked for; a sentence says so where it is missing.
-_OPTIONAL = {'scikit-learn'}
+_OPTIONAL = {'libtpu', 'scikit-learn'}
 # Needed, but by our dependencies: nothing of ours imports them.
 _INDIRECT = {
   'tensorflow': 'clu imports it; the build for machines other than x86 Linux',

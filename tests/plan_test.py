@@ -166,10 +166,12 @@ def test_bad_input_is_one_sentence(tmp_path):
 
   config = '--config=configs/flow_grpo.py:tiny'
   done = run(config, '--topology=v9:4x4')
-  assert done.returncode == 2 and done.stderr.startswith('error: ')
+  assert done.returncode == 2 and done.stderr.startswith('gen_rl: ')
   assert 'v5e:AxB' in done.stderr and len(done.stderr.splitlines()) == 1
   done = run(config, '--topology=cpu:8', '--config.mesh.fsdp=3')
   assert done.returncode == 2 and '8 devices' in done.stderr
+  done = run(config, '--topology=cpu:8', '--config.optimizer.l=3')
+  assert done.returncode == 2 and 'lr' in done.stderr
 
 
 def test_mesh_error_is_that_of_a_run():
