@@ -137,7 +137,14 @@ def setup(
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  check(config, bool(weighted))
+  errors = field_errors(config)
+  if config.rollout.name == 'policy' and not weighted:
+    errors.append(
+      'nothing would be trained: the policy samples, and config.rewards has no '
+      'reward with a weight'
+    )
+  if errors:
+    raise build.ConfigError(errors[0])
   monitors = build.build_all(rewards, config.monitors)
   for label, monitor in monitors.items():
     if monitor.where != 'device':
@@ -157,40 +164,49 @@ def setup(
   )
 
 
-def check(config: ml_collections.ConfigDict, rewarded: bool) -> None:
-  """Raises ConfigError on fields no run can have, before anything is built.
-
-  Args:
-    config: see configs/base.py.
-    rewarded: some reward has a weight.
-  """
+def field_errors(config: ml_collections.ConfigDict) -> list[str]:
+  """What no run can have, found before anything is built."""
   positive = (
     'steps', 'updates', 'epochs', 'microbatches', 'rollout_chunks',
     'eval.every', 'log.every', 'checkpoint.every', 'data.prompts_per_step',
     'data.group_size', 'eval.num_prompts', 'eval.samples',
   )  # fmt: skip
   flat = build.flatten(config)
-  for field in positive:
-    if flat[field] < 1:
-      raise build.ConfigError(
-        f'config.{field} is {flat[field]}; it must be at least 1 (an interval '
-        'longer than the run switches off what it times)'
-      )
+  errors = [
+    f'config.{field} is {flat[field]}; it must be at least 1 (an interval '
+    'longer than the run switches off what it times)'
+    for field in positive
+    if flat[field] < 1
+  ]
   if not any(build.weight(spec) for spec in config.objective.values()):
-    raise build.ConfigError(
+    errors.append(
       'nothing would be trained: config.objective has no term with a weight'
-    )
-  if config.rollout.name == 'policy' and not rewarded:
-    raise build.ConfigError(
-      'nothing would be trained: the policy samples, and config.rewards has no '
-      'reward with a weight'
     )
   try:
     re.compile(config.trainable)
   except re.error as error:
-    raise build.ConfigError(
+    errors.append(
       f'config.trainable={config.trainable!r} is no regular expression: {error}'
-    ) from None
+    )
+  return errors
+
+
+def row_errors(
+  config: ml_collections.ConfigDict, shards: int, unit: int = 1
+) -> list[str]:
+  """Why rows, `unit` of which stay together, cannot be cut over `shards`."""
+  rows = config.data.prompts_per_step * config.data.group_size
+  updates, microbatches, chunks = (
+    config[k] for k in ('updates', 'microbatches', 'rollout_chunks')
+  )
+  if min(rows, updates, microbatches, chunks) < 1:
+    return []  # field_errors says so
+  found = (
+    minibatch.geometry_error(rows, updates, microbatches, unit),
+    sharding.rows_error(rows, shards, updates * microbatches),
+    sharding.rows_error(rows, shards, chunks, 'rollout_chunks'),
+  )
+  return [error for error in found if error]
 
 
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
@@ -361,19 +377,9 @@ def make_step(
   )
   encode = encoder(config)
   rollout = rollout_lib.data_rollout(encode) if encode else None
-  rows = config.data.prompts_per_step * group_size
   unit = group_size if whole_groups else 1
-  errors = (
-    minibatch.geometry_error(rows, config.updates, config.microbatches, unit),
-    sharding.rows_error(
-      rows, layout.row_shards, config.updates * config.microbatches
-    ),
-    sharding.rows_error(
-      rows, layout.row_shards, config.rollout_chunks, 'rollout_chunks'
-    ),
-  )
-  if error := next(filter(None, errors), None):
-    raise build.ConfigError(error)
+  if errors := row_errors(config, layout.row_shards, unit):
+    raise build.ConfigError(errors[0])
   step = train_step.make(
     built.policy,
     {

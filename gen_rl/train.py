@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -20,6 +21,7 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  checks,
   metrics,
   report,
   results,
@@ -101,9 +103,17 @@ def train_and_evaluate(
   """
   started = time.time() if started is None else started
   clock = progress.Stopwatch()
-  built = assemble.setup(config, own_rewards)
-  layout = assemble.make_layout(config, built)
-  step, tx, advantage = assemble.make_step(config, built, layout)
+  try:
+    built = assemble.setup(config, own_rewards)
+    layout = assemble.make_layout(config, built)
+    step, tx, advantage = assemble.make_step(config, built, layout)
+  except build.ConfigError as error:
+    raise checks.explain(error, config) from None
+  init = functools.partial(
+    assemble.initial_state, config, built, tx=tx, advantage=advantage
+  )
+  shapes = assemble.param_shapes(config, built.policy)
+  checks.memory(jax.eval_shape(init, shapes), layout)
   batches = assemble.make_batches(config, built)
   manager = checkpoint.open_manager(
     f'{workdir}/checkpoints', config.checkpoint.keep
@@ -112,7 +122,7 @@ def train_and_evaluate(
   # On the host: the state's own copy is donated to the step.
   base = jax.device_get(assemble.initial_params(config, built.policy))
   _, host_rewards = combine.split(built.rewards or {})
-  state = assemble.initial_state(config, built, base, tx, advantage)
+  state = init(base)
   origin = tree.checksum((base, state.frozen['rewards']))
   state = layout.put(state)
   restored = checkpoint.restore_latest(manager, state, config.to_dict())
@@ -151,6 +161,10 @@ def train_and_evaluate(
   evaluate_params, eval_batch = assemble.make_evaluator(config, built, layout)
   averaged = 'ema' if config.ema else 'params'
   key = jax.random.key(config.seed)
+  if not host_rewards:
+    with layout.scope():
+      batch, _ = next(assemble.make_batches(config, built))
+      checks.step(step.train_step, state, batch, key)
   rows = config.data.prompts_per_step * config.data.group_size
   stop_asked = []
   old_handler = signal.signal(signal.SIGTERM, lambda *_: stop_asked.append(1))
