@@ -53,6 +53,10 @@ _TEST = [
   'ipykernel>=6.29',  # the kernel they run in
 ]
 
+_PARITY = [
+  'qwix>=0.1.8',  # adapters (LoRA) to compare ours with
+]
+
 _COLAB = [
   'matplotlib>=3.9',  # plots in the notebooks
 ]
@@ -76,10 +80,11 @@ setuptools.setup(
   package_data={'gen_rl': ['assets/*']},
   install_requires=_REQUIRES,
   extras_require={
-    'test': _TEST + _COLAB + _PLAN,
+    'test': _TEST + _COLAB + _PARITY + _PLAN,
     'gpu': ['jax[cuda12]'],  # cuda13: pip install 'jax[cuda13]' instead
     'tpu': ['jax[tpu]'],
     'plan': _PLAN,
     'colab': _COLAB,
+    'parity': _PARITY,  # libraries that the tests compare ours with
   },
 )

@@ -142,6 +142,7 @@ def test_extras():
     'tpu',
     'plan',
     'colab',
+    'parity',
   }
 
 

@@ -10,6 +10,11 @@ checkpoint of them is small. B starts at zero, so the copy "ref" of before
 training is the model without adapters, to the bit. Several adapters of one
 model in one call are a `jax.vmap` over these leaves: the products with W stay
 one.
+
+qwix computes (1) to rounding and in float32 as fast (experiments/benchmarks),
+but its products with float32 A and B carry float32 into a bfloat16 model, and
+scanned blocks then fail. It also needs a run of the model to add adapters and
+a second model without them; here both are a matter of which leaves there are.
 """
 
 import re
