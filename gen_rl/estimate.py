@@ -49,6 +49,7 @@ class Plan:
     open_loops: loops of unknown length, whose bodies count once.
     network: {collective: bytes sent}.
     memory: bytes read and written.
+    read: whether the last two are known.
     seconds: {'compute', 'memory', 'network'}, those known.
     compile_seconds: the compiler took.
   """
@@ -72,6 +73,7 @@ class Plan:
   open_loops: int
   network: dict[str, float]
   memory: float
+  read: bool
   seconds: dict[str, float]
   compile_seconds: float
 
@@ -172,7 +174,7 @@ def plan(
       if 'RESOURCE_EXHAUSTED' not in error and 'memory' not in error:
         raise
   operations = sum(c.flops for c in counted) / len(devices)
-  moved = [hlo.traffic(c.as_text()) for c in compiled] if not error else []
+  moved = [] if error else _traffic(compiled)
   network = {
     kind: sum(m.network.get(kind, 0.0) for m in moved) for kind in hlo.KINDS
   }
@@ -193,7 +195,7 @@ def plan(
     ('memory', memory, chip.bandwidth),
     ('network', sum(network.values()), chip.network),
   ):
-    if rate and not error:
+    if rate and not error and (moved or name == 'compute'):
       seconds[name] = amount / rate
   return Plan(
     changes=dict(changes or {}),
@@ -216,6 +218,7 @@ def plan(
     + sum(m.open_loops for m in moved),
     network=network,
     memory=memory,
+    read=bool(moved),
     seconds=seconds,
     compile_seconds=time.time() - start,
   )
@@ -235,6 +238,20 @@ def _programs(built, step, state, batch, key) -> list[Any]:
   outs = outs | dict.fromkeys(host, score)
   learn = step.learn.trace(state, traj, inputs.info, outs, key)
   return [step.sample.trace(state, batch, key), learn]
+
+
+def _traffic(compiled: list[Any]) -> list[hlo.Traffic]:
+  """Of compiled programs; [] where this jaxlib cannot read what libtpu wrote.
+
+  libtpu is newer than the format jaxlib knows: of some programs for v5p its
+  asynchronous operations have operands that jaxlib does not expect.
+  """
+  try:
+    return [hlo.traffic(c.as_text()) for c in compiled]
+  except jax.errors.JaxRuntimeError as error:
+    if 'RET_CHECK failure' not in str(error):
+      raise
+    return []
 
 
 def _peak(sizes: Any) -> float:

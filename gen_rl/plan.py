@@ -117,17 +117,20 @@ def describe(p: Plan) -> str:
     lines += [
       f'operations of a chip and step: {p.operations / 1e12:,.3f} T, '
       f'{share:.0%} of them in sampling and rewards',
-      f'bytes through memory: {p.memory / 1e9:,.1f} GB',
-      'bytes sent: '
-      + (
-        ', '.join(
-          f'{kind} {size / 1e9:,.3f} GB'
-          for kind, size in p.network.items()
-          if size
-        )
-        or 'none'
-      ),
     ]
+    sent = ', '.join(
+      f'{kind} {size / 1e9:,.3f} GB' for kind, size in p.network.items() if size
+    )
+    if p.read:
+      lines += [
+        f'bytes through memory: {p.memory / 1e9:,.1f} GB',
+        f'bytes sent: {sent or "none"}',
+      ]
+    else:
+      lines.append(
+        'bytes through memory and sent: unknown, this jaxlib cannot read the '
+        'program that libtpu made'
+      )
     if p.open_loops:
       lines.append(
         f'{p.open_loops} loops of unknown length count once: the operations '

@@ -81,11 +81,16 @@ def make_mesh(
         else f'the product of its sizes has to divide {count}'
       )
     )
+  types = (jax.sharding.AxisType.Auto,) * 3
+  where = [(getattr(d, 'slice_index', 0), d.id) for d in devices]
+  if len({part for part, _ in where}) > 1:
+    # Slices of TPUs, hosts of GPUs: one after the other, along "data" if that
+    # is as long, since what lies between them is the slowest.
+    order = sorted(range(count), key=where.__getitem__)
+    placed = np.array([devices[i] for i in order], dtype=object)
+    return Mesh(placed.reshape(sizes), MESH_AXES, axis_types=types)
   return jax.make_mesh(
-    tuple(sizes),
-    MESH_AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    devices=devices,
+    tuple(sizes), MESH_AXES, axis_types=types, devices=devices
   )
 
 

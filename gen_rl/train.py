@@ -101,6 +101,11 @@ def train_and_evaluate(
     FloatingPointError: too many updates in a row were not finite.
     SystemExit: code 0 after SIGTERM, with the state saved.
   """
+  if '://' in workdir:
+    raise build.ConfigError(
+      f'--workdir={workdir} is no folder of a file system; mount the bucket '
+      '(experiments/launch/mount.sh does) and give the path it has there'
+    )
   started = time.time() if started is None else started
   clock = progress.Stopwatch()
   try:

@@ -44,6 +44,11 @@ def test_rows_and_fields_in_one_go(tmp_path):
   assert 'things are wrong' in text
 
 
+def test_a_bucket_is_no_workdir():
+  with pytest.raises(build.ConfigError, match='gs://b/run is no folder'):
+    train.train_and_evaluate(_config(), 'gs://b/run')
+
+
 def test_one_mistake_is_one_sentence(tmp_path):
   with pytest.raises(build.ConfigError) as error:
     train.train_and_evaluate(_config(**{'log.every': 0}), str(tmp_path))

@@ -98,6 +98,22 @@ def test_pages(on_tpu):
   assert 'yes' in table
 
 
+def test_a_program_that_cannot_be_read(monkeypatch):
+  """Memory and operations are known all the same."""
+
+  def unreadable(text):
+    raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure (x.cc:390)')
+
+  monkeypatch.setattr(estimate.hlo, 'traffic', unreadable)
+  chip = chips.Chip('fast', 2**40, 1e12, 1e12, 1e12)
+  p = estimate.plan(_config(), jax.devices()[:1], chip)
+  assert (
+    p.fits and not p.read and p.seconds == dict(compute=p.operations / 1e12)
+  )
+  text = plan.describe(p)
+  assert 'unknown, this jaxlib' in text and 'GB' not in text
+
+
 def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
   """A device of 0.1 MB; then one of what the best of the changes needs."""
   small = chips.Chip('small', 1e5, None, None, None)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
@@ -22,7 +23,7 @@ from gen_rl import (
   train_state,
 )
 from gen_rl.models import layers
-from gen_rl.utils import tree
+from gen_rl.utils import chips, tree
 
 AXES = (
   ('qkv/kernel$', ('embed', 'heads')),
@@ -45,6 +46,23 @@ class _Narrow(_Mesh):
 def _spec(shape, *names, **rules):
   layout = sharding.Layout(_Mesh(), AXES, sharding.RULES | rules)
   return layout.spec(shape, names)
+
+
+def test_slices_lie_along_the_first_axis():
+  """Of chips of two slices, whose neighbours are those of their own slice."""
+  pytest.importorskip('libtpu')
+  chips.devices('v5e:2x2')  # sets what the library needs
+  topology = topologies.get_topology_desc(
+    platform='tpu', topology_name='v5e:2x2', num_slices=2
+  )
+  devices = list(reversed(topology.devices))
+  assert {d.slice_index for d in devices} == {0, 1}
+  mesh = sharding.make_mesh(data=2, fsdp=4, devices=devices)
+  assert dict(mesh.shape) == dict(data=2, fsdp=4, tensor=1)
+  for i, part in enumerate(mesh.devices):
+    assert {d.slice_index for d in part.ravel()} == {i}
+  one = [d for d in devices if d.slice_index == 1]
+  assert sharding.make_mesh(devices=one).shape['data'] == 4
 
 
 def test_specs():
