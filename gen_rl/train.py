@@ -268,7 +268,7 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
     stack.callback(checkpoint.close, manager)
-    if primary and '://' not in workdir:
+    if primary:
       lock = files.locked(pathlib.Path(workdir) / '.lock', wait=False)
       if stack.enter_context(lock) is None:
         raise build.ConfigError(
