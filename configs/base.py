@@ -23,6 +23,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # '' has none. To train them alone: trainable='_lora_[ab]$'.
   c.lora = dict(pattern='', rank=8, alpha=16.0)
   c.trainable = ''  # regular expression on parameter names; "" trains all
+  c.frozen_dtype = 'float32'  # of the others; bfloat16 takes half the memory
 
   c.tokenizer = dict(name='shapes_words')  # a function of data.tokenizers
   c.data = config_dict.create(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import fnmatch
 import inspect
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ from gen_rl.models import lora, weights
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
-from gen_rl.utils import rng
+from gen_rl.utils import rng, tree
 
 # Where the function is found that a part of a config names.
 SPECS = {
@@ -137,7 +136,7 @@ def setup(
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  errors = field_errors(config)
+  errors = build.field_errors(config)
   if config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '
@@ -164,33 +163,6 @@ def setup(
   )
 
 
-def field_errors(config: ml_collections.ConfigDict) -> list[str]:
-  """What no run can have, found before anything is built."""
-  positive = (
-    'steps', 'updates', 'epochs', 'microbatches', 'rollout_chunks',
-    'eval.every', 'log.every', 'checkpoint.every', 'data.prompts_per_step',
-    'data.group_size', 'eval.num_prompts', 'eval.samples',
-  )  # fmt: skip
-  flat = build.flatten(config)
-  errors = [
-    f'config.{field} is {flat[field]}; it must be at least 1 (an interval '
-    'longer than the run switches off what it times)'
-    for field in positive
-    if flat[field] < 1
-  ]
-  if not any(build.weight(spec) for spec in config.objective.values()):
-    errors.append(
-      'nothing would be trained: config.objective has no term with a weight'
-    )
-  try:
-    re.compile(config.trainable)
-  except re.error as error:
-    errors.append(
-      f'config.trainable={config.trainable!r} is no regular expression: {error}'
-    )
-  return errors
-
-
 def row_errors(
   config: ml_collections.ConfigDict, shards: int, unit: int = 1
 ) -> list[str]:
@@ -200,7 +172,7 @@ def row_errors(
     config[k] for k in ('updates', 'microbatches', 'rollout_chunks')
   )
   if min(rows, updates, microbatches, chunks) < 1:
-    return []  # field_errors says so
+    return []  # build.field_errors says so
   found = (
     minibatch.geometry_error(rows, updates, microbatches, unit),
     sharding.rows_error(rows, shards, updates * microbatches),
@@ -225,11 +197,17 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
 
 
 def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
-  """Adds the adapters `config.lora` asks for, which change nothing yet."""
-  if not config.lora.pattern:
-    return params
-  key = rng.stream_keys(jax.random.key(config.seed), 'lora')
-  return lora.add(params, **config.lora, key=key)
+  """Adds the adapters `config.lora` asks for, which change nothing yet.
+
+  What is not trained then is of type `frozen_dtype`.
+  """
+  if config.lora.pattern:
+    key = rng.stream_keys(jax.random.key(config.seed), 'lora')
+    params = lora.add(params, **config.lora, key=key)
+  trained, rest = tree.split(params, config.trainable)
+  return tree.merge(
+    trained, jax.tree.map(lambda x: x.astype(config.frozen_dtype), rest)
+  )
 
 
 def param_shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:

@@ -17,6 +17,7 @@ import inspect
 import math
 import pathlib
 import pkgutil
+import re
 import types
 from typing import Any
 
@@ -290,3 +291,35 @@ def _did_you_mean(word: str, valid: Any) -> str:
 def _show(value: Any) -> str:
   text = repr(plain(value) if _is_config_dict(value) else value)
   return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def field_errors(config: Any) -> list[str]:
+  """What no run can have, found before anything is built."""
+  positive = (
+    'steps', 'updates', 'epochs', 'microbatches', 'rollout_chunks',
+    'eval.every', 'log.every', 'checkpoint.every', 'data.prompts_per_step',
+    'data.group_size', 'eval.num_prompts', 'eval.samples',
+  )  # fmt: skip
+  flat = flatten(config)
+  errors = [
+    f'config.{field} is {flat[field]}; it must be at least 1 (an interval '
+    'longer than the run switches off what it times)'
+    for field in positive
+    if flat[field] < 1
+  ]
+  if not any(weight(spec) for spec in config.objective.values()):
+    errors.append(
+      'nothing would be trained: config.objective has no term with a weight'
+    )
+  try:
+    re.compile(config.trainable)
+  except re.error as error:
+    errors.append(
+      f'config.trainable={config.trainable!r} is no regular expression: {error}'
+    )
+  if config.frozen_dtype not in ('float32', 'bfloat16'):
+    errors.append(
+      f'config.frozen_dtype is {config.frozen_dtype!r}; it is float32 or '
+      'bfloat16'
+    )
+  return errors

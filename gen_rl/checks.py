@@ -42,7 +42,7 @@ def explain(
     except (build.ConfigError, ValueError) as other:
       found.append(str(other))
 
-  found += assemble.field_errors(config)
+  found += build.field_errors(config)
   mesh = {k: v for k, v in config.mesh.items() if k != 'rules'}
   mesh = attempt(lambda: sharding.make_mesh(**mesh))
   if mesh is not None:

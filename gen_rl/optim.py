@@ -1,4 +1,4 @@
-"""Optimizers: optax chains whose states are float32 whatever the parameters.
+"""Optimizers: optax chains whose states are float32 if nothing else is asked.
 
 AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) on gradients
 clipped to a global norm, with t = 0, 1, ... the number of the update:
@@ -16,6 +16,8 @@ momentum, found by Newton-Schulz iterations; all else is left to Adam with
 Nesterov momentum.
 It is optax's (`optax.contrib.muon`), with the schedule of (1).
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,7 @@ def adamw(
   warmup: int = 0,
   decay: str = 'constant',
   steps: int | None = None,
+  moment_dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> optax.GradientTransformation:
   """AdamW with clipping and a schedule, eqs. (1) to (3).
 
@@ -51,6 +54,8 @@ def adamw(
     warmup: updates of linear warm-up.
     decay: 'constant', 'cosine' or 'linear', to 0 at `steps`.
     steps: updates in all; needed unless decay is 'constant'.
+    moment_dtype: the first moment is kept in, bfloat16 to save memory. The
+      second stays float32: (1 - b2) v is below the precision of bfloat16.
 
   Returns:
     An optax transformation; its update needs `params` and returns float32.
@@ -58,7 +63,9 @@ def adamw(
   return in_float32(
     optax.chain(
       _clip(grad_clip),
-      optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+      optax.scale_by_adam(
+        b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(moment_dtype)
+      ),
       optax.add_decayed_weights(weight_decay),
       optax.scale_by_learning_rate(schedule(lr, warmup, decay, steps)),
     )

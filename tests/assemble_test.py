@@ -1,10 +1,13 @@
 """What a config's monitors and nested specs become."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import flow_grpo
-from gen_rl import assemble
+from gen_rl import assemble, sharding
 from gen_rl.build import ConfigError
+from gen_rl.utils import tree
 
 
 def test_monitors_are_built_and_kept_apart_from_rewards():
@@ -24,3 +27,33 @@ def test_nested_specs_have_keywords():
   )
   assert 'strict_weight' in assemble.keywords('monitors.gold', 'shapes_geneval')
   assert 'std' in assemble.keywords('advantage.each', 'grpo')
+
+
+def test_frozen_parameters_in_half_the_memory():
+  """Masters of what is trained stay float32, and so does what is computed."""
+  config = flow_grpo.get_config('lora,tiny')
+  config.frozen_dtype = 'bfloat16'
+  built = assemble.setup(config)
+  params = tree.named(assemble.initial_params(config, built.policy))
+  for name, x in params.items():
+    trained = name.endswith(('_lora_a', '_lora_b'))
+    assert x.dtype == (jnp.float32 if trained else jnp.bfloat16), name
+  shapes = tree.named(assemble.param_shapes(config, built.policy))
+  assert {k: (x.shape, x.dtype) for k, x in params.items()} == {
+    k: (x.shape, x.dtype) for k, x in shapes.items()
+  }
+  step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
+  state = assemble.initial_state(
+    config, built, tree.nest(params), tx, advantage
+  )
+  batch, _ = next(assemble.make_batches(config, built))
+  key = jax.random.key(0)
+  traj, inputs, _ = jax.eval_shape(step.sample, state, batch, key)
+  assert traj.sample.dtype == inputs.media.dtype == jnp.float32
+  new, _ = jax.eval_shape(step.train_step, state, batch, key)
+  assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(
+    lambda x: x.dtype, state
+  )
+  config.frozen_dtype = 'int8'
+  with pytest.raises(ConfigError, match='float32 or bfloat16'):
+    assemble.setup(config)

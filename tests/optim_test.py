@@ -28,6 +28,21 @@ def test_constant_gradient_moves_by_lr_each_step():
     np.testing.assert_allclose(got[name], want, rtol=2e-5)
 
 
+def test_a_bfloat16_moment_moves_as_far():
+  """Only the first: of the second, b2 = 0.999 would round to 1."""
+  params = {'w': jnp.linspace(-1.0, 1.0, 64)}
+  grads = {'w': jnp.cos(7 * params['w'])}
+  want, _ = run(optim.adamw(lr=0.01), params, grads, 5)
+  tx = optim.adamw(lr=0.01, moment_dtype='bfloat16')
+  got, state = run(tx, params, grads, 5)
+  assert optax.tree.get(state, 'mu')['w'].dtype == jnp.bfloat16
+  assert optax.tree.get(state, 'nu')['w'].dtype == jnp.float32
+  assert got['w'].dtype == jnp.float32
+  moved, wanted = got['w'] - params['w'], want['w'] - params['w']
+  np.testing.assert_allclose(moved, wanted, rtol=0.02, atol=1e-6)
+  assert np.abs(moved - wanted).max() > 0
+
+
 def test_weight_decay_alone_is_geometric():
   params = {'w': jnp.array([2.0, -3.0])}
   tx = optim.adamw(lr=0.1, weight_decay=0.5)
