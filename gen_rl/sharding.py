@@ -82,7 +82,7 @@ def make_mesh(
       )
     )
   types = (jax.sharding.AxisType.Auto,) * 3
-  where = [(getattr(d, 'slice_index', 0), d.id) for d in devices]
+  where = [(getattr(d, 'slice_index', 0), getattr(d, 'id', 0)) for d in devices]
   if len({part for part, _ in where}) > 1:
     # Slices of TPUs, hosts of GPUs: one after the other, along "data" if that
     # is as long, since what lies between them is the slowest.
