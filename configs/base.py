@@ -102,6 +102,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.microbatches = 1  # gradient accumulation within an optimizer step
   c.rollout_chunks = 1  # parts a rollout is sampled in, one after the other
   c.ema = 0.9  # decay of the averaged parameters per optimizer step; 0: none
+  # Of ema, optimizer: what is kept in the hosts' memory and brought to the
+  # devices for each optimizer step.
+  c.offload = ()
   c.stop_after_skipped = 10  # non-finite updates in a row that end the run
 
   c.eval = config_dict.create(

@@ -321,7 +321,7 @@ def make_layout(
   sizes = {k: v for k, v in config.mesh.items() if k != 'rules'}
   mesh = sharding.make_mesh(**sizes, devices=devices)
   rules = {**sharding.RULES, **config.mesh.rules}
-  return sharding.Layout(mesh, built.policy.axes, rules)
+  return sharding.Layout(mesh, built.policy.axes, rules, config.offload)
 
 
 def make_step(

@@ -322,4 +322,12 @@ def field_errors(config: Any) -> list[str]:
       f'config.frozen_dtype is {config.frozen_dtype!r}; it is float32 or '
       'bfloat16'
     )
+  unknown = set(config.offload) - {'ema', 'optimizer'}
+  if unknown or isinstance(config.offload, str):
+    errors.append(
+      f'config.offload={config.offload!r} is a tuple of "ema" and "optimizer", '
+      'the parts of the state that stay in host memory'
+    )
+  if 'ema' in config.offload and not config.ema:
+    errors.append('config.offload names the average, but config.ema is 0')
   return errors

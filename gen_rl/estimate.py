@@ -115,9 +115,14 @@ def abstract(
 
 
 def state_bytes(state: Any) -> dict[str, float]:
-  """{part: bytes on a device} of a TrainState of shapes with shardings."""
+  """{part: bytes on a device} of a TrainState of shapes with shardings.
+
+  What is offloaded to the hosts takes none.
+  """
   out = dict.fromkeys(PARTS, 0.0)
   for name, x in tree.named(state).items():
+    if x.sharding and x.sharding.memory_kind == 'pinned_host':
+      continue
     shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
     size = math.prod(shape) * (
       4 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

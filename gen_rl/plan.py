@@ -45,11 +45,15 @@ def remedies(config: ml_collections.ConfigDict, chips_: int) -> list[dict]:
   out, changes = [], {}
   shards = chips_ // max(1, config.mesh.tensor)
   remat = build.argument(models, config.model, 'remat')
+  away = ('ema', 'optimizer') if config.ema else ('optimizer',)
   if config.mesh.fsdp not in (-1, shards):
     changes |= {'mesh.data': 1, 'mesh.fsdp': -1}
     out.append(dict(changes))
   if remat in ('none', 'dots'):
     changes |= {'model.remat': 'full'}
+    out.append(dict(changes))
+  if set(away) - set(config.offload):
+    changes |= {'offload': away}
     out.append(dict(changes))
   parts = config.microbatches, config.rollout_chunks
   while True:

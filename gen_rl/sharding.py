@@ -35,6 +35,9 @@ RULES = {
 }
 # Parts of a TrainState whose leaves are shaped like parameters.
 _LIKE_PARAMS = ('params', 'opt_state', 'refs', 'frozen/policy')
+# What may be offloaded -> where it is in a TrainState.
+OFFLOADED = {'ema': 'refs/ema', 'optimizer': 'opt_state'}
+_HOST = 'pinned_host'
 _LORA = re.compile(r'_lora_(a|b|scale)$')
 
 
@@ -130,6 +133,8 @@ class Layout(NamedTuple):
   mesh: Mesh
   axes: Axes = ()
   rules: Mapping[str, str | Sequence[str] | None] = RULES
+  # Parts of a TrainState that stay in the hosts' memory, see OFFLOADED.
+  offload: Sequence[str] = ()
 
   @property
   def row_shards(self) -> int:
@@ -185,7 +190,36 @@ class Layout(NamedTuple):
       return self.everywhere
 
     self.params((state.params, state.frozen['policy']))  # all are known
-    return jax.tree_util.tree_map_with_path(place, state)
+    places = jax.tree_util.tree_map_with_path(place, state)
+    return self._on_hosts(state, places)
+
+  def _on_hosts(self, state: PyTree, shardings: PyTree) -> PyTree:
+    """The shardings, in host memory those of what is offloaded."""
+    return self._offloaded(
+      lambda _, s: s.with_memory_kind(_HOST), state, shardings
+    )
+
+  def _offloaded(self, fn, state: PyTree, *trees: PyTree) -> PyTree:
+    """The last of the trees, with `fn` of the leaves that are offloaded."""
+    prefixes = tuple(OFFLOADED[part] for part in self.offload)
+    if not prefixes:
+      return (state, *trees)[-1]
+
+    def one(path, *x):
+      inside = tree_lib.path_name(path).startswith(prefixes) and x[0].ndim
+      return fn(*x) if inside else x[-1]
+
+    return jax.tree_util.tree_map_with_path(one, state, *trees)
+
+  def near(self, state: PyTree) -> PyTree:
+    """A TrainState whose offloaded parts are brought to the devices."""
+    device = jax.memory.Space.Device
+    return self._offloaded(lambda x: jax.device_put(x, device), state)
+
+  def far(self, state: PyTree) -> PyTree:
+    """Inside a program: a TrainState with them sent to the hosts again."""
+    host = jax.memory.Space.Host
+    return self._offloaded(lambda x: jax.device_put(x, host), state)
 
   def _sharding(self, shape, names) -> NamedSharding:
     return NamedSharding(self.mesh, self.spec(shape, names))
@@ -197,16 +231,19 @@ class Layout(NamedTuple):
 
   def put(self, state: PyTree) -> PyTree:
     """A TrainState of one device or of the host, where it belongs."""
-    shardings = self.state(state)
-    if self.mesh.size == 1:  # as a program of one device returns it
-      shardings = jax.sharding.SingleDeviceSharding(self.mesh.devices.item())
-    return put(state, shardings)
+    if self.mesh.size > 1:
+      return put(state, self.state(state))
+    # As a program of one device returns it.
+    one = jax.sharding.SingleDeviceSharding(self.mesh.devices.item())
+    shardings = jax.tree.map(lambda _: one, state)
+    return put(state, self._on_hosts(state, shardings))
 
   def constrain(self, state: PyTree) -> PyTree:
-    """The same inside a program."""
+    """The same inside a program, all of it on the devices."""
     if self.mesh.size == 1:
       return state
-    return jax.lax.with_sharding_constraint(state, self.state(state))
+    on_devices = self._replace(offload=()).state(state)
+    return jax.lax.with_sharding_constraint(state, on_devices)
 
   def rows(self, x: PyTree, axis: int = 0) -> PyTree:
     """Inside a program: splits rows, which lie along `axis` of every leaf.

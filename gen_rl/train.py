@@ -317,7 +317,7 @@ def train_and_evaluate(
           'try a lower optimizer.lr in a new workdir'
         )
       if done % config.eval.every == 0 and done < config.steps:
-        run_eval(done, train_state.full_params(state, averaged))
+        run_eval(done, train_state.full_params(layout.near(state), averaged))
       if done % config.checkpoint.every == 0 or done == config.steps:
         with clock.stage('checkpoint'):
           save()
@@ -325,7 +325,7 @@ def train_and_evaluate(
       stop_if_asked(done)
     line.close()
 
-    trained = train_state.full_params(state, averaged)
+    trained = train_state.full_params(layout.near(state), averaged)
     trained_result, kl = run_eval(config.steps, trained)
     if base_result is None:
       base_result = evaluate_params(placed(base))

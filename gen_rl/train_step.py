@@ -158,14 +158,9 @@ def make(
   # Where the parameters that are updated may not be those that sampled.
   recompute = updates * epochs > 1 or behaviour != 'params'
 
-  def shard(x: PyTree, axis: int = 0) -> PyTree:
-    return x if layout is None else layout.rows(x, axis)
-
-  platform = None if layout is None else layout.platform
-  fold = functools.partial(minibatch.fold, platform=platform)
-
-  def place(state: TrainState) -> TrainState:
-    return state if layout is None else layout.constrain(state)
+  layout = layout or sharding.one_device()
+  shard, place, near = layout.rows, layout.constrain, layout.near
+  fold = functools.partial(minibatch.fold, platform=layout.platform)
 
   def cut(x: PyTree, parts: int) -> PyTree:
     """Pieces of rows, each of them over all devices."""
@@ -182,7 +177,9 @@ def make(
     return {**state.frozen['rewards'], **trained}
 
   def sampling(state: TrainState) -> Params:
-    return state.params if behaviour == 'params' else state.refs[behaviour]
+    return (
+      state.params if behaviour == 'params' else near(state).refs[behaviour]
+    )
 
   def generate(
     params: Params, rows: Rows, step: Array
@@ -300,7 +297,7 @@ def make(
 
   def microbatch_loss(params, state, old, first, exp, keys, totals):
     """Equation (1) restricted to a microbatch, and its metric sums."""
-    copies = {name: full(p, state) for name, p in state.refs.items()}
+    copies = {k: full(p, state) for k, p in near(state).refs.items()}
     copies |= dict(old=full(old, state), params=full(params, state))
     loss, sums, peaks = jnp.zeros(()), {}, {}
     for label, (value, mask, weight, metrics) in terms(
@@ -321,7 +318,7 @@ def make(
     """One optimizer step. xs: Experience and keys of its rows."""
     state, old = carry
     exp, keys, first = xs
-    copies = {name: full(p, state) for name, p in state.refs.items()}
+    copies = {k: full(p, state) for k, p in near(state).refs.items()}
     copies |= dict(old=full(old, state), params=full(state.params, state))
     # Masks do not depend on parameters: the compiler drops the networks here.
     totals = {
@@ -353,6 +350,8 @@ def make(
     (grads, sums, peaks), _ = fold(accumulate, start, pieces)
 
     norm = optax.tree.norm(grads)
+    if layout.offload:  # not before its gradients are known
+      state = near(jax.lax.optimization_barrier((state, norm))[0])
     deltas, opt_state = tx.update(grads, state.opt_state, state.params)
     update_norm = optax.tree.norm(deltas)
     finite = jnp.isfinite(norm) & jnp.isfinite(update_norm)
@@ -374,7 +373,7 @@ def make(
       'optim/grad_norm': norm,
       'optim/update_norm': update_norm,
     }
-    return (place(new), old), (metrics, peaks)
+    return (layout.far(place(new)), old), (metrics, peaks)
 
   def update(state: TrainState, exp: Experience, key: Array):
     b = exp.weight.shape[0]

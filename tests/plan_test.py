@@ -57,6 +57,21 @@ def test_state_is_that_of_real_buffers():
   assert arguments > 0.9 * size(real)
 
 
+def test_what_is_offloaded_takes_no_memory_of_the_device():
+  parts = {}
+  for away in ((), ('ema', 'optimizer')):
+    _, _, _, state, _, _ = estimate.abstract(
+      _config(offload=away, ema=0.9), jax.devices()[:1]
+    )
+    parts[away] = estimate.state_bytes(state)
+  kept, left = parts.values()
+  trained = kept['parameters']
+  assert kept['optimizer'] == pytest.approx(2 * trained, rel=0.01)
+  assert left['optimizer'] < 100  # counters
+  assert kept['copies'] - left['copies'] == trained  # the average
+  assert left['parameters'] == trained
+
+
 def test_what_four_chips_hold_and_send(on_tpu):
   p = on_tpu
   assert p.fits and p.chips == 4 and p.mesh == dict(data=1, fsdp=4, tensor=1)

@@ -179,7 +179,8 @@ def save_and_restore(folder):
   )
   for i, (count, *sizes) in enumerate(MESHES):
     mesh = sharding.make_mesh(*sizes, jax.devices()[:count])
-    layout = sharding.Layout(mesh, policy.axes)
+    away = ('ema', 'optimizer') if sizes == [2, 4, 1] else ()
+    layout = sharding.Layout(mesh, policy.axes, offload=away)
     manager = checkpoint.open_manager(folder, keep=1)
     if i:
       state = layout.put(jax.tree.map(jnp.zeros_like, first))

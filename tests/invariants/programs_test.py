@@ -110,6 +110,24 @@ def test_the_state_is_donated():
   assert all(x.is_deleted() for x in old)
 
 
+@pytest.mark.parametrize('updates', [1, 2])
+def test_an_offloaded_state_learns_the_same(updates):
+  kept = {}
+  for away in ((), ('ema', 'optimizer')):
+    layout = sharding.one_device()._replace(offload=away)
+    step, state = testing.make_step(layout=layout, updates=updates)
+    state = layout.put(state)
+    for _ in range(2):
+      state, _ = step.train_step(state, testing.batch(), KEY)
+    host = {'pinned_host' if away else 'device'}
+    assert _kinds(state.refs['ema']) == _kinds(state.opt_state) == host
+    assert _kinds((state.params, state.refs['ref'])) == {'device'}
+    assert _kinds(layout.near(state)) == {'device'}
+    assert step.train_step._cache_size() == 1
+    kept[away] = jax.device_get(state)
+  testing.assert_close(*kept.values(), rtol=1e-6, atol=1e-7)
+
+
 def test_fused_step_equals_split_step():
   """Scoring between two programs, in threads, as in one."""
   fused, fused_logs = testing.run(*testing.make_step(tx=testing.LINEAR))
@@ -142,6 +160,11 @@ _MESH = """
 MESHES = ('1,1,1', '8,1,1', '2,2,2')  # data, fsdp, tensor
 
 
+def _kinds(x):
+  """Kinds of memory the arrays are in; numbers stay on the devices."""
+  return {a.sharding.memory_kind for a in jax.tree.leaves(x) if a.ndim}
+
+
 def write_runs(folder, *meshes):
   """Two steps on each mesh, and what they sampled, as npz."""
   for sizes in meshes:
@@ -163,7 +186,8 @@ def write_runs(folder, *meshes):
         continue  # takes a minute
       window = 0 if name == 'all' else 2  # gradients of samples: the last steps
       policy = testing.make_policy(net, window=window)
-      layout = sharding.Layout(mesh, policy.axes)
+      away = ('ema', 'optimizer') if tensor > 1 else ()
+      layout = sharding.Layout(mesh, policy.axes, offload=away)
       step, state = testing.make_step(
         policy, layout=layout, group_size=8, tx=testing.LINEAR, **cut
       )
@@ -175,6 +199,7 @@ def write_runs(folder, *meshes):
           state, log = step.train_step(state, batch, KEY)
           logs.append(log)
       assert step.train_step._cache_size() == 1
+      assert _kinds(state.opt_state) == {'pinned_host' if away else 'device'}
       parts = jax.tree.leaves(state.params)
       assert all(len(x.sharding.device_set) == mesh.size for x in parts)
       split = [x for x in parts if not x.is_fully_replicated]
