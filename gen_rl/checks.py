@@ -122,5 +122,6 @@ def memory(
     f'the train state alone takes {needed / chips.GIB:.1f} GiB of each device '
     f'({listed}), and there are {chip.hbm / chips.GIB:.1f}; split it with '
     'mesh.fsdp, keep parts on the host (offload), train less of it '
-    '(lora.pattern, trainable), or take more devices: python -m gen_rl.plan says what fits'
+    '(lora.pattern, trainable), or take more devices: '
+    'python -m gen_rl.plan says what fits'
   )
