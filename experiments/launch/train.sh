@@ -32,9 +32,11 @@ complete() {
   [[ -n $steps && $steps == "$newest" ]]
 } 2>/dev/null
 
+child='' signalled=''
+trap 'signalled=1; [[ $child ]] && kill -TERM "$child" 2>/dev/null' TERM INT
 python -m gen_rl.main "$@" &
 child=$!
-trap 'signalled=1; kill -TERM "$child" 2>/dev/null' TERM INT
+if [[ $signalled ]]; then kill -TERM "$child"; fi # it came before the name
 while true; do # a signal ends `wait`, not what it waits for
   signalled=
   wait "$child"
