@@ -62,8 +62,9 @@ _COLAB = [
 ]
 
 _PLAN = [
-  # compiles for TPUs, on any machine
-  'libtpu; platform_system=="Linux" and platform_machine=="x86_64"',
+  # libtpu compiles for TPUs, on any machine; jax asks for the one whose
+  # programs it can read
+  'jax[tpu]; platform_system=="Linux" and platform_machine=="x86_64"',
 ]
 
 setuptools.setup(

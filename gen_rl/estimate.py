@@ -248,8 +248,8 @@ def _programs(built, step, state, batch, key) -> list[Any]:
 def _traffic(compiled: list[Any]) -> list[hlo.Traffic]:
   """Of compiled programs; [] where this jaxlib cannot read what libtpu wrote.
 
-  libtpu is newer than the format jaxlib knows: of some programs for v5p its
-  asynchronous operations have operands that jaxlib does not expect.
+  A libtpu that is newer than jax asks for may write what jaxlib does not know:
+  0.0.52 with jaxlib 0.10.2, asynchronous operations in programs for v5p.
   """
   try:
     return [hlo.traffic(c.as_text()) for c in compiled]

@@ -133,7 +133,7 @@ def describe(p: Plan) -> str:
     else:
       lines.append(
         'bytes through memory and sent: unknown, this jaxlib cannot read the '
-        'program that libtpu made'
+        "program that libtpu made (pip install 'jax[tpu]' has one it can read)"
       )
     if p.open_loops:
       lines.append(

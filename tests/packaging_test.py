@@ -104,7 +104,9 @@ def test_imports_are_declared():
     if name not in declared | _OPTIONAL
   }
   assert not undeclared
-  assert _names(_setup_arguments()['extras_require']['test']) >= _OPTIONAL
+  test = _setup_arguments()['extras_require']['test']
+  assert any(requirement.startswith('jax[tpu]') for requirement in test)
+  assert _names(test) | {'libtpu'} >= _OPTIONAL
 
 
 def test_test_imports_are_declared():

@@ -43,7 +43,7 @@ KNOWN = (
 )
 _INSTALL = (
   "planning for a TPU needs its compiler: pip install 'gen_rl[plan]' (or pip "
-  'install libtpu)'
+  "install 'jax[tpu]')"
 )
 
 
