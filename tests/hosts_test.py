@@ -1,11 +1,13 @@
 """Real processes over loopback: two of four devices against one of eight."""
 
+import http.server
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -91,6 +93,12 @@ def test_two_processes_equal_one_and_survive_a_kill(tmp_path):
     np.testing.assert_allclose(_params(two)[name], value, rtol=1e-5, atol=1e-5)
 
 
+def _without_cluster(monkeypatch):
+  for name in list(os.environ):
+    if name.startswith(('SLURM', 'OMPI', 'TPU', 'MEGASCALE', 'JOB_', 'JAX_C')):
+      monkeypatch.delenv(name)
+
+
 @pytest.mark.parametrize(
   'variables, kind',
   [
@@ -103,14 +111,51 @@ def test_two_processes_equal_one_and_survive_a_kill(tmp_path):
   ],
 )
 def test_clusters(variables, kind, monkeypatch):
-  for name in list(os.environ):
-    if name.startswith(('SLURM', 'OMPI', 'TPU', 'MEGASCALE', 'JOB_', 'JAX_C')):
-      monkeypatch.delenv(name)
+  _without_cluster(monkeypatch)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
   assert hosts.cluster() == kind
   if kind is None:
     assert hosts.start() == 1
+
+
+class _Metadata(http.server.BaseHTTPRequestHandler):
+  """What the metadata server of a machine answers; None: it has no such."""
+
+  workers = None
+
+  def do_GET(self):  # noqa: N802
+    asked = self.path.endswith('/attributes/worker-network-endpoints')
+    found = asked and self.headers['Metadata-Flavor'] == 'Google'
+    body = (self.workers or '').encode()
+    self.send_response(200 if found and body else 404)
+    self.end_headers()
+    self.wfile.write(body)
+
+  def log_message(self, *_):
+    pass
+
+
+def test_tpu_machines_are_known_by_their_metadata(tmp_path, monkeypatch):
+  _without_cluster(monkeypatch)
+  server = http.server.HTTPServer(('127.0.0.1', 0), _Metadata)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{server.server_port}')
+  monkeypatch.setattr(_Metadata, 'workers', 'a:b:10.0.0.1,a:b:10.0.0.2')
+  chip = tmp_path / 'accel0'
+  monkeypatch.setattr(hosts, '_CHIPS', (f'{tmp_path}/accel*',))
+  try:
+    assert hosts.cluster() is None  # no chips: nobody is asked
+    chip.touch()
+    assert hosts.cluster() == 'TPU pod'
+    monkeypatch.setattr(_Metadata, 'workers', 'a:b:10.0.0.1')
+    assert hosts.cluster() is None
+    monkeypatch.setattr(_Metadata, 'workers', None)
+    assert hosts.cluster() is None
+  finally:
+    server.shutdown()
+    server.server_close()
+  assert hosts.cluster() is None  # nobody answers
 
 
 def test_flags_that_go_together():

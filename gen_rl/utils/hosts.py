@@ -6,9 +6,12 @@ write checkpoints.
 """
 
 from collections.abc import Callable
+import glob
 import os
 import pickle
 from typing import Any
+import urllib.error
+import urllib.request
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,11 +24,39 @@ from gen_rl.types import PyTree
 HEARTBEAT = 60
 
 
-def cluster() -> str | None:
-  """The kind of cluster whose variables are set, if it has several processes.
+# There are such files where TPU chips are.
+_CHIPS = '/dev/accel*', '/dev/vfio/[0-9]*'
 
-  jax.distributed finds addresses and numbers in them: SLURM, Open MPI, TPU
-  pods and Kubernetes.
+
+def _tpu_vms() -> int:
+  """Virtual machines of the TPU slice this one is of; 1 where it is none.
+
+  The metadata server of the machine knows, which jax.distributed asks too.
+  """
+  if 'TPU_SKIP_MDS_QUERY' in os.environ or not any(map(glob.glob, _CHIPS)):
+    return 1
+  server = os.environ.get('GCE_METADATA_IP', 'metadata.google.internal')
+  request = urllib.request.Request(
+    f'http://{server}/computeMetadata/v1/instance/attributes/'
+    'worker-network-endpoints',
+    headers={'Metadata-Flavor': 'Google'},
+  )
+  try:
+    with urllib.request.urlopen(request, timeout=5) as reply:
+      return len(reply.read().decode().split(','))
+  except urllib.error.HTTPError as error:
+    if error.code == 404:  # a machine with chips that is of no slice
+      return 1
+    raise
+  except urllib.error.URLError:  # no such server: not in that cloud
+    return 1
+
+
+def cluster() -> str | None:
+  """The kind of cluster that surrounds this process, if it has several.
+
+  jax.distributed finds addresses and numbers: SLURM, Open MPI, TPU pods and
+  Kubernetes by variables, slices of plain TPU machines by their metadata.
   """
   env = os.environ
   several = lambda name: int(env.get(name) or 1) > 1
@@ -41,7 +72,7 @@ def cluster() -> str | None:
     'JOB_COMPLETION_INDEX' in env and several('JOB_COMPLETIONS')
   ):
     return 'Kubernetes'
-  return None
+  return 'TPU pod' if _tpu_vms() > 1 else None
 
 
 def start(
