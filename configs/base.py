@@ -35,6 +35,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     weights={},  # {task: relative frequency} in place of that
     length=16,  # prompt length, tokens
     truncate=False,  # cut longer prompts, or refuse them
+    # Pictures the prompts are about: a function of data.pictures, or '', none.
+    view=dict(name=''),
+    answer_length=4,  # tokens of an answer and its end, where prompts have any
   )
   # A function of models; vocab and length are bound.
   c.model = dict(
@@ -115,7 +118,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     rollout={},  # changes to rollout, where it is data
     num_prompts=70,
     samples=8,  # per prompt
-    # "ode": deterministic steps; "policy": as in training, noise included
+    # "ode": deterministic steps; "policy": as in training, noise included;
+    # "greedy": the likeliest token at every place
     sampler='ode',
     steps=8,  # denoising steps of the ode
     solver='euler',  # of them: euler or dpm2

@@ -44,6 +44,7 @@ SPECS = {
   'policy.transition': transitions,
   'policy.window_start': schedules,
   'rollout': pictures,
+  'data.view': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
   'eval.gold.*': rewards,
@@ -84,6 +85,7 @@ class Setup(NamedTuple):
   rewards: combine.Weighted | None
   monitors: combine.Weighted  # device rewards that are not trained on
   segments: Any  # the sampler in parts, for `search`; None: it cannot stop
+  view: Any  # what the policy is shown, see rollout.make_rows; None: prompts
 
 
 def setup(
@@ -103,13 +105,21 @@ def setup(
   net = build.build(
     models, config.model, vocab=tokenizer.size, length=config.data.length
   )
-  policy = build.build(policies, config.policy, net=net)
+  end = dict(end=tokenizer.end_id)
+  policy = build.build(policies, config.policy, net=net, **end)
   every = dict(
     window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
     solver='euler', deterministic=False,
   )  # fmt: skip
   every = {k: v for k, v in every.items() if k in config.policy}
-  all_decisions = build.build(policies, {**config.policy, **every}, net=net)
+  all_decisions = build.build(
+    policies, {**config.policy, **every}, net=net, **end
+  )
+  view = None
+  if config.data.view.name:
+    view = build.build(
+      pictures, config.data.view, group_size=config.data.group_size
+    )
   sampling = (
     net,
     config.eval.steps,
@@ -124,9 +134,12 @@ def setup(
     sampler = lambda params, rows: (
       policy.rollout(params, rows, jnp.zeros((), jnp.int32)).sample
     )
+  elif config.eval.sampler == 'greedy':
+    sampler = policy.greedy
   elif config.eval.sampler != 'ode':
     raise build.ConfigError(
-      f'config.eval.sampler is {config.eval.sampler!r}; it is ode or policy'
+      f'config.eval.sampler is {config.eval.sampler!r}; it is ode, policy or '
+      'greedy'
     )
   elif sampler and config.eval.solver == 'euler':
     segments = denoising.ode_segments(*sampling)
@@ -160,6 +173,7 @@ def setup(
     weighted or None,
     {label: (monitor, 1.0) for label, monitor in monitors.items()},
     segments,
+    view,
   )
 
 
@@ -244,6 +258,7 @@ def make_batches(
     balance=config.data.balance and bool(built.source.tasks),
     group_size=config.data.group_size,
     truncate=config.data.truncate,
+    answer_length=config.data.answer_length,
   )
 
 
@@ -284,6 +299,7 @@ def make_evaluator(
     length=config.data.length,
     balance=bool(source.tasks),
     truncate=config.data.truncate,
+    answer_length=config.data.answer_length,
   )
   batch, texts = next(batches)
   batch = {k: v for k, v in batch.items() if k != 'media'}
@@ -307,6 +323,8 @@ def make_evaluator(
     proxy=comparable_rewards(config, built),
     monitors=built.monitors,
     host_rewards=config.host_rewards.to_dict(),
+    view=built.view,
+    speak=built.tokenizer.decode,
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
@@ -378,6 +396,7 @@ def make_step(
     copies=build.build_all(optim, config.copies),
     behaviour=behaviour,
     whole_groups=whole_groups,
+    view=built.view,
     critic_tx=build.build(optim, config.critic.optimizer),
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size

@@ -41,6 +41,8 @@ class Evaluation(NamedTuple):
   texts: list[str]  # [P]
   monitors: dict[str, float] = {}  # means of their scores
   reward: np.ndarray | None = None  # [P n], as trained on; NaN: not valid
+  said: list[str] = []  # [P*n] where media are tokens
+  seen: np.ndarray | None = None  # [P n h w c] pictures they are about
 
   def metrics(self) -> dict[str, float]:
     """Scalars for the log."""
@@ -58,7 +60,20 @@ class Evaluation(NamedTuple):
     """Of the first prompts; points are drawn into one picture a prompt."""
     media, gold = self.media[:prompts], self.gold[:prompts]
     reward = gold if self.reward is None else self.reward[:prompts]
-    if media.ndim < 4:
+    if self.said:
+      n = media.shape[1]
+      blank = np.ones((*media.shape[:2], 24, 24, 3), np.float32)
+      seen = blank if self.seen is None else self.seen[:prompts]
+      media = np.stack(
+        [
+          [
+            image.captioned(picture, self.said[i * n + j])
+            for j, picture in enumerate(row)
+          ]
+          for i, row in enumerate(seen)
+        ]
+      )
+    elif media.ndim < 4:
       media = np.stack([image.scatter(points) for points in media])[:, None]
       gold, reward = (
         gold.mean(-1, keepdims=True),
@@ -94,10 +109,14 @@ def diversity(media: Array, samples: int) -> Array:
   """Mean distance of two samples of a prompt: [P*n ...] -> [P].
 
   The distance of two pictures is the root mean square of their pixel
-  differences, in units of the pixel range.
+  differences, in units of the pixel range; that of two token sequences is 1
+  unless they are equal.
   """
   x = media.reshape(media.shape[0] // samples, samples, -1)
-  square = jnp.mean(jnp.square(x[:, :, None] - x[:, None]), -1)
+  if jnp.issubdtype(media.dtype, jnp.integer):
+    square = (x[:, :, None] != x[:, None]).any(-1).astype(jnp.float32)
+  else:
+    square = jnp.mean(jnp.square(x[:, :, None] - x[:, None]), -1)
   pairs = samples * (samples - 1)
   return jnp.sqrt(square).sum((1, 2)) / max(pairs, 1)
 
@@ -114,6 +133,8 @@ def sampled(
   seed: int,
   host_rewards: Mapping[str, Any] | None = None,
   monitors: combine.Weighted | None = None,
+  view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
+  speak: Callable[[np.ndarray], list[str]] | None = None,
   layout: sharding.Layout | None = None,
 ) -> Callable[[Params], Evaluation]:
   """An evaluation of parameters on fixed prompts and noise.
@@ -130,6 +151,8 @@ def sampled(
     seed: of the initial noise.
     host_rewards: keywords of `rewards.evaluate.evaluate_host`.
     monitors: {label: (Reward, weight)} on the device whose means are logged.
+    view: what the policy is shown, see `rollout.make_rows`.
+    speak: token ids [b k] -> b texts, for policies of tokens.
     layout: splits the samples; None: all on one device.
   """
   gold_reward = combine.combine(gold)
@@ -141,7 +164,7 @@ def sampled(
   @jax.jit
   def run(params: Params, prompts, gold_params, device_params):
     rows = rollout_lib.make_rows(
-      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
     rows = _split(rows, layout)
     media = policy.decode(params, sampler(params, rows))
@@ -149,10 +172,11 @@ def sampled(
     keys = rng.stream_keys(rows.keys, 'reward')
     verdict = gold_reward.score(gold_params, inputs, keys)
     outs = reward_calls.evaluate(scored, inputs, keys, device_params)
-    return inputs, verdict, outs, diversity(media, samples)
+    seen = None if view is None else rows.media
+    return inputs, seen, verdict, outs, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
-    inputs, verdict, outs, spread = hosts.fetch(
+    inputs, seen, verdict, outs, spread = hosts.fetch(
       run(params, dict(batch), gold_reward.params, combine.params(scored))
     )
     watched = {label: outs.pop(label) for label in monitors}
@@ -179,7 +203,12 @@ def sampled(
       if name not in gold
     }
     result = _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
-    return result._replace(monitors=means, reward=reward)
+    result = result._replace(monitors=means, reward=reward)
+    if speak and np.issubdtype(media.dtype, np.integer):
+      shape = result.media.shape
+      seen = None if seen is None else seen.reshape(*shape[:2], *seen.shape[1:])
+      result = result._replace(said=speak(media), seen=seen)
+    return result
 
   return evaluate_params
 
@@ -264,6 +293,7 @@ def kl_from_base(
   batch: Mapping[str, Any],
   samples: int,
   seed: int,
+  view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   layout: sharding.Layout | None = None,
 ) -> Callable[[Params, Params], float]:
   """Mean KL(policy || base) of a sample, in nats; needs decisions to compare.
@@ -275,7 +305,7 @@ def kl_from_base(
   @jax.jit
   def run(params: Params, base: Params, prompts) -> Array:
     rows = rollout_lib.make_rows(
-      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
+      prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
     rows = _split(rows, layout)
     traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))

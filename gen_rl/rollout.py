@@ -16,7 +16,11 @@ from gen_rl.utils import rng
 
 
 def make_rows(
-  batch: Mapping[str, Any], group_size: int, seed_key: Array, step: Array
+  batch: Mapping[str, Any],
+  group_size: int,
+  seed_key: Array,
+  step: Array,
+  view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
 ) -> Rows:
   """Repeats every prompt `group_size` times, prompt-major.
 
@@ -26,6 +30,8 @@ def make_rows(
     group_size: G, samples per prompt.
     seed_key: typed key of the run.
     step: [] int32.
+    view: a function of `data.pictures`: the policy sees what it gives of the
+      rows, as `cond["image"]` in [0, 1], which is also their `media`.
 
   Returns:
     Rows with b = P * G; row p * G + g is member g of prompt p.
@@ -36,7 +42,7 @@ def make_rows(
 
   key = jax.random.fold_in(seed_key, step)
   media = batch.get('media')
-  return Rows(
+  rows = Rows(
     cond=dict(tokens=repeat(batch['tokens'])),
     info=jax.tree.map(repeat, dict(batch['info'])),
     group=repeat(batch['prompt_id']),
@@ -45,6 +51,11 @@ def make_rows(
     key=rng.stream_keys(key, 'shared'),
     media=None if media is None else repeat(media),
   )
+  if view is None:
+    return rows
+  latents, cond = view(rows)
+  image = (latents + 1.0) / 2.0
+  return rows.replace(cond={**cond, 'image': image}, media=image)
 
 
 def policy_rollout(policy: Policy) -> Callable[..., Trajectory]:

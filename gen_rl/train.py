@@ -204,6 +204,7 @@ def train_and_evaluate(
       eval_batch,
       config.eval.samples,
       config.eval.seed,
+      built.view,
       layout,
     )
 

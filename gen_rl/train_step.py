@@ -88,6 +88,7 @@ def make(
   whole_groups: bool = False,
   critic_tx: optax.GradientTransformation | None = None,
   reals: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
+  view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   layout: sharding.Layout | None = None,
 ) -> Step:
   """Composes the step.
@@ -117,6 +118,7 @@ def make(
     critic_tx: optimizer of the rewards that are trained too (critics).
     reals: rows -> (latents, cond), a function of `data.pictures`: what critics
       learn to tell from samples.
+    view: what the policy is shown of the rows, see `rollout.make_rows`.
     layout: where rows and parameters live; None: all on one device.
 
   Returns:
@@ -162,6 +164,13 @@ def make(
   shard, place, near = layout.rows, layout.constrain, layout.near
   fold = functools.partial(minibatch.fold, platform=layout.platform)
 
+  def make_rows(
+    state: TrainState, batch: Mapping[str, Any], key: Array
+  ) -> Rows:
+    return shard(
+      rollout_lib.make_rows(batch, group_size, key, state.step, view)
+    )
+
   def cut(x: PyTree, parts: int) -> PyTree:
     """Pieces of rows, each of them over all devices."""
     return shard(minibatch.cut(x, parts, unit), 1)
@@ -197,9 +206,7 @@ def make(
   def sample(
     state: TrainState, batch: Mapping[str, Any], key: Array
   ) -> tuple[Trajectory, RewardInputs, dict[str, RewardOut]]:
-    rows: Rows = shard(
-      rollout_lib.make_rows(batch, group_size, key, state.step)
-    )
+    rows = make_rows(state, batch, key)
     params = full(sampling(state), state)
     if rollout_chunks == 1:
       traj, media, done = generate(params, rows, state.step)
@@ -259,7 +266,7 @@ def make(
     traj, inputs, outs = sample(state, batch, key)
     state, exp, metrics = judge(state, traj, dict(inputs.info), outs)
     if critics:
-      rows = shard(rollout_lib.make_rows(batch, group_size, key, state.step))
+      rows = make_rows(state, batch, key)
       real = policy.decode(full(state.params, state), reals(rows)[0])
       state, trained = critics_lib.step(
         critics, critic_tx, state, real, inputs.media, rows.keys

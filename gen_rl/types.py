@@ -114,13 +114,16 @@ class Policy(NamedTuple):
   # (params, x, cond) -> bool [b], for policies that predict labels: are all of
   # a row's right?
   correct: Callable[..., Array] | None = None
+  # (params, Rows) -> samples [b ...] without chance, for policies of tokens:
+  # the most likely one at every place
+  greedy: Callable[..., Array] | None = None
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
 
 
 class RewardInputs(NamedTuple):
   """What a reward may look at. Rows are prompt-major groups."""
 
-  media: PyTree  # [b h w c] float in [0, 1] for images
+  media: PyTree  # [b h w c] float in [0, 1] for images, [b k] int for tokens
   info: Mapping[str, Array]  # {name: [b ...]} what the prompt asked for
   group_size: int  # static
 

@@ -19,22 +19,24 @@ from gen_rl.worlds import shapes
 Encode = Callable[[Rows], tuple[Array, PyTree]]
 
 
-def shapes_pictures(caption_noise: float = 0.0) -> Encode:
+def shapes_pictures(caption_noise: float = 0.0, shared: bool = False) -> Encode:
   """Renders ShapesWorld on the device, every picture drawn afresh.
 
   Args:
     caption_noise: share of pictures that contradict their caption in one
       attribute, count or relation, as web captions do.
+    shared: the rows of a prompt get one picture, which they are asked about.
   """
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     spec = dict(rows.info)
+    own = rows.group_keys if shared else rows.keys
     if caption_noise:
-      keys = rng.stream_keys(rows.keys, 'caption noise')
+      keys = rng.stream_keys(own, 'caption noise')
       wrong = jax.vmap(jax.random.bernoulli, (0, None))(keys, caption_noise)
-      keys = rng.stream_keys(rows.keys, 'mutation')
+      keys = rng.stream_keys(own, 'mutation')
       spec = tree.where(wrong, jax.vmap(shapes.mutate)(keys, spec), spec)
-    keys = rng.stream_keys(rows.keys, 'picture')
+    keys = rng.stream_keys(own, 'picture')
     return jax.vmap(shapes.render)(keys, spec) * 2.0 - 1.0, rows.cond
 
   return encode
@@ -153,6 +155,20 @@ def prompt_pairs(group_size: int, caption_noise: float = 0.0) -> Encode:
     )
     picture, _ = draw(rows.replace(keys=rows.group_keys, info=info))
     return picture, {**rows.cond, 'tokens': tokens}
+
+  return encode
+
+
+def answers() -> Encode:
+  """What is right to say in place of pictures: token ids [b a]."""
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    if 'answer' not in rows.info:
+      raise ConfigError(
+        'rollout "answers" needs a prompt source with answers, such as '
+        'data.prompts.name="shapes_questions"'
+      )
+    return rows.info['answer'], rows.cond
 
   return encode
 

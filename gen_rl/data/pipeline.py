@@ -50,14 +50,16 @@ def gather(
   tokenizer: tokenizers.Tokenizer,
   length: int,
   truncate: bool = False,
+  answer_length: int = 0,
 ) -> tuple[Batch, list[str]]:
   """The prompts at `indices` as a batch; also what evaluation uses.
 
   Returns:
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
-    the source has any and info "wrong_tokens" [P K length] where it has false
-    texts. Only numeric info is in the batch; the rest is found
+    the source has any, info "wrong_tokens" [P K length] where it has false
+    texts, and info "answer" [P answer_length], closed by the end token, where
+    it has answers. Only numeric info is in the batch; the rest is found
     by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
@@ -71,6 +73,9 @@ def gather(
     false = [text for i in rows for text in source.wrong[i]]
     tokens = tokenizer.encode(false, length, truncate=truncate)
     batch['info']['wrong_tokens'] = tokens.reshape(len(rows), -1, length)
+  if source.answers:
+    said = [source.answers[i] for i in rows]
+    batch['info']['answer'] = tokenizers.closed(tokenizer, said, answer_length)
   if source.media is not None:
     batch['media'] = source.media[rows]
   return batch, texts
@@ -276,6 +281,7 @@ def prompt_batches(
   balance: bool = False,
   group_size: int = 1,
   truncate: bool = False,
+  answer_length: int = 0,
 ) -> PromptBatches:
   """Endless deterministic stream of prompt batches.
 
@@ -292,6 +298,7 @@ def prompt_batches(
     group_size: G, samples per prompt. Only recorded, so that a checkpoint is
       not continued with another.
     truncate: cut prompts that are longer than `length` tokens.
+    answer_length: tokens of an answer, where the source has any.
 
   Returns:
     Iterator of ({"tokens": int32 [P/count l], "prompt_id": int32 [P/count],
@@ -320,6 +327,8 @@ def prompt_batches(
     )
   weights = _task_weights(source, weights, balance)
   _check_texts(source, tokenizer, length, truncate)
+  if source.answers:
+    tokenizers.closed(tokenizer, source.answers, answer_length)
   if weights is None:
     available = len(source)
   else:
@@ -337,7 +346,7 @@ def prompt_batches(
 
   def at(step: int):
     indices = _step_indices(plan, seed, step)[mine]
-    return gather(source, indices, tokenizer, length, truncate)
+    return gather(source, indices, tokenizer, length, truncate, answer_length)
 
   identity = {
     'prompts_per_step': prompts_per_step,

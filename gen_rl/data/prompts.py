@@ -6,7 +6,7 @@ these stay on the host, for rewards scored there) and a task label per prompt
 where the source has one. Nothing is shuffled here; see `pipeline`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.worlds import grammar
+from gen_rl.data import columns
+from gen_rl.worlds import grammar, questions
 from gen_rl.worlds import mixture as mixture_world
 
 
@@ -34,6 +35,7 @@ class Prompts:
   media: Any = None  # [N h w c] or [N 2 h w c] float32 in [0, 1], or None
   # [N] of K texts each that are false where the text is true, or empty
   wrong: Sequence[Sequence[str]] = ()
+  answers: Sequence[str] = ()  # [N] what is right to say, or empty
 
   def __len__(self) -> int:
     return len(self.texts)
@@ -72,6 +74,8 @@ class Prompts:
     texts = self.texts if isinstance(self.texts, tuple) else [self.name]
     digest.update(json.dumps([len(self), *texts]).encode())
     digest.update(json.dumps(list(self.tasks)).encode())
+    if self.answers:
+      digest.update(json.dumps(list(self.answers)).encode())
     if self.wrong:
       digest.update(json.dumps(list(map(list, self.wrong))).encode())
     digest.update(np.ascontiguousarray(self.ids).tobytes())
@@ -182,46 +186,6 @@ def metadata_jsonl(path: str) -> Prompts:
   )
 
 
-_JAX_DTYPES = {'int64': np.int32, 'float64': np.float32}
-
-
-class _Column:
-  """A field of every record of a tfds data source, read when asked for."""
-
-  def __init__(self, read: Callable[[int], Any], size: int, field: str):
-    self.read, self.size, self.field = read, size, field
-
-  def __len__(self):
-    return self.size
-
-  def _value(self, i: int):
-    value = self.read(int(i))
-    for name in self.field.split('/'):
-      value = value[name]
-    return value
-
-  def __getitem__(self, i):
-    if np.ndim(i):
-      out = np.stack([self._value(j) for j in i])
-      return out.astype(_JAX_DTYPES.get(out.dtype.name, out.dtype))
-    return self._value(i)
-
-
-class _Text(_Column):
-  def _value(self, i: int):
-    value = super()._value(i)
-    while isinstance(value, (list, np.ndarray)) and np.ndim(value):
-      value = value[0]  # several texts: the first
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-class _Media(_Column):
-  def _value(self, i: int):
-    value = super()._value(i)
-    scale = 255 if value.dtype == np.uint8 else 1
-    return np.asarray(value, np.float32) / scale
-
-
 def tfds(
   name: str,
   split: str = 'train',
@@ -277,7 +241,7 @@ def tfds(
     raise ValueError(f'{where} split {split!r} is empty')
   for field in fields:
     try:
-      _Column(source.__getitem__, 1, field)[0]
+      columns.Column(source.__getitem__, 1, field)[0]
     except (KeyError, TypeError, IndexError):
       raise ValueError(
         f'{where} has no field {field!r}; it has {", ".join(sorted(source[0]))}'
@@ -294,10 +258,10 @@ def tfds(
   size = len(source)
   return Prompts(
     f'{name}/{split}/{"+".join(fields)}',
-    _Text(read, size, text_field),
+    columns.Text(read, size, text_field),
     np.arange(size, dtype=np.int32),
-    info={field: _Column(read, size, field) for field in info_fields},
-    media=_Media(read, size, media_field) if media_field else None,
+    info={field: columns.Column(read, size, field) for field in info_fields},
+    media=columns.Media(read, size, media_field) if media_field else None,
   )
 
 
@@ -324,6 +288,33 @@ def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
     np.array([prompt.prompt_id for prompt in chosen], np.int32),
     info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
     tasks=tuple(grammar.TASKS[prompt.spec.task] for prompt in chosen),
+  )
+
+
+def shapes_questions(
+  split: str = 'rl', kinds: Sequence[str] | None = None
+) -> Prompts:
+  """Questions about ShapesWorld pictures, and their answers.
+
+  `info` says what the picture shows (`grammar.spec_arrays`, for
+  `pictures.shapes_pictures`), "tasks" are the kinds of questions.
+
+  Args:
+    split: "train", "rl", "heldout", or several joined by "+".
+    kinds: names out of questions.KINDS; None is all of them.
+
+  Raises:
+    ValueError: unknown split or kind, naming the valid ones.
+  """
+  chosen = questions.enumerate_questions(split, tuple(kinds) if kinds else None)
+  scenes = [grammar.spec_arrays(question.scene) for question in chosen]
+  return Prompts(
+    f'shapes_questions/{split}',
+    tuple(question.text for question in chosen),
+    np.array([question.question_id for question in chosen], np.int32),
+    info={name: np.stack([s[name] for s in scenes]) for name in scenes[0]},
+    tasks=tuple(question.kind for question in chosen),
+    answers=tuple(question.answer for question in chosen),
   )
 
 

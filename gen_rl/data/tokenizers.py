@@ -21,9 +21,9 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from gen_rl.worlds import grammar, mixture
+from gen_rl.worlds import grammar, mixture, questions
 
-PAD, UNK = '<pad>', '<unk>'
+PAD, UNK, END = '<pad>', '<unk>', '<end>'
 
 
 class Tokenizer(NamedTuple):
@@ -33,7 +33,8 @@ class Tokenizer(NamedTuple):
   the right; a prompt of more than `length` tokens is a ValueError unless
   `truncate`. `decode(ids)` takes [n l] and gives n strings. `unknown(texts)`
   counts the words that become `unk_id` (always empty where a tokenizer falls
-  back to bytes or pieces).
+  back to bytes or pieces). `end_id` closes what a model says; None where there
+  is none.
   """
 
   encode: Callable[..., np.ndarray]
@@ -43,6 +44,23 @@ class Tokenizer(NamedTuple):
   pad_id: int
   unk_id: int
   backend: Any  # tokenizers.Tokenizer | transformers tokenizer
+  end_id: int | None = None
+
+  def token_id(self, token: str) -> int:
+    """The id of a word or special token.
+
+    Raises:
+      ValueError: the vocabulary has no such token.
+    """
+    lookup = getattr(self.backend, 'token_to_id', None)
+    lookup = lookup or self.backend.get_vocab().get
+    found = lookup(token)
+    if found is None:
+      raise ValueError(
+        f'the vocabulary of {self.size} tokens has no {token!r}; a special '
+        'token has to be written as the tokenizer has it'
+      )
+    return found
 
 
 def _rows(
@@ -65,7 +83,35 @@ def _rows(
   return out
 
 
-def word_level(words: Sequence[str]) -> Tokenizer:
+def closed(
+  tokenizer: Tokenizer, texts: Sequence[str], length: int
+) -> np.ndarray:
+  """What a model should say: ids and the end token, int32 [n length].
+
+  Raises:
+    ValueError: the tokenizer has no end token, or a text with it is longer.
+  """
+  if tokenizer.end_id is None:
+    raise ValueError(
+      'answers are closed by an end token, and this tokenizer has none; for '
+      'ShapesWorld, tokenizer.name="shapes_language"'
+    )
+  longest = max((len(text.encode()) for text in texts), default=0) + 1
+  out = np.full((len(texts), length), tokenizer.pad_id, np.int32)
+  for text, row, ids in zip(
+    texts, out, tokenizer.encode(texts, longest + 1), strict=True
+  ):
+    ids = [*ids[ids != tokenizer.pad_id], tokenizer.end_id]
+    if len(ids) > length:
+      raise ValueError(
+        f'the answer {text!r} has {len(ids)} tokens with its end token, and '
+        f'data.answer_length is {length}'
+      )
+    row[: len(ids)] = ids
+  return out
+
+
+def word_level(words: Sequence[str], end: str | None = None) -> Tokenizer:
   """Lower-casing word tokenizer over a fixed vocabulary.
 
   Ids: 0 is padding, 1 is the unknown word, then `words` in the given order,
@@ -74,6 +120,7 @@ def word_level(words: Sequence[str]) -> Tokenizer:
 
   Args:
     words: distinct lower-case words or single punctuation marks.
+    end: a special token that closes what a model says, after all words.
 
   Raises:
     ValueError: a word is repeated, or is not what the splitter produces (it
@@ -106,7 +153,11 @@ def word_level(words: Sequence[str]) -> Tokenizer:
     if word in vocab:
       raise ValueError(f'vocabulary word {word!r} is listed twice')
     vocab[word] = len(vocab)
+  if end is not None:
+    vocab[end] = len(vocab)
   model.model = models.WordLevel(vocab, UNK)
+  if end is not None:
+    model.add_special_tokens([end])
   names = {i: w for w, i in vocab.items()}
 
   def encode(texts, length, truncate=False):
@@ -124,12 +175,19 @@ def word_level(words: Sequence[str]) -> Tokenizer:
       count.update(p for p, _ in pieces if p not in vocab)
     return count
 
-  return Tokenizer(encode, decode, unknown, len(vocab), 0, 1, model)
+  return Tokenizer(
+    encode, decode, unknown, len(vocab), 0, 1, model, vocab.get(end)
+  )
 
 
 def shapes_words() -> Tokenizer:
   """The words of the ShapesWorld grammar."""
   return word_level(grammar.WORDS)
+
+
+def shapes_language() -> Tokenizer:
+  """The same, the words of questions and answers, and an end token."""
+  return word_level((*grammar.WORDS, *questions.WORDS), END)
 
 
 def mixture_words() -> Tokenizer:
@@ -200,4 +258,7 @@ def pretrained(path: str, **kwargs) -> Tokenizer:
       if i == unk
     )
 
-  return Tokenizer(encode, decode, unknown, len(backend), pad, unk, backend)
+  return Tokenizer(
+    encode, decode, unknown, len(backend), pad, unk, backend,
+    backend.eos_token_id,
+  )  # fmt: skip

@@ -133,6 +133,28 @@ def grid(
   return _sheet(cells, texts, min(columns or 8, n), captions is not None)
 
 
+def captioned(picture, text: str, lines: int = 3) -> np.ndarray:
+  """A picture with what is said about it underneath, as one picture.
+
+  Args:
+    picture: [h w c].
+    text: cut to `lines` lines.
+    lines: there is room for so many, whatever the text.
+
+  Returns:
+    uint8 [H W 3], at least 112 pixels wide.
+  """
+  picture = to_uint8(np.asarray(picture)[None])
+  picture = upscale(picture, _scale(picture.shape[2]))[0]
+  h, w, _ = picture.shape
+  sheet = Image.new('RGB', (w, h + LINE * lines), PAPER)
+  sheet.paste(Image.fromarray(picture), (0, 0))
+  draw = ImageDraw.Draw(sheet)
+  for k, line in enumerate(wrap(text, w - 6, lines)):
+    draw.text((3, h + k * LINE), line, INK, _font(FONT_SIZE))
+  return np.asarray(sheet)
+
+
 def scatter(points, size: int = 112) -> np.ndarray:
   """Points of the unit square as a picture, x to the right, y upwards.
 

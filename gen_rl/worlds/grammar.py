@@ -8,6 +8,7 @@ are one combination. Splits are by combination, so a held-out prompt is unseen
 in every wording.
 """
 
+from collections.abc import Sequence
 import functools
 import itertools
 import random
@@ -127,11 +128,17 @@ def combinations() -> dict[Spec, str]:
   for task, specs in enumerate(by_task):
     unique = sorted({canonical(spec) for spec in specs})
     random.Random(task).shuffle(unique)
-    train = round(_FRACTIONS[0] * len(unique))
-    rl = train + round(_FRACTIONS[1] * len(unique))
-    for i, spec in enumerate(unique):
-      split[spec] = SPLITS[(i >= train) + (i >= rl)]
+    split |= cut(unique)
   return split
+
+
+def cut(shuffled: Sequence[Spec]) -> dict[Spec, str]:
+  """The split of each: 50 / 30 / 20 % of them in this order."""
+  train = round(_FRACTIONS[0] * len(shuffled))
+  rl = train + round(_FRACTIONS[1] * len(shuffled))
+  return {
+    spec: SPLITS[(i >= train) + (i >= rl)] for i, spec in enumerate(shuffled)
+  }
 
 
 def _noun(shape: int, color: int, count: int) -> str:

@@ -1,0 +1,235 @@
+r"""A next-token network as a policy: every token is a decision.
+
+With l the network's logits at position j, given the prompt (and picture) and
+the tokens before j, and l0 those given no prompt,
+
+  g   = l0 + w (l - l0)                        guidance (arXiv 2207.12598)  (1)
+  p_s = truncate(softmax(g / tau))             what is sampled              (2)
+  p   = softmax(g / tau)   score = 'guided'    what is scored               (3)
+  p   = softmax(l / tau)   score = 'cond'
+
+The first w = 1 where there is no guidance, and then both scores are the same.
+'guided' differentiates what is sampled, but for l0, which gets no gradient, as
+in `diffusion.guidance`. 'cond' is what T2I-R1 does (arXiv 2505.00703): its
+gradient with respect to l is that of 'guided' over w where the advantages of a
+state average to zero, and where they do not, guidance is distilled into the
+conditional logits; with several updates per rollout its ratio is not the
+importance weight of what was sampled. Truncation (top-k, top-p) is left out of
+the score, as in other code: a token may leave the current policy's top k, and
+would have no log-probability then.
+
+A row ends with the token `end`, which it chose and which is trained; what
+follows is padding and is not. Tokens may be forced: where cond["forced"]
+[b k] is not negative it is what the policy says, and not what it chose. One
+kernel samples, with cached keys and values, and scores, by one pass over given
+tokens; the two agree to rounding (tests: 1e-5).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl.build import ConfigError
+from gen_rl.distributions import Categorical
+from gen_rl.models.layers import PAD, TokenNet
+from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
+from gen_rl.utils import rng, tree
+
+
+def chosen(tokens: Array, end: int | None) -> Array:
+  """Bool [b k]: what was said up to and including the first end token.
+
+  Args:
+    tokens: [b k] int.
+    end: None: all of it.
+  """
+  if end is None:
+    return jnp.ones(tokens.shape, bool)
+  ended = jnp.cumsum(tokens == end, 1)
+  return (ended == 0) | ((ended == 1) & (tokens == end))
+
+
+def truncated(logits: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
+  """Logits with what is not to be sampled at -inf.
+
+  Args:
+    logits: [... v], divided by the temperature.
+    top_k: keeps the k largest (and those equal to the k-th); 0 keeps all.
+    top_p: keeps the fewest tokens whose probabilities sum to at least this
+      (arXiv 1904.09751), at least one; of what top_k left.
+  """
+  v = logits.shape[-1]
+  if 0 < top_k < v:
+    least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if top_p < 1:
+    ordered = jnp.sort(logits, -1, descending=True)
+    p = jax.nn.softmax(ordered, -1)
+    before = jnp.cumsum(p, -1) - p  # of the likelier ones
+    least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  return logits
+
+
+def _check(length, temperature, top_k, top_p, score) -> None:
+  if length < 1:
+    raise ConfigError(f'policy.length={length}: at least one token is said')
+  if temperature <= 0:
+    raise ConfigError(
+      f'policy.temperature={temperature} must be positive; what is most likely '
+      'is said by eval.sampler="greedy"'
+    )
+  if top_k < 0 or not 0 < top_p <= 1:
+    raise ConfigError(
+      f'policy.top_k={top_k} is 0 (all) or positive, and policy.top_p={top_p} '
+      'is in (0, 1]'
+    )
+  if score not in ('guided', 'cond'):
+    raise ConfigError(f"policy.score is {score!r}: it is 'guided' or 'cond'")
+
+
+def tokens(
+  net: TokenNet,
+  length: int = 8,
+  end: int | None = None,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  guidance_scale: float = 1.0,
+  score: Literal['guided', 'cond'] = 'guided',
+  null_prob: float = 0.0,
+) -> Policy:
+  """A policy that says tokens. Log-probs are of single tokens.
+
+  Args:
+    net: of `models`.
+    length: k, most tokens said.
+    end: id of the token that ends a row; None: all rows have `length` tokens.
+    temperature: tau of (2) and (3).
+    top_k: see `truncated`; 0 is off.
+    top_p: see `truncated`; 1 is off.
+    guidance_scale: w of (1), 1 is off.
+    score: whose log-probs are trained, see (3).
+    null_prob: share of rows that lose their prompt in `nll`, for guidance.
+
+  Raises:
+    ConfigError: numbers out of range.
+  """
+  _check(length, temperature, top_k, top_p, score)
+  guided = guidance_scale != 1
+
+  def mix(with_prompt: Array, without: Array | None) -> Array:
+    """(1), of logits."""
+    if without is None:
+      return with_prompt
+    return without + guidance_scale * (with_prompt - without)
+
+  def generate(
+    params: Params, rows: Rows, pick: Callable[[Array, Array], Array]
+  ) -> tuple[Array, Array, Array]:
+    """(tokens, log-probs of (3), mask), all [b k].
+
+    Args:
+      params: of the net.
+      rows: what is asked.
+      pick: (logits g / tau [b v], position) -> tokens [b].
+    """
+    b = rows.group.shape[0]
+    forced = rows.cond.get('forced')
+    if forced is not None and forced.shape[1] != length:
+      raise ConfigError(
+        f'cond["forced"] says {forced.shape[1]} tokens, policy.length is '
+        f'{length}'
+      )
+    conds = [rows.cond] + ([net.null(rows.cond)] if guided else [])
+    ready = [net.prefill(params, cond, length) for cond in conds]
+
+    def say(i, alive, said, logits):
+      g = mix(*(logits if guided else (logits[0], None))) / temperature
+      token = pick(g, i)
+      mask = alive
+      if forced is not None:
+        given = forced[:, i]
+        token = jnp.where(given >= 0, given, token)
+        mask &= given < 0
+      token = jnp.where(alive, token, PAD).astype(jnp.int32)
+      kept = g if score == 'guided' else logits[0] / temperature
+      log_prob = Categorical(kept[:, None]).log_prob(token[:, None])[:, 0]
+      new = token, jnp.where(mask, log_prob, 0.0), mask.astype(jnp.float32)
+      said = tuple(x.at[:, i].set(y) for x, y in zip(said, new, strict=True))
+      if end is not None:
+        alive &= token != end
+      return alive, said, token
+
+    def going(carry) -> Array:
+      i, alive, *_ = carry
+      return (i < length) & alive.any()
+
+    def body(carry):
+      i, alive, said, caches, token = carry
+      ready = [net.step(params, cache, token) for cache in caches]
+      caches, logits = zip(*ready, strict=True)
+      alive, said, token = say(i, alive, said, logits)
+      return i + 1, alive, said, caches, token
+
+    zeros = jnp.zeros((b, length))
+    said = zeros.astype(jnp.int32), zeros, zeros
+    caches, logits = zip(*ready, strict=True)
+    alive, said, token = say(0, jnp.ones(b, bool), said, logits)
+    carry = jnp.int32(1), alive, said, caches, token
+    if length > 1:
+      carry = jax.lax.while_loop(going, body, carry)
+    return carry[2]
+
+  def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
+    del step
+
+    def pick(logits: Array, i: Array) -> Array:
+      keys = rng.step_keys(rows.keys, i)[:, None]
+      kept = truncated(logits, top_k, top_p)
+      return Categorical(kept[:, None]).sample(keys)[:, 0]
+
+    said, log_prob, mask = generate(params, rows, pick)
+    zeros = jnp.zeros_like(log_prob)
+    return Trajectory(
+      cond=rows.cond,
+      states=(),
+      actions=said,
+      times=jnp.zeros((*said.shape, 2)),
+      noise=zeros,
+      log_prob=log_prob,
+      mask=mask,
+      sample=said,
+      group=rows.group,
+    )
+
+  def greedy(params: Params, rows: Rows) -> Array:
+    return generate(params, rows, lambda logits, _: logits.argmax(-1))[0]
+
+  def dist(params: Params, traj: Trajectory) -> Categorical:
+    logits = net.score(params, traj.cond, traj.actions)
+    if guided and score == 'guided':
+      free = jax.lax.stop_gradient(params)
+      null = net.score(free, net.null(traj.cond), traj.actions)
+      logits = mix(logits, null)
+    return Categorical(logits.astype(jnp.float32) / temperature)
+
+  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+    if null_prob > 0:
+      drop_keys = rng.stream_keys(keys, 'null')
+      drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
+      cond = tree.where(drop, net.null(cond), cond)
+    log_prob = Categorical(net.score(params, cond, x)).log_prob(x)
+    said = chosen(x, end) & (x >= 0)
+    total = jnp.where(said, -log_prob, 0.0).sum(1)
+    return total / jnp.maximum(said.sum(1), 1)
+
+  def decode(params: Params, latent: Array) -> Array:
+    del params
+    return latent
+
+  return Policy(
+    net.init, rollout, dist, nll, decode, greedy=greedy, axes=net.axes
+  )

@@ -1,0 +1,178 @@
+"""Questions about ShapesWorld pictures, with answers of a word or a sentence.
+
+A question belongs to a *scene*, the `grammar.Spec` its picture is drawn from,
+which says all that the answer depends on. Kinds:
+
+  count     "how many circles are there ?", also
+            "how many red circles ..." among others    one, two, three, four
+  color     "what color is the circle ?"             a colour
+  shape     "what shape is red ?"                    a shape
+  choice    "is the circle red or blue ?"            one of the two
+  exists    "is there a red circle ?"                yes, no
+  position  "is the circle left of the square ?"     yes, no
+  read      "what word is written ?"                 the word
+  caption   "describe the picture ."                 a sentence of the grammar
+
+Yes and no are equally frequent for every scene; a false question names what is
+there in another combination, so that half a look does not do. Scenes are cut
+50 / 30 / 20 % into train / rl / heldout, those of captions as the grammar's
+combinations are: a question of a split is about scenes of that split only.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import itertools
+import random
+from typing import NamedTuple
+
+from gen_rl.worlds import grammar
+from gen_rl.worlds.grammar import COLORS, RELATIONS, SHAPES, Spec
+
+KINDS = (
+  'count', 'color', 'shape', 'choice', 'exists', 'position', 'read', 'caption',
+)  # fmt: skip
+COUNTS = ('one', 'two', 'three', 'four')
+# Words that questions and answers have besides those of the grammar.
+WORDS = (
+  *'how many are there what color is shape or word written describe'.split(),
+  *('one', 'yes', 'no', '?', '.'),
+)
+WORDS = tuple(dict.fromkeys(w for w in WORDS if w not in grammar.WORDS))
+MAX_QUESTION = 9  # words
+MAX_ANSWER = grammar.MAX_WORDS  # words
+
+
+class Question(NamedTuple):
+  """One question, the scene it is about, and what is right."""
+
+  text: str
+  answer: str
+  scene: Spec
+  kind: str
+  question_id: int  # unique
+
+
+def _plural(shape: int) -> str:
+  return SHAPES[shape] + ('es' if SHAPES[shape].endswith('s') else 's')
+
+
+def _pairs() -> Iterator[Spec]:
+  """Two shapes in two colours."""
+  for shapes in itertools.combinations(range(len(SHAPES)), 2):
+    for colors in itertools.permutations(range(len(COLORS)), 2):
+      yield Spec(5, shapes, colors, (1, 1))
+
+
+def _scenes(kind: str) -> list[Spec]:
+  shapes = range(len(SHAPES))
+  if kind == 'count':
+    some = [(n, m) for n in range(1, 5) for m in range(5 - n)]
+    unlike = [
+      Spec(2, (a, b), (c, -1), (n, m))
+      for a, b in itertools.permutations(shapes, 2)
+      for c in (-1, *range(len(COLORS)))
+      for n, m in some
+      # One of two mirrored scenes; without a second clause one second shape.
+      if (m and (a < b or c >= 0)) or (not m and b == (a + 1) % len(SHAPES))
+    ]
+    return unlike + [
+      Spec(2, (a, a), colors, (n, m))
+      for a in shapes
+      for colors in itertools.combinations(range(len(COLORS)), 2)
+      for n, m in some
+      if m
+    ]
+  if kind == 'position':
+    return [s for s in grammar.combinations() if s.relation >= 0]
+  if kind == 'read':
+    return [s for s in grammar.combinations() if s.word >= 0]
+  if kind == 'caption':
+    return list(grammar.combinations())
+  return list(_pairs())
+
+
+def _ask(kind: str, scene: Spec) -> Iterator[tuple[str, str]]:
+  """(question, answer) pairs of a scene."""
+  shape, color = scene.shape, scene.color
+  if kind == 'count':
+    for i in (0, 1):
+      if scene.count[i]:
+        like = shape[0] == shape[1]
+        noun = (f'{COLORS[color[i]]} ' if like else '') + _plural(shape[i])
+        yield f'how many {noun} are there ?', COUNTS[scene.count[i] - 1]
+  elif kind == 'color':
+    for i in (0, 1):
+      yield f'what color is the {SHAPES[shape[i]]} ?', COLORS[color[i]]
+  elif kind == 'shape':
+    for i in (0, 1):
+      yield f'what shape is {COLORS[color[i]]} ?', SHAPES[shape[i]]
+  elif kind == 'choice':
+    for i in (0, 1):
+      right, wrong = COLORS[color[i]], COLORS[color[1 - i]]
+      for a, b in ((right, wrong), (wrong, right)):
+        yield f'is the {SHAPES[shape[i]]} {a} or {b} ?', right
+  elif kind == 'exists':
+    for i in (0, 1):
+      for c, answer in ((color[i], 'yes'), (color[1 - i], 'no')):
+        yield f'is there a {COLORS[c]} {SHAPES[shape[i]]} ?', answer
+  elif kind == 'position':
+    true, false = scene.relation, grammar.OPPOSITE[scene.relation]
+    first, second = (SHAPES[s] for s in shape)
+    for a, b, r, answer in (
+      (first, second, true, 'yes'),
+      (first, second, false, 'no'),
+      (second, first, false, 'yes'),
+      (second, first, true, 'no'),
+    ):
+      yield f'is the {a} {RELATIONS[r]} the {b} ?', answer
+  elif kind == 'read':
+    yield 'what word is written ?', grammar.TEXTS[scene.word].lower()
+  else:
+    for sentence in grammar.wordings(scene):
+      yield 'describe the picture .', sentence
+
+
+@functools.cache
+def _all_questions() -> tuple[tuple[str, Question], ...]:
+  """(split, question), in a fixed order."""
+  out = []
+  for kind in KINDS:
+    if kind in ('position', 'read', 'caption'):
+      home = grammar.combinations()
+    else:
+      scenes = _scenes(kind)
+      # One cut for the kinds that share their scenes.
+      random.Random('count' if kind == 'count' else 'pairs').shuffle(scenes)
+      home = grammar.cut(scenes)
+    for scene in _scenes(kind):
+      for text, answer in _ask(kind, scene):
+        question = Question(text, answer, scene, kind, len(out))
+        out.append((home[scene], question))
+  return tuple(out)
+
+
+def enumerate_questions(
+  split: str = 'rl', kinds: Sequence[str] | None = None
+) -> list[Question]:
+  """All questions of a split.
+
+  Args:
+    split: of `grammar.SPLITS`, or several joined by "+".
+    kinds: names out of KINDS; None is all of them.
+
+  Raises:
+    ValueError: unknown split or kind, naming the valid ones.
+  """
+  splits = split.split('+')
+  kinds = tuple(kinds or KINDS)
+  for name, known, what in [
+    *((s, grammar.SPLITS, 'ShapesWorld split') for s in splits),
+    *((k, KINDS, 'kind of question') for k in kinds),
+  ]:
+    if name not in known:
+      raise ValueError(
+        f'unknown {what} {name!r}; choose from {", ".join(known)}'
+      )
+  return [
+    q for where, q in _all_questions() if where in splits and q.kind in kinds
+  ]
