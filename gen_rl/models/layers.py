@@ -40,6 +40,31 @@ class Net(NamedTuple):
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
 
 
+class TokenNet(NamedTuple):
+  """A next-token network as pure functions.
+
+  A cond is a dict with rows first: `tokens` [b l] int32, the prompt, and for
+  networks that see pictures `image` [b h w c] in [0, 1]. Padding is masked and
+  takes no position, so a prompt means the same however far it is padded. No
+  row's output depends on another's. A cache has the same shapes before and
+  after a step, so it can be the carry of a loop.
+  """
+
+  init: Callable[[Array], Params]  # key -> params
+  vocab: int  # v, ids of actions
+  # (params, cond, length) -> (cache, logits [b v] float32 of the first action);
+  # `length`, a Python int, actions will follow
+  prefill: Callable[[Params, PyTree, int], tuple[PyTree, Array]]
+  # (params, cache, token [b] int32) -> (cache, logits [b v] float32 of the next
+  # action)
+  step: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]
+  # (params, cond, actions [b k] int32) -> logits [b k v] float32; those at j
+  # depend on cond and on actions before j only
+  score: Callable[[Params, PyTree, Array], Array]
+  null: Callable[[PyTree], PyTree]  # cond -> the unconditional cond
+  axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
+
+
 class Dense(nn.Dense):
   """nn.Dense that computes one [rows d] x [d f] product.
 
