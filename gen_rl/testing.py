@@ -22,7 +22,7 @@ from gen_rl import (
   train_step,
 )
 from gen_rl.models import dit as dit_lib
-from gen_rl.models.layers import Net
+from gen_rl.models.layers import Net, TokenNet
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import (
@@ -78,6 +78,42 @@ def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
     ('down', ('mlp', 'embed')),
   )
   return Net(init, apply, SHAPE, null, axes=axes)
+
+
+def bigram(vocab: int = 6) -> TokenNet:
+  """Next tokens follow from the one before and the prompt's first token.
+
+  All there is to know of it can be enumerated. Prompts are ids below 8.
+  """
+
+  def init(key: Array) -> Params:
+    keys = jax.random.split(key, 2)
+    return dict(
+      after=jax.random.normal(keys[0], (vocab + 1, vocab)),
+      prompt=jax.random.normal(keys[1], (8, vocab)),
+    )
+
+  def logits(params: Params, cond: Mapping, before: Array) -> Array:
+    return params['after'][before] + params['prompt'][cond['tokens'][:, 0]]
+
+  def prefill(params: Params, cond: Mapping, length: int) -> tuple:
+    del length
+    start = jnp.full(len(cond['tokens']), vocab)
+    return dict(tokens=cond['tokens']), logits(params, cond, start)
+
+  def step(params: Params, cache: Mapping, token: Array) -> tuple:
+    return cache, logits(params, cache, token)
+
+  def score(params: Params, cond: Mapping, actions: Array) -> Array:
+    start = jnp.full((len(actions), 1), vocab)
+    before = jnp.concatenate([start, actions[:, :-1]], 1)
+    return jax.vmap(logits, (None, None, 1), 1)(params, cond, before)
+
+  def null(cond: Mapping) -> Mapping:
+    return {**cond, 'tokens': jnp.zeros_like(cond['tokens'])}
+
+  axes = (('after', (None, 'vocab')), ('prompt', (None, 'vocab')))
+  return TokenNet(init, vocab, prefill, step, score, null, axes)
 
 
 def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""Policies of tokens, on a bigram net whose every probability is known."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from gen_rl import build, rollout, testing
+from gen_rl.policies import tokens as tokens_lib
+
+KEY = jax.random.key(0)
+V, K, END = 6, 4, 5
+
+
+def make_rows(group=64, prompts=(1, 2), cond=None):
+  batch = dict(
+    tokens=np.array(prompts, np.int32)[:, None],
+    prompt_id=np.arange(len(prompts), dtype=np.int32),
+    info={},
+  )
+  rows = rollout.make_rows(batch, group, KEY, jnp.int32(0))
+  return rows.replace(cond={**rows.cond, **(cond or {})})
+
+
+def make(**options):
+  net = testing.bigram(V)
+  policy = tokens_lib.tokens(net, **(dict(length=K, end=END) | options))
+  return policy, net.init(jax.random.key(1))
+
+
+def logits_of(params, prompt, before):
+  """By numpy, of the token after `before` (V: the first)."""
+  logits = params['after'][before] + params['prompt'][prompt]
+  return np.asarray(logits, np.float64)
+
+
+def test_what_is_sampled_is_what_is_scored():
+  policy, params = make(temperature=0.7)
+  rows = make_rows()
+  traj = jax.jit(policy.rollout)(params, rows, 0)
+  assert traj.actions.shape == (128, K) and traj.actions.dtype == jnp.int32
+  log_prob = policy.dist(params, traj).log_prob(traj.actions)
+  np.testing.assert_allclose(
+    traj.log_prob, np.where(traj.mask > 0, log_prob, 0.0), atol=1e-5
+  )
+  # By hand, for every row.
+  for i, said in enumerate(np.asarray(traj.actions)):
+    before, alive = V, True
+    for j, token in enumerate(said):
+      assert traj.mask[i, j] == alive
+      if not alive:
+        assert token == 0 and traj.log_prob[i, j] == 0
+        continue
+      prompt = int(rows.cond['tokens'][i, 0])
+      p = special.log_softmax(logits_of(params, prompt, before) / 0.7)
+      np.testing.assert_allclose(traj.log_prob[i, j], p[token], atol=1e-5)
+      alive, before = token != END, token
+  lengths = np.asarray(traj.mask.sum(1))
+  assert {1, K} <= set(lengths)  # some end at once, some not at all
+
+
+def test_frequencies_are_the_probabilities():
+  """All sequences of two tokens."""
+  n = 65536
+  policy, params = make(length=2)
+  traj = policy.rollout(params, make_rows(n, (3,)), 0)
+  first = special.softmax(logits_of(params, 3, V))
+  expected, found = [], []
+  for a, b in itertools.product(range(V), range(V)):
+    rest = special.softmax(logits_of(params, 3, a))[b]
+    if a == END:
+      rest = float(b == 0)
+    expected.append(first[a] * rest)
+    found.append(int((traj.actions == jnp.array([a, b])).all(1).sum()))
+  expected = n * np.array(expected)
+  keep = expected > 5
+  _, p = stats.chisquare(
+    [*np.array(found)[keep], sum(np.array(found)[~keep])],
+    [*expected[keep], expected[~keep].sum()],
+  )
+  assert p > 1e-3
+
+
+def test_truncation_by_hand():
+  logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
+  kept = lambda **k: np.isfinite(tokens_lib.truncated(logits, **k))[0].tolist()
+  assert kept(top_k=2) == [True, True, False, False]
+  assert kept(top_p=0.5) == [True, False, False, False]
+  assert kept(top_p=0.51) == [True, True, False, False]
+  assert kept(top_p=0.9) == [True, True, True, False]
+  assert kept(top_p=1e-6) == [True, False, False, False]
+  # Of what top_k left: 2/3 and 1/3.
+  assert kept(top_k=2, top_p=0.6) == [True, False, False, False]
+  assert kept() == kept(top_k=9) == [True] * 4
+
+
+def test_truncated_samples_and_whole_scores():
+  policy, params = make(top_k=1)
+  plain, _ = make()
+  rows = make_rows(8)
+  traj = policy.rollout(params, rows, 0)
+  np.testing.assert_array_equal(traj.actions, policy.greedy(params, rows))
+  log_prob = plain.dist(params, traj).log_prob(traj.actions)
+  np.testing.assert_allclose(
+    traj.log_prob, np.where(traj.mask > 0, log_prob, 0), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('score', ['guided', 'cond'])
+def test_guidance_by_hand(score):
+  w = 3.0
+  policy, params = make(guidance_scale=w, score=score, end=None)
+  rows = make_rows(2048, (2,))
+  traj = policy.rollout(params, rows, 0)
+  assert traj.mask.all()
+  own, free = (logits_of(params, p, V) for p in (2, 0))
+  guided = free + w * (own - free)
+  count = np.bincount(traj.actions[:, 0], minlength=V)
+  share = special.softmax(guided)
+  assert stats.chisquare(count, 2048 * share).pvalue > 0.01
+  scored = special.log_softmax(guided if score == 'guided' else own)
+  np.testing.assert_allclose(
+    traj.log_prob[:, 0], scored[traj.actions[:, 0]], atol=1e-5
+  )
+  again = policy.dist(params, traj).log_prob(traj.actions)
+  np.testing.assert_allclose(traj.log_prob, again, atol=1e-5)
+
+
+def test_no_gradient_through_the_unguided_half():
+  """'guided' is w times 'cond' where the probabilities agree (00i)."""
+  w, found = 3.0, {}
+  for score in ('guided', 'cond'):
+    policy, params = make(guidance_scale=w, score=score, end=None, length=1)
+    # The null prompt is as likely as the prompt: p is the same for both.
+    params['prompt'] = params['prompt'].at[0].set(params['prompt'][2])
+    traj = policy.rollout(params, make_rows(4, (2,)), 0)
+
+    def total(params, policy=policy, traj=traj):
+      return policy.dist(params, traj).log_prob(traj.actions).sum()
+
+    found[score] = jax.grad(total)(params)['prompt']
+  assert not np.asarray(found['guided'][0]).any()
+  np.testing.assert_allclose(found['guided'], w * found['cond'], atol=1e-5)
+
+
+def test_forced_tokens_are_said_and_not_chosen():
+  forced = np.full((128, K), -1, np.int32)
+  forced[:, 1] = 2
+  policy, params = make(end=None)
+  traj = policy.rollout(
+    params, make_rows(cond=dict(forced=jnp.array(forced))), 0
+  )
+  assert (traj.actions[:, 1] == 2).all()
+  assert traj.mask.tolist() == [[1, 0, 1, 1]] * 128
+  assert not np.asarray(traj.log_prob[:, 1]).any()
+  # The next one is drawn given it.
+  log_prob = policy.dist(params, traj).log_prob(traj.actions)
+  np.testing.assert_allclose(traj.log_prob[:, 2], log_prob[:, 2], atol=1e-5)
+  # An ended row says no more, whatever is forced.
+  ended, _ = make()
+  forced[:, 0] = END
+  traj = ended.rollout(
+    params, make_rows(cond=dict(forced=jnp.array(forced))), 0
+  )
+  assert not np.asarray(traj.actions[:, 1:]).any() and not traj.mask.any()
+
+
+def test_rows_have_their_own_numbers():
+  policy, params = make()
+  rows = make_rows(8)
+  order = np.random.default_rng(0).permutation(16)
+  mixed = jax.tree.map(lambda x: x[order] if x.ndim else x, rows)
+  whole = policy.rollout(params, rows, 0).actions
+  np.testing.assert_array_equal(
+    policy.rollout(params, mixed, 0).actions, whole[order]
+  )
+  few = jax.tree.map(lambda x: x[:3] if x.ndim else x, rows)
+  np.testing.assert_array_equal(
+    policy.rollout(params, few, 0).actions, whole[:3]
+  )
+
+
+def test_nll_is_the_mean_over_what_is_said():
+  policy, params = make()
+  x = jnp.array([[1, 2, END, 0], [END, 3, 3, 3], [4, 4, 4, 4]])
+  cond = dict(tokens=jnp.array([[1], [2], [3]]))
+  keys = jax.random.split(KEY, 3)
+  found = policy.nll(params, x, cond, keys)
+  for row, prompt, n, value in zip(x, (1, 2, 3), (3, 1, 4), found):
+    steps = zip([V, *row[: n - 1]], row[:n], strict=True)
+    log_p = [
+      special.log_softmax(logits_of(params, prompt, int(a)))[int(b)]
+      for a, b in steps
+    ]
+    np.testing.assert_allclose(value, -np.mean(log_p), rtol=1e-5)
+  dropped, _ = make(null_prob=1.0)
+  free = dict(tokens=jnp.zeros((3, 1), jnp.int32))
+  np.testing.assert_allclose(
+    dropped.nll(params, x, cond, keys), policy.nll(params, x, free, keys)
+  )
+
+
+@pytest.mark.parametrize(
+  'options, words',
+  [
+    (dict(length=0), 'policy.length=0'),
+    (dict(temperature=0.0), 'eval.sampler="greedy"'),
+    (dict(top_p=0.0), r'\(0, 1\]'),
+    (dict(top_k=-1), 'top_k=-1'),
+    (dict(score='both'), "'guided' or 'cond'"),
+  ],
+)
+def test_bad_input(options, words):
+  with pytest.raises(build.ConfigError, match=words):
+    make(**options)
+
+
+def test_forced_tokens_of_another_length():
+  policy, params = make()
+  rows = make_rows(cond=dict(forced=jnp.zeros((128, 2), jnp.int32)))
+  with pytest.raises(build.ConfigError, match='2 tokens, policy.length is 4'):
+    policy.rollout(params, rows, 0)
