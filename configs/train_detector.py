@@ -38,7 +38,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model = config_dict.create(name='shapes_detector', channels=(24, 32, 64))
   c.policy = config_dict.create(name='detector')
   c.rollout = config_dict.create(name='shapes_scenes', noise=0.05)
-  c.objective.nll = config_dict.create(name='flow_matching', weight=1.0)
+  c.objective.nll = config_dict.create(name='nll', weight=1.0)
   c.optimizer = config_dict.create(
     name='adamw', lr=3e-3, b1=0.9, b2=0.99, weight_decay=1e-4,
     grad_clip=10.0, warmup=50, decay='cosine',

@@ -57,8 +57,9 @@ def explain(
     bound = dict(group, on_policy=True)
     attempt(lambda s=spec, b=bound, k=label: build.build_all(
       objectives, {k: s}, **b))  # fmt: skip
-  attempt(lambda: build.build(
-    advantages, config.advantage, **group, reward_weights={}))  # fmt: skip
+  if any(map(build.weight, config.rewards.values())):
+    attempt(lambda: build.build(
+      advantages, config.advantage, **group, reward_weights={}))  # fmt: skip
   steps = max(1, config.steps * config.updates * config.epochs)
   attempt(lambda: build.build(optim, config.optimizer, steps=steps))
   # The same mistake may have been met by two ways, with its label or without.

@@ -4,7 +4,7 @@ A config names one of the functions below; its signature is the schema.
 """
 
 from gen_rl.objectives.consistency import consistency_distillation
-from gen_rl.objectives.matching import awm, flow_matching, nft, rwr
+from gen_rl.objectives.matching import awm, flow_matching, nft, nll, rwr
 from gen_rl.objectives.pathwise import reward_backprop
 from gen_rl.objectives.policy_gradient import clipped_pg, rebel, reinforce
 from gen_rl.objectives.preference import dpo, kto
@@ -20,6 +20,7 @@ __all__ = [
   'kl',
   'kto',
   'nft',
+  'nll',
   'rebel',
   'reinforce',
   'reward_backprop',

@@ -66,6 +66,18 @@ def flow_matching() -> Objective:
   return objective
 
 
+def nll() -> Objective:
+  """Mean of the policy's own `nll` of the samples: maximum likelihood.
+
+  Of tokens and labels, whose nll is a cross entropy. `flow_matching` is the
+  same of policies whose nll is a matching loss.
+
+  Returns:
+    Objective with value and mask [b 1] and metric `nll`.
+  """
+  return flow_matching()
+
+
 def rwr(temperature: float = 1.0, max_weight: float = 20.0) -> Objective:
   """Matching loss weighted by exp(advantage), equation (2).
 

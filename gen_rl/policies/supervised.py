@@ -16,8 +16,7 @@ from gen_rl.types import Array, Params, Policy, PyTree
 def _refuse(*_, **__):
   raise ConfigError(
     'this policy labels pictures and samples nothing: it goes with a rollout '
-    'of data (rollout.name="shapes_scenes") and the objective "flow_matching", '
-    'which is the mean nll'
+    'of data (rollout.name="shapes_scenes") and the objective "nll"'
   )
 
 

@@ -1,0 +1,58 @@
+"""Pretrain the ShapesWorld vision-language model: captions, a few questions.
+
+It learns to describe pictures in the sentences of the grammar, and, from far
+fewer examples, to answer questions about them; that is what leaves RL something
+to do (configs/vlm_grpo.py).
+
+  python -m gen_rl.main --config=configs/pretrain_vlm.py
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base
+
+VARIANTS = ('tiny',)
+QUESTIONS = ('count', 'color', 'shape', 'choice', 'exists', 'position', 'read')
+
+
+def model() -> config_dict.ConfigDict:
+  """The network, for all configs that use it."""
+  return config_dict.create(name='vlm', patch=6, width=96, layers=3)
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """Variant: tiny (two quick steps, for tests)."""
+  variants = base.split_variants(arg, VARIANTS)
+  c = base.get_config()
+  c.name = 'pretrain_vlm' + (f':{arg}' if arg else '')
+  c.steps = 4000
+  c.tokenizer.name = 'shapes_language'
+  c.data.prompts = config_dict.create(
+    name='shapes_questions', split='train+rl', kinds=None
+  )
+  c.data.weights = {kind: 1.0 for kind in QUESTIONS} | dict(caption=14.0)
+  c.data.update(prompts_per_step=192, group_size=1, length=9, answer_length=17)
+  c.data.view = config_dict.create(name='shapes_pictures', shared=True)
+  c.model = model()
+  c.policy = config_dict.create(name='tokens', length=17)
+  c.rollout = config_dict.create(name='answers')
+  c.objective.nll = config_dict.create(name='nll', weight=1.0)
+  c.optimizer = config_dict.create(
+    name='muon', lr=2e-2, adam_lr=4e-3, grad_clip=1.0, warmup=100,
+    decay='linear',
+  )  # fmt: skip
+  c.ema = 0.998
+  c.eval.update(
+    every=500, num_prompts=280, samples=2, sampler='greedy', shown=14
+  )
+  c.eval.prompts = config_dict.create(
+    name='shapes_questions', split='heldout', kinds=QUESTIONS
+  )
+  c.eval.gold = config_dict.create(exact=dict(name='exact_match'))
+  c.log.every = 50
+  c.checkpoint.every = 1000
+  c.export = 'shapes_vlm'
+  if 'tiny' in variants:
+    base.make_tiny(c)
+  return c
