@@ -8,6 +8,7 @@ those to the width of the decoder (LLaVA-1.5, arXiv 2310.03744). Squares take
 positions of the decoder as tokens do, row by row.
 """
 
+import functools
 from typing import Any, Literal
 
 import einops
@@ -29,6 +30,35 @@ AXES = (
 )
 
 
+class Blocks(nn.Module):
+  """Pre-norm transformer blocks in which all see all: [b i d] -> [b i d]."""
+
+  width: int
+  layers: int
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    dense = functools.partial(Dense, dtype=self.dtype)
+    norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+    d = self.width
+    x += self.param(
+      'position', nn.initializers.normal(0.1), (x.shape[1], d)
+    ).astype(self.dtype)
+    everywhere = jnp.ones(x.shape[:2], bool)
+    for i in range(self.layers):
+      qkv = dense(3 * d, name=f'qkv{i}')(norm(name=f'norm_a{i}')(x))
+      q, k, v = einops.rearrange(
+        qkv, 'b i (m n c) -> m b i n c', m=3, n=self.heads
+      )
+      seen = layers_lib.attend(q, k, v, everywhere)
+      x += dense(d, name=f'out{i}')(seen)
+      h = dense(4 * d, name=f'up{i}')(norm(name=f'norm_b{i}')(x))
+      x += dense(d, name=f'down{i}')(nn.gelu(h))
+    return norm(name='norm')(x)
+
+
 class ViT(nn.Module):
   """Pictures [b h w c] in [0, 1] -> a vector per square [b i d]."""
 
@@ -41,25 +71,14 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
-    p, d, n = self.patch, self.width, self.heads
+    p = self.patch
     x = einops.rearrange(
       2.0 * image - 1.0, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=p
     ).astype(self.dtype)
-    x = Dense(d, dtype=self.dtype, name='patches')(x)
-    x += self.param(
-      'position', nn.initializers.normal(0.1), (x.shape[1], d)
-    ).astype(self.dtype)
-    everywhere = jnp.ones(x.shape[:2], bool)
-    for i in range(self.layers):
-      h = nn.LayerNorm(dtype=self.dtype, name=f'norm_a{i}')(x)
-      qkv = Dense(3 * d, dtype=self.dtype, name=f'qkv{i}')(h)
-      q, k, v = einops.rearrange(qkv, 'b i (m n c) -> m b i n c', m=3, n=n)
-      seen = layers_lib.attend(q, k, v, everywhere)
-      x += Dense(d, dtype=self.dtype, name=f'out{i}')(seen)
-      h = nn.LayerNorm(dtype=self.dtype, name=f'norm_b{i}')(x)
-      h = nn.gelu(Dense(4 * d, dtype=self.dtype, name=f'up{i}')(h))
-      x += Dense(d, dtype=self.dtype, name=f'down{i}')(h)
-    return nn.LayerNorm(dtype=self.dtype, name='norm')(x)
+    x = Dense(self.width, dtype=self.dtype, name='patches')(x)
+    return Blocks(
+      self.width, self.layers, self.heads, self.dtype, name='blocks'
+    )(x)
 
 
 class VLM(lm.LM):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
 from gen_rl.models import detector as detector_lib
-from gen_rl.types import Array, Params, Policy, PyTree
+from gen_rl.models import vq
+from gen_rl.types import Array, Params, Policy, PyTree, Rows
 
 
 def _refuse(*_, **__):
@@ -42,4 +43,31 @@ def detector(net: detector_lib.Detector) -> Policy:
 
   return Policy(
     net.init, _refuse, _refuse, nll, decode, correct=correct, axes=net.axes
+  )
+
+
+def codec(net: vq.Codec) -> Policy:
+  """A codec: x are pictures in [-1, 1], samples are codes.
+
+  Its "greedy" samples are the codes of the pictures that rows show (data.view),
+  so an evaluation with eval.sampler="greedy" judges reconstructions.
+
+  Args:
+    net: of `models.fsq_codec`.
+  """
+
+  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+    del cond, keys
+    return net.loss(params, (x + 1.0) / 2.0)
+
+  def greedy(params: Params, rows: Rows) -> Array:
+    if rows.media is None:
+      raise ConfigError(
+        'a codec is judged by the pictures it is shown: data.view.name says '
+        'which, such as shapes_pictures'
+      )
+    return net.encode(params, rows.media)
+
+  return Policy(
+    net.init, _refuse, _refuse, nll, net.decode, greedy=greedy, axes=net.axes
   )
