@@ -86,6 +86,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.advantage = dict(name='grpo', std='global')  # a function of advantages
   c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  # A function of gen_rl.aggregate: how the losses of decisions become one.
+  # token_mean, seq_mean_token_mean, seq_mean_token_sum or const; for rows of
+  # one length only seq_mean_token_sum, their sums, is another.
+  c.aggregate = 'token_mean'
 
   c.optimizer = dict(
     name='adamw',  # a function of optim

@@ -13,6 +13,7 @@ import optax
 
 from gen_rl import (
   advantages,
+  aggregate,
   build,
   minibatch,
   models,
@@ -378,6 +379,7 @@ def make_step(
     copies=build.build_all(optim, config.copies),
     behaviour=behaviour,
     whole_groups=whole_groups,
+    aggregate=build.find(aggregate, config.aggregate),
     critic_tx=build.build(optim, config.critic.optimizer),
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size

@@ -13,6 +13,7 @@ import ml_collections
 
 from gen_rl import (
   advantages,
+  aggregate,
   assemble,
   build,
   estimate,
@@ -59,6 +60,7 @@ def explain(
       objectives, {k: s}, **b))  # fmt: skip
   attempt(lambda: build.build(
     advantages, config.advantage, **group, reward_weights={}))  # fmt: skip
+  attempt(build.find, aggregate, config.aggregate)
   steps = max(1, config.steps * config.updates * config.epochs)
   attempt(lambda: build.build(optim, config.optimizer, steps=steps))
   # The same mistake may have been met by two ways, with its label or without.
