@@ -9,14 +9,17 @@ from gen_rl.objectives.pathwise import reward_backprop
 from gen_rl.objectives.policy_gradient import clipped_pg, rebel, reinforce
 from gen_rl.objectives.preference import dpo, kto
 from gen_rl.objectives.regularize import entropy, kl, velocity_kl
+from gen_rl.objectives.token_ratio import cispo, gspo
 
 __all__ = [
   'awm',
+  'cispo',
   'clipped_pg',
   'consistency_distillation',
   'dpo',
   'entropy',
   'flow_matching',
+  'gspo',
   'kl',
   'kto',
   'nft',

@@ -164,11 +164,14 @@ def per_decision_gradient(policy, objective, exp, params):
     objectives.clipped_pg(10.0),
     objectives.clipped_pg(10.0, ratio='guard'),
     objectives.reinforce(),
+    objectives.gspo(10.0, 10.0),
+    objectives.gspo(10.0, 10.0, tokens=True),
+    objectives.cispo(),
     objectives.kl(),
     objectives.velocity_kl(),
     objectives.entropy(),
   ],
-  ids=['pg', 'guard', 'reinforce', 'kl', 'velocity_kl', 'entropy'],
+  ids='pg guard reinforce gspo gspo_token cispo kl velocity_kl entropy'.split(),
 )
 def test_noise_free_steps_and_dropped_rows_have_no_gradient(
   transition, objective, request
