@@ -4,6 +4,7 @@ A config names one of the functions below; its signature is the schema.
 """
 
 from gen_rl.objectives.consistency import consistency_distillation
+from gen_rl.objectives.kl_estimates import sampled_kl
 from gen_rl.objectives.matching import awm, flow_matching, nft, rwr
 from gen_rl.objectives.pathwise import reward_backprop
 from gen_rl.objectives.policy_gradient import clipped_pg, rebel, reinforce
@@ -27,6 +28,7 @@ __all__ = [
   'reinforce',
   'reward_backprop',
   'rwr',
+  'sampled_kl',
   'velocity_kl',
 ]
 

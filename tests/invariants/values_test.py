@@ -118,7 +118,11 @@ def test_recomputed_log_probs_are_those_of_the_rollout(microbatches):
 @pytest.mark.parametrize('transition', ['cps', 'flow_sde'])
 def test_kl_to_itself_is_zero_and_flat(transition):
   policy = testing.make_policy(transition=dict(name=transition))
-  for objective in (objectives.kl(), objectives.velocity_kl()):
+  for objective in (
+    objectives.kl(),
+    objectives.velocity_kl(),
+    objectives.sampled_kl(),
+  ):
     step, state = testing.make_step(policy, dict(kl=(objective, 1.0)))
     before = jax.device_get(state.params)
     state, (log,) = testing.run(step, state, 1)
