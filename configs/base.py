@@ -89,6 +89,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.advantage = dict(name='grpo', std='global')  # a function of advantages
   c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  # A function of gen_rl.aggregate: how the losses of decisions become one.
+  # token_mean, seq_mean_token_mean, seq_mean_token_sum or const; for rows of
+  # one length only seq_mean_token_sum, their sums, is another.
+  c.aggregate = 'token_mean'
 
   c.optimizer = dict(
     name='adamw',  # a function of optim
@@ -150,7 +154,11 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   """Shrinks a config to two quick steps that still use all of its parts."""
   c.steps = 2
   c.init = ''
-  c.model.update(width=16, layers=1, heads=2, text_width=16, text_layers=1)
+  c.model.update(width=16, layers=1, heads=2)
+  if c.model.name == 'dit':
+    c.model.update(text_width=16, text_layers=1)
+  elif c.model.name == 'vlm':
+    c.model.update(vision_width=16, vision_layers=1, vision_heads=2)
   c.data.prompts_per_step = 4
   c.data.group_size = min(c.data.group_size, 2)
   c.microbatches = min(c.microbatches, 2)

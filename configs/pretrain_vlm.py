@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     name='shapes_questions', split='train+rl', kinds=None
   )
   c.data.weights = {kind: 1.0 for kind in QUESTIONS} | dict(caption=14.0)
-  c.data.update(prompts_per_step=192, group_size=1, length=9, answer_length=17)
+  c.data.update(prompts_per_step=192, group_size=1, length=9, answer_length=16)
   c.data.view = config_dict.create(name='shapes_pictures', shared=True)
   c.model = model()
   c.policy = config_dict.create(name='tokens', length=17)

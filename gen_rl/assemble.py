@@ -13,6 +13,7 @@ import optax
 
 from gen_rl import (
   advantages,
+  aggregate,
   build,
   minibatch,
   models,
@@ -143,7 +144,7 @@ def setup(
     )
   elif sampler and config.eval.solver == 'euler':
     segments = denoising.ode_segments(*sampling)
-  built = build.build_all(rewards, config.rewards)
+  built = build.build_all(rewards, config.rewards, **end)
   weighted = {
     label: (reward, build.weight(config.rewards[label]))
     for label, reward in built.items()
@@ -157,7 +158,7 @@ def setup(
     )
   if errors:
     raise build.ConfigError(errors[0])
-  monitors = build.build_all(rewards, config.monitors)
+  monitors = build.build_all(rewards, config.monitors, **end)
   for label, monitor in monitors.items():
     if monitor.where != 'device':
       raise build.ConfigError(
@@ -233,7 +234,11 @@ def param_shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   return jax.eval_shape(init)
 
 
-def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
+def encoder(
+  config: ml_collections.ConfigDict,
+  end: int | None,
+  changes: Mapping | None = None,
+):
   """What turns rows into (data, cond); None where the policy samples."""
   if config.rollout.name == 'policy':
     return None
@@ -241,6 +246,7 @@ def encoder(config: ml_collections.ConfigDict, changes: Mapping | None = None):
     pictures,
     {**config.rollout, **(changes or {})},
     group_size=config.data.group_size,
+    end=end,
   )
 
 
@@ -309,13 +315,13 @@ def make_evaluator(
     tasks = [task_of[text] for text in texts]
   # A source with few prompts repeats some: each place is its own prompt here.
   batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
-  gold = build.build_all(rewards, config.eval.gold)
+  gold = build.build_all(rewards, config.eval.gold, end=built.tokenizer.end_id)
   run = build.build(
     evaluate_lib,
     config.eval.name,
     policy=built.policy,
     sampler=built.sampler,
-    encode=encoder(config, config.eval.rollout),
+    encode=encoder(config, built.tokenizer.end_id, config.eval.rollout),
     batch=batch,
     texts=texts,
     tasks=tasks,
@@ -371,7 +377,7 @@ def make_step(
     for spec in config.objective.values()
     if build.weight(spec)
   )
-  encode = encoder(config)
+  encode = encoder(config, built.tokenizer.end_id)
   rollout = rollout_lib.data_rollout(encode) if encode else None
   unit = group_size if whole_groups else 1
   if errors := row_errors(config, layout.row_shards, unit):
@@ -397,6 +403,7 @@ def make_step(
     behaviour=behaviour,
     whole_groups=whole_groups,
     view=built.view,
+    aggregate=build.find(aggregate, config.aggregate),
     critic_tx=build.build(optim, config.critic.optimizer),
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size

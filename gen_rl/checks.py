@@ -6,6 +6,7 @@ traces the whole step, without a device, before anything is drawn or evaluated.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import ml_collections
 
 from gen_rl import (
   advantages,
+  aggregate,
   assemble,
   build,
   estimate,
@@ -22,6 +24,7 @@ from gen_rl import (
   sharding,
   train_state,
 )
+from gen_rl.data import tokenizers
 from gen_rl.utils import chips
 
 
@@ -47,11 +50,15 @@ def explain(
   mesh = attempt(lambda: sharding.make_mesh(**mesh))
   if mesh is not None:
     found += assemble.row_errors(config, sharding.Layout(mesh).row_shards)
+  words = attempt(build.build, tokenizers, config.tokenizer)
+  rewards_of = functools.partial(
+    build.build_all, rewards, end=words and words.end_id
+  )
   for part in ('rewards', 'monitors'):
     for label, spec in config[part].items():
-      attempt(build.build_all, rewards, {label: spec})
+      attempt(rewards_of, {label: spec})
   for label, spec in config.eval.gold.items():
-    attempt(build.build_all, rewards, {label: spec})
+    attempt(rewards_of, {label: spec})
   group = dict(group_size=config.data.group_size)
   for label, spec in config.objective.items():
     bound = dict(group, on_policy=True)
@@ -60,6 +67,7 @@ def explain(
   if any(map(build.weight, config.rewards.values())):
     attempt(lambda: build.build(
       advantages, config.advantage, **group, reward_weights={}))  # fmt: skip
+  attempt(build.find, aggregate, config.aggregate)
   steps = max(1, config.steps * config.updates * config.epochs)
   attempt(lambda: build.build(optim, config.optimizer, steps=steps))
   # The same mistake may have been met by two ways, with its label or without.

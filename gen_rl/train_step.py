@@ -13,10 +13,11 @@ named `behaviour`, which follows it by the schedule of its copy.
 
 The loss of a minibatch is
 
-  L = sum_j w_j  sum_bk(value_j m_j) / max(sum_bk m_j, 1)                (1)
+  L = sum_j w_j  sum_bk(value_j a_j) / max(sum_b n_j, 1)                 (1)
 
-with m_j the term's mask times the row weight. The denominators are those of
-the whole minibatch, over all devices and microbatches, so gradients add up
+with a_j and n_j what `aggregate` makes of the term's mask times the row weight
+(the mask itself and its sum: a mean over decisions). The denominators are those
+of the whole minibatch, over all devices and microbatches, so gradients add up
 whatever the cut. One rollout feeds `epochs` x `updates` optimizer steps. With
 one, the behaviour policy is the current one and every ratio is exactly 1;
 with more, the old log-probs are recomputed first by this program, at the
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gen_rl import aggregate as aggregate_lib
 from gen_rl import critics as critics_lib
 from gen_rl import minibatch, sharding
 from gen_rl import replay as replay_lib
@@ -56,6 +58,8 @@ from gen_rl.types import (
   Trajectory,
 )
 from gen_rl.utils import rng, tree
+
+View = Callable[[Rows], tuple[PyTree, PyTree]]  # of data.pictures
 
 
 class Step(NamedTuple):
@@ -86,9 +90,10 @@ def make(
   copies: Mapping[str, Callable[[Array], Array]] | None = None,
   behaviour: str = 'params',
   whole_groups: bool = False,
+  aggregate: aggregate_lib.Aggregator = aggregate_lib.token_mean,
   critic_tx: optax.GradientTransformation | None = None,
-  reals: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
-  view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
+  reals: View | None = None,
+  view: View | None = None,
   layout: sharding.Layout | None = None,
 ) -> Step:
   """Composes the step.
@@ -115,6 +120,7 @@ def make(
     behaviour: which parameters sample, "params" or a name in `refs`.
     whole_groups: minibatches hold whole groups, for objectives that compare
       their rows.
+    aggregate: how values become a loss, a function of `gen_rl.aggregate`.
     critic_tx: optimizer of the rewards that are trained too (critics).
     reals: rows -> (latents, cond), a function of `data.pictures`: what critics
       learn to tell from samples.
@@ -310,15 +316,12 @@ def make(
     for label, (value, mask, weight, metrics) in terms(
       state, copies, exp, keys, first
     ).items():
-      part = jnp.where(mask > 0, value * mask, 0.0).sum() / totals[label]
+      part, means, tops = aggregate_lib.reduce(
+        aggregate, value, mask, metrics, totals[label]
+      )
       loss += weight * part
-      sums[f'{label}/loss'] = part
-      for name, m in metrics.items():
-        m = jnp.where(mask > 0, m, 0.0)
-        if name.endswith('_max'):
-          peaks[f'{label}/{name}'] = m.max()
-        else:
-          sums[f'{label}/{name}'] = (m * mask).sum() / totals[label]
+      sums |= {f'{label}/{k}': x for k, x in ({'loss': part} | means).items()}
+      peaks |= {f'{label}/{k}': x for k, x in tops.items()}
     return loss, (sums, peaks)
 
   def minibatch_step(carry, xs):
@@ -329,7 +332,7 @@ def make(
     copies |= dict(old=full(old, state), params=full(state.params, state))
     # Masks do not depend on parameters: the compiler drops the networks here.
     totals = {
-      label: jnp.maximum(mask.sum(), 1.0)
+      label: aggregate_lib.totals(aggregate, mask)
       for label, (_, mask, _, _) in terms(
         state, copies, exp, keys, first
       ).items()

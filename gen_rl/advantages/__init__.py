@@ -17,13 +17,18 @@ standard deviation:
                 the run's rewards alone, w_k its weight; with `whiten`, A_i
                 less its mean over the batch, over its deviation
   (6) best_worst  A_i = 1 for the best row of the group, -1 for the worst
+  (7) best_margin  A_i = r_i less the second best of the group for the best row
+  (8) reinforce_pp  A_i = (c_i - mean c) / (sd c + eps) over the batch,
+                c_i = r_i, or r_i - mu_g with `baseline`
+  (9) informative  A_i one of the above in the groups of the largest sd_g, 0
+                in the others
 
 Step-wise, with R_0, ..., R_k the scores a row would have had if it had been
 finished without noise before decision 1, ..., k and after all of them
 (TP-GRPO, arXiv:2602.06422), d_j = R_j - R_{j-1}, Delta = R_k - R_0 and the
 trend s_j = sign(d_j) sign(Delta):
 
-  (7) turning_points  j turns where s_{j-1} < 0 < s_j (s_0 < 0 by convention)
+  (10) turning_points  j turns where s_{j-1} < 0 < s_j (s_0 < 0 by convention)
       r_j = d_j, at turning points R_k - R_{j-1}            mode 'turning'
       r_j = Delta, at turning points Delta + eta d_j        mode 'bonus'
       r_j = d_j                                             mode 'incremental'
@@ -36,7 +41,10 @@ Sources: (1) GRPO, arXiv:2402.03300, as used by Flow-GRPO, arXiv:2505.05470
 (batch-wide deviation, clip 5); (2) Ahmadian et al., arXiv:2402.14740; (3) Liu
 et al., arXiv:2503.20783; (4) DDPO, arXiv:2305.13301 (per-prompt tracker); (5)
 DanceGRPO, arXiv:2505.07818, MixGRPO, arXiv:2507.21802, and Pref-GRPO,
-arXiv:2508.20751; with `whiten`, GDPO as in NVIDIA's published code.
+arXiv:2508.20751; with `whiten`, GDPO as in NVIDIA's published code; (7) what
+the best of G samples (pass@k for scores of 0 and 1) would lose without the row,
+which is 0 for all rows but one; (8) REINFORCE++, arXiv:2501.03262; (9) DAPO's
+dynamic sampling, arXiv:2503.14476, in a fixed shape.
 
 Every factory returns a `types.Advantage`. Its `update` takes
 (rewards: RewardOut, group: prompt id [b] int32, state) and returns
@@ -54,25 +62,37 @@ Every factory returns a `types.Advantage`. Its `update` takes
 
 A row is invalid when `rewards.valid` says so or its score is not finite. Such
 a row enters no statistic and gets weight 0; so does a lone valid row of a
-group (it is its own baseline; not in `history`), and, with `drop_zero`, any
-row whose advantage is 0, as Flow-GRPO drops them. Groups of equal scores have
-advantage exactly 0: equality is tested on the scores, since the rounding
-error of a mean divided by eps would pass for a signal. Rows are prompt-major
-[P*G]; two groups of one prompt in a batch are two groups, except in
-`history`. No gradient flows through an advantage.
+group (it is its own baseline; not in `history`, nor in (8) without its
+baseline), and, with `drop_zero`, any row whose advantage is 0, as Flow-GRPO
+drops them. Groups of equal scores have advantage exactly 0 where their group is
+what they are compared with: equality is tested on the scores, since the
+rounding error of a mean divided by eps would pass for a signal. Rows are
+prompt-major [P*G]; two groups of one prompt in a batch are two groups, except
+in `history`. No gradient flows through an advantage.
 """
 
+from gen_rl.advantages.batch import reinforce_pp
 from gen_rl.advantages.each import per_reward
-from gen_rl.advantages.group import best_worst, dr_grpo, grpo, rloo
+from gen_rl.advantages.group import (
+  best_margin,
+  best_worst,
+  dr_grpo,
+  grpo,
+  rloo,
+)
 from gen_rl.advantages.history import history
+from gen_rl.advantages.informative import informative
 from gen_rl.advantages.steps import turning_points, turning_rewards
 
 __all__ = [
+  'best_margin',
   'best_worst',
   'dr_grpo',
   'grpo',
   'history',
+  'informative',
   'per_reward',
+  'reinforce_pp',
   'rloo',
   'turning_points',
   'turning_rewards',

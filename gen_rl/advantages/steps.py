@@ -18,7 +18,7 @@ def turning_points(
   eps: float = 1e-4,
   clip: float | None = 5.0,
 ) -> Advantage:
-  """Step-wise advantages, equation (7).
+  """Step-wise advantages, equation (10).
 
   Args:
     group_size: samples per prompt, G.
@@ -76,7 +76,7 @@ def turning_rewards(
   eta: float = 1.0,
   consistent: bool = False,
 ) -> tuple[Float32[Array, 'b k'], Bool[Array, 'b k']]:
-  """r_j of equation (7), and which decisions turn; scores are R_0 .. R_k."""
+  """r_j of equation (10), and which decisions turn; scores are R_0 .. R_k."""
   after, before = scores[:, 1:], scores[:, :-1]
   change, total = after - before, scores[:, -1:] - scores[:, :1]
   trend = jnp.sign(change) * jnp.sign(total)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.build import ConfigError
+from gen_rl.models.layers import PAD
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
 from gen_rl.worlds import shapes
@@ -159,8 +160,17 @@ def prompt_pairs(group_size: int, caption_noise: float = 0.0) -> Encode:
   return encode
 
 
-def answers() -> Encode:
-  """What is right to say in place of pictures: token ids [b a]."""
+def answers(end: int | None) -> Encode:
+  """What is right to say, and the end token, in place of pictures: [b a+1].
+
+  Args:
+    end: id of the end token.
+  """
+  if end is None:
+    raise ConfigError(
+      'answers are closed by an end token, and this tokenizer has none; for '
+      'ShapesWorld, tokenizer.name="shapes_language"'
+    )
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     if 'answer' not in rows.info:
@@ -168,7 +178,10 @@ def answers() -> Encode:
         'rollout "answers" needs a prompt source with answers, such as '
         'data.prompts.name="shapes_questions"'
       )
-    return rows.info['answer'], rows.cond
+    answer = jnp.pad(rows.info['answer'], ((0, 0), (0, 1)))
+    length = (answer != PAD).sum(1, keepdims=True)
+    place = jnp.arange(answer.shape[1])
+    return jnp.where(place == length, end, answer), rows.cond
 
   return encode
 

@@ -58,8 +58,8 @@ def gather(
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
     the source has any, info "wrong_tokens" [P K length] where it has false
-    texts, and info "answer" [P answer_length], closed by the end token, where
-    it has answers. Only numeric info is in the batch; the rest is found
+    texts, and info "answer" [P answer_length], without an end token, where it
+    has answers. Only numeric info is in the batch; the rest is found
     by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
@@ -75,7 +75,9 @@ def gather(
     batch['info']['wrong_tokens'] = tokens.reshape(len(rows), -1, length)
   if source.answers:
     said = [source.answers[i] for i in rows]
-    batch['info']['answer'] = tokenizers.closed(tokenizer, said, answer_length)
+    batch['info']['answer'] = tokenizers.encode_answers(
+      tokenizer, said, answer_length
+    )
   if source.media is not None:
     batch['media'] = source.media[rows]
   return batch, texts
@@ -328,7 +330,7 @@ def prompt_batches(
   weights = _task_weights(source, weights, balance)
   _check_texts(source, tokenizer, length, truncate)
   if source.answers:
-    tokenizers.closed(tokenizer, source.answers, answer_length)
+    tokenizers.encode_answers(tokenizer, source.answers, answer_length)
   if weights is None:
     available = len(source)
   else:

@@ -83,29 +83,24 @@ def _rows(
   return out
 
 
-def closed(
+def encode_answers(
   tokenizer: Tokenizer, texts: Sequence[str], length: int
 ) -> np.ndarray:
-  """What a model should say: ids and the end token, int32 [n length].
+  """What a model should say, without an end token: ids, int32 [n length].
 
   Raises:
-    ValueError: the tokenizer has no end token, or a text with it is longer.
+    ValueError: an answer is empty, or longer.
   """
-  if tokenizer.end_id is None:
-    raise ValueError(
-      'answers are closed by an end token, and this tokenizer has none; for '
-      'ShapesWorld, tokenizer.name="shapes_language"'
-    )
   longest = max((len(text.encode()) for text in texts), default=0) + 1
   out = np.full((len(texts), length), tokenizer.pad_id, np.int32)
   for text, row, ids in zip(
     texts, out, tokenizer.encode(texts, longest + 1), strict=True
   ):
-    ids = [*ids[ids != tokenizer.pad_id], tokenizer.end_id]
-    if len(ids) > length:
+    ids = ids[ids != tokenizer.pad_id]
+    if not 0 < len(ids) <= length:
       raise ValueError(
-        f'the answer {text!r} has {len(ids)} tokens with its end token, and '
-        f'data.answer_length is {length}'
+        f'the answer {text!r} has {len(ids)} tokens; data.answer_length is '
+        f'{length}, and an answer has one token at least'
       )
     row[: len(ids)] = ids
   return out

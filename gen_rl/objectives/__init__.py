@@ -4,19 +4,23 @@ A config names one of the functions below; its signature is the schema.
 """
 
 from gen_rl.objectives.consistency import consistency_distillation
+from gen_rl.objectives.kl_estimates import sampled_kl
 from gen_rl.objectives.matching import awm, flow_matching, nft, nll, rwr
 from gen_rl.objectives.pathwise import reward_backprop
 from gen_rl.objectives.policy_gradient import clipped_pg, rebel, reinforce
 from gen_rl.objectives.preference import dpo, kto
 from gen_rl.objectives.regularize import entropy, kl, velocity_kl
+from gen_rl.objectives.token_ratio import cispo, gspo
 
 __all__ = [
   'awm',
+  'cispo',
   'clipped_pg',
   'consistency_distillation',
   'dpo',
   'entropy',
   'flow_matching',
+  'gspo',
   'kl',
   'kto',
   'nft',
@@ -25,6 +29,7 @@ __all__ = [
   'reinforce',
   'reward_backprop',
   'rwr',
+  'sampled_kl',
   'velocity_kl',
 ]
 

@@ -9,9 +9,13 @@ the current and the behaviour policy, A the advantage and
   (3) L = -A l                                           REINFORCE
   (6) L = (eta (s - s') - (A - A'))^2,                   REBEL, 2404.16767
       s = sum_k (l - l_old) of a row, s' of its partner
+  (7) L = min(the L of (2), -c A) where A < 0            dual clip, 1912.09729
 
 On policy (one update per rollout) l' = stop_gradient(l): r is exactly 1 and
-the gradient of (2) is that of (3).
+the gradient of (2) is that of (3). (2) does not bound the loss of an action
+that was bad and has become likely; (7) does, and gives it no gradient there. c
+is 3 in verl; TRL's `delta`, which bounds r in the first branch of (2), is the
+same number: for c > 1 + hi both bound -A r by -A c, and only where A < 0.
 
 `ratio='guard'` (GRPO-Guard, arXiv:2510.22319). Let a Gaussian step have mean
 m, standard deviation s (both policies share s), event size D, and let the
@@ -40,13 +44,15 @@ mean over the event even where the distribution sums its log-probability.
 Metrics, unreduced [b k] and 0 where masked: `ratio`; `approx_kl`, the
 estimate r - 1 - log r of KL(behaviour || current) (Schulman's k3);
 `clip_fraction`, 1 where r is outside the trust interval; `log_ratio_abs_max`,
-|log r|, meant to be reduced with max.
+|log r|, meant to be reduced with max. Ratios of whole rows, and losses that
+clip the weight of a gradient in place of the loss: `token_ratio`.
 """
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from gen_rl.types import (
   Array,
@@ -60,6 +66,51 @@ from gen_rl.types import (
 
 # exp(20) is far outside any trust interval and far from overflow
 _MAX_LOG_RATIO = 20.0
+
+
+def log_ratios(
+  replay: Replay, exp: Experience, on_policy: bool
+) -> Float[Array, 'b k']:
+  """Log r of equation (1), 0 where masked; gradients through l only."""
+  new = replay.log_prob('params')
+  behaviour = new if on_policy else exp.traj.log_prob
+  difference = new - jax.lax.stop_gradient(behaviour)
+  return jnp.where(exp.traj.mask > 0, difference, 0.0)
+
+
+def bounded_exp(
+  log_ratio: Float[Array, 'b k'],
+) -> tuple[Float[Array, 'b k'], Float[Array, 'b k']]:
+  """(log r, r), with |log r| small enough for r to be finite."""
+  log_ratio = jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  return log_ratio, jnp.exp(log_ratio)
+
+
+def clipped(
+  r: Float[Array, 'b k'], adv: Float[Array, 'b ...'], low: float, high: float
+) -> tuple[Float[Array, 'b k'], Bool[Array, 'b k']]:
+  """(L of equation (2), is r outside of the trust interval?)."""
+  bounded = jnp.clip(r, 1.0 - low, 1.0 + high)
+  outside = (r < 1.0 - low) | (r > 1.0 + high)
+  return jnp.maximum(-adv * r, -adv * bounded), outside
+
+
+def ratio_metrics(
+  log_ratio: Float[Array, 'b k'],
+  outside: Bool[Array, 'b k'],
+  mask: Float[Array, 'b k'],
+) -> Metrics:
+  """The metrics of the module; `outside`: of the trust interval."""
+  metrics = dict(
+    ratio=jnp.exp(log_ratio),
+    approx_kl=jnp.expm1(log_ratio) - log_ratio,
+    clip_fraction=outside.astype(jnp.float32),
+    log_ratio_abs_max=jnp.abs(log_ratio),
+  )
+  return {
+    name: jax.lax.stop_gradient(jnp.where(mask > 0, x, 0.0))
+    for name, x in metrics.items()
+  }
 
 
 def _per_event(x: Array, ndim: int) -> Array:
@@ -91,6 +142,7 @@ def clipped_pg(
   ratio: Literal['plain', 'guard'] = 'plain',
   on_policy: bool = True,
   old: str = 'old',
+  dual_clip: float | None = None,
 ) -> Objective:
   """Clipped surrogate, equation (2).
 
@@ -106,20 +158,27 @@ def clipped_pg(
       behaviour policy is the current one without gradient. Otherwise the
       stored `traj.log_prob` (plain) or `replay.dist(old)` (guard).
     old: the copy that sampled; read by guard off policy only.
+    dual_clip: c of equation (7), above 1 + hi; None: no bound.
 
   Returns:
     Objective with value and mask [b k] and metrics `ratio`, `approx_kl`,
     `clip_fraction`, `log_ratio_abs_max` [b k].
 
   Raises:
-    ValueError: for an unknown `ratio`, a clip that is not positive or, when
-      called, guard on a distribution without mean and std.
+    ValueError: for an unknown `ratio`, a clip that is not positive, a
+      dual_clip within the trust interval or, when called, guard on a
+      distribution without mean and std.
   """
   high = clip if clip_high is None else clip_high
   if ratio not in ('plain', 'guard'):
     raise ValueError(f"ratio is {ratio!r}: it is either 'plain' or 'guard'.")
   if clip <= 0 or high <= 0:
     raise ValueError(f'clip and clip_high must be positive: {clip}, {high}.')
+  if dual_clip is not None and dual_clip <= 1.0 + high:
+    raise ValueError(
+      f'dual_clip is {dual_clip}: it bounds ratios of actions that were bad, '
+      f'beyond the trust interval, which ends at {1.0 + high}.'
+    )
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
@@ -135,26 +194,14 @@ def clipped_pg(
       ok = (mask > 0) & (length > 0)
       scale = jnp.where(ok, 1.0 / jnp.where(ok, length, 1.0), 0.0)
     else:
-      new = replay.log_prob('params')
-      behaviour = jax.lax.stop_gradient(new if on_policy else traj.log_prob)
-      log_ratio = jnp.where(mask > 0, new - behaviour, 0.0)
-    log_ratio = jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    r = jnp.exp(log_ratio)
+      log_ratio = log_ratios(replay, exp, on_policy)
+    log_ratio, r = bounded_exp(log_ratio)
     adv = jax.lax.stop_gradient(exp.adv)
-    bounded = jnp.clip(r, 1.0 - clip, 1.0 + high)
-    value = jnp.maximum(-adv * r, -adv * bounded) * scale
-    outside = (r < 1.0 - clip) | (r > 1.0 + high)
-    metrics = dict(
-      ratio=r,
-      approx_kl=jnp.expm1(log_ratio) - log_ratio,
-      clip_fraction=outside.astype(jnp.float32),
-      log_ratio_abs_max=jnp.abs(log_ratio),
-    )
-    metrics = {
-      name: jax.lax.stop_gradient(jnp.where(mask > 0, x, 0.0))
-      for name, x in metrics.items()
-    }
-    return Term(value=jnp.where(mask > 0, value, 0.0), mask=mask), metrics
+    value, outside = clipped(r, adv, clip, high)
+    if dual_clip is not None:
+      value = jnp.where(adv < 0, jnp.minimum(value, -adv * dual_clip), value)
+    value = jnp.where(mask > 0, value * scale, 0.0)
+    return Term(value, mask), ratio_metrics(log_ratio, outside, mask)
 
   return objective
 

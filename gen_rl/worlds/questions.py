@@ -15,8 +15,9 @@ which says all that the answer depends on. Kinds:
 
 Yes and no are equally frequent for every scene; a false question names what is
 there in another combination, so that half a look does not do. Scenes are cut
-50 / 30 / 20 % into train / rl / heldout, those of captions as the grammar's
-combinations are: a question of a split is about scenes of that split only.
+50 / 30 / 20 % into train / rl / heldout, as the grammar's combinations are, and
+most are such combinations: a question of a split is about scenes of that split
+only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,22 +67,22 @@ def _pairs() -> Iterator[Spec]:
 def _scenes(kind: str) -> list[Spec]:
   shapes = range(len(SHAPES))
   if kind == 'count':
-    some = [(n, m) for n in range(1, 5) for m in range(5 - n)]
+    alone = [s for s in grammar.combinations() if s.word < 0 and not s.count[1]]
+    some = [(n, m) for n in range(1, 4) for m in range(1, 5 - n)]
     unlike = [
       Spec(2, (a, b), (c, -1), (n, m))
       for a, b in itertools.permutations(shapes, 2)
       for c in (-1, *range(len(COLORS)))
       for n, m in some
-      # One of two mirrored scenes; without a second clause one second shape.
-      if (m and (a < b or c >= 0)) or (not m and b == (a + 1) % len(SHAPES))
+      if (n, m) != (1, 1) and (a < b or c >= 0)  # not both of two mirrored ones
     ]
-    return unlike + [
+    alike = [
       Spec(2, (a, a), colors, (n, m))
       for a in shapes
       for colors in itertools.combinations(range(len(COLORS)), 2)
       for n, m in some
-      if m
     ]
+    return alone + unlike + alike
   if kind == 'position':
     return [s for s in grammar.combinations() if s.relation >= 0]
   if kind == 'read':
@@ -136,14 +137,11 @@ def _ask(kind: str, scene: Spec) -> Iterator[tuple[str, str]]:
 def _all_questions() -> tuple[tuple[str, Question], ...]:
   """(split, question), in a fixed order."""
   out = []
+  home = dict(grammar.combinations())
+  own = [scene for scene in _scenes('count') if scene not in home]
+  random.Random('count').shuffle(own)
+  home |= grammar.cut(own)
   for kind in KINDS:
-    if kind in ('position', 'read', 'caption'):
-      home = grammar.combinations()
-    else:
-      scenes = _scenes(kind)
-      # One cut for the kinds that share their scenes.
-      random.Random('count' if kind == 'count' else 'pairs').shuffle(scenes)
-      home = grammar.cut(scenes)
     for scene in _scenes(kind):
       for text, answer in _ask(kind, scene):
         question = Question(text, answer, scene, kind, len(out))

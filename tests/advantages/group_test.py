@@ -231,6 +231,43 @@ def test_best_worst():
   np.testing.assert_array_equal(weight, [0, 0])
 
 
+# --- the lead of the best
+
+
+def test_best_margin_table():
+  adv, weight, _ = run(advantages.best_margin(4), TABLE)
+  np.testing.assert_array_equal(adv, [0, 0, 0, 3, 0, 0, 0, 0])
+  np.testing.assert_array_equal(weight, [0, 0, 0, 1, 0, 0, 0, 0])
+  # Two are best; the best is invalid; nobody to compare with.
+  score = [5.0, 1, 5, 2, 1, 4, np.nan, 9, 3, 1, 1, 1]
+  valid = [True] * 6 + [False, False, True, False, False, False]
+  adv, weight, _ = run(advantages.best_margin(4), score, valid)
+  np.testing.assert_array_equal(adv, [0] * 5 + [3] + [0] * 6)
+  _, weight, _ = run(advantages.best_margin(4, drop_zero=False), score, valid)
+  np.testing.assert_array_equal(weight, [1] * 6 + [0] * 6)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_best_margin_is_the_gradient_of_the_expected_best(size):
+  """Over all groups of three actions: E sum_i A_i d log p_i = d E max."""
+  theta, reward = jnp.array([0.5, -0.2, 0.1]), jnp.array([1.0, 4.0, -2.0])
+  actions = np.stack(np.meshgrid(*[range(3)] * size), -1).reshape(-1, size)
+  adv, _, _ = run(advantages.best_margin(size), reward[actions.reshape(-1)])
+
+  def expected_best(theta):
+    p = jnp.exp(jax.nn.log_softmax(theta)[actions].sum(1))
+    return (p * reward[actions].max(1)).sum()
+
+  def surrogate(theta):
+    log_p = jax.nn.log_softmax(theta)[actions]
+    p = jax.lax.stop_gradient(jnp.exp(log_p.sum(1)))
+    return (p * (adv.reshape(-1, size) * log_p).sum(1)).sum()
+
+  np.testing.assert_allclose(
+    jax.grad(surrogate)(theta), jax.grad(expected_best)(theta), atol=1e-6
+  )
+
+
 def test_errors_name_the_choices():
   with pytest.raises(ValueError, match='at least 2'):
     advantages.grpo(1)

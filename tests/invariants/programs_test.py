@@ -17,8 +17,10 @@ import pytest
 
 from gen_rl import (
   advantages,
+  aggregate,
   checkpoint,
   minibatch,
+  objectives,
   optim,
   rollout,
   sharding,
@@ -65,6 +67,36 @@ def test_microbatches_equal_the_full_batch_with_dropped_rows():
   parts, part_logs = testing.run(
     *testing.make_step(reward=reward, microbatches=8, tx=testing.LINEAR)
   )
+  testing.assert_close(parts.params, whole.params)
+  testing.assert_close(part_logs, logs)
+
+
+def of_unlike_lengths(aggregator):
+  """Keywords of a step whose rows have 1 to 3 decisions, and some are lost."""
+
+  def objective(replay, exp, keys):
+    term, metrics = objectives.clipped_pg()(replay, exp, keys)
+    short = jnp.arange(term.mask.shape[1]) <= exp.info['channel'][:, None]
+    return term.replace(mask=term.mask * short), metrics
+
+  def spoil(score, channel):
+    """The best rows of a channel cannot be scored."""
+    return jnp.where((channel == 2) & (score > score.mean()), jnp.nan, score)
+
+  return dict(
+    terms=dict(pg=(objective, 1.0)),
+    reward=testing.color_reward(spoil),
+    aggregate=getattr(aggregate, aggregator),
+    tx=testing.LINEAR,
+  )
+
+
+@pytest.mark.parametrize('aggregator', aggregate.__all__)
+def test_microbatches_equal_the_full_batch_of_unlike_lengths(aggregator):
+  settings = of_unlike_lengths(aggregator)
+  whole, logs = testing.run(*testing.make_step(**settings))
+  parts, part_logs = testing.run(*testing.make_step(**settings, microbatches=8))
+  assert 0 < logs[0]['reward/invalid'] < 4
   testing.assert_close(parts.params, whole.params)
   testing.assert_close(part_logs, logs)
 
@@ -181,6 +213,12 @@ def write_runs(folder, *meshes):
         dict(updates=2, microbatches=2, rollout_chunks=2),
       ),
       ('all', None, testing.batch(), dict(terms=testing.terms())),
+      (
+        'rows',
+        None,
+        testing.batch(),
+        dict(of_unlike_lengths('seq_mean_token_mean'), microbatches=2),
+      ),
     ):
       if name != 'dit' and tensor > 1:
         continue  # takes a minute
@@ -189,7 +227,10 @@ def write_runs(folder, *meshes):
       away = ('ema', 'optimizer') if tensor > 1 else ()
       layout = sharding.Layout(mesh, policy.axes, offload=away)
       step, state = testing.make_step(
-        policy, layout=layout, group_size=8, tx=testing.LINEAR, **cut
+        policy,
+        layout=layout,
+        group_size=8,
+        **dict(tx=testing.LINEAR) | cut,
       )
       state = layout.put(state)
       with layout.scope():

@@ -118,7 +118,11 @@ def test_recomputed_log_probs_are_those_of_the_rollout(microbatches):
 @pytest.mark.parametrize('transition', ['cps', 'flow_sde'])
 def test_kl_to_itself_is_zero_and_flat(transition):
   policy = testing.make_policy(transition=dict(name=transition))
-  for objective in (objectives.kl(), objectives.velocity_kl()):
+  for objective in (
+    objectives.kl(),
+    objectives.velocity_kl(),
+    objectives.sampled_kl(),
+  ):
     step, state = testing.make_step(policy, dict(kl=(objective, 1.0)))
     before = jax.device_get(state.params)
     state, (log,) = testing.run(step, state, 1)
@@ -164,11 +168,14 @@ def per_decision_gradient(policy, objective, exp, params):
     objectives.clipped_pg(10.0),
     objectives.clipped_pg(10.0, ratio='guard'),
     objectives.reinforce(),
+    objectives.gspo(10.0, 10.0),
+    objectives.gspo(10.0, 10.0, tokens=True),
+    objectives.cispo(),
     objectives.kl(),
     objectives.velocity_kl(),
     objectives.entropy(),
   ],
-  ids=['pg', 'guard', 'reinforce', 'kl', 'velocity_kl', 'entropy'],
+  ids='pg guard reinforce gspo gspo_token cispo kl velocity_kl entropy'.split(),
 )
 def test_noise_free_steps_and_dropped_rows_have_no_gradient(
   transition, objective, request

@@ -91,6 +91,32 @@ def test_clipped_pg_table():
   )
 
 
+def test_dual_clip_table():
+  """(7) at c = 3, and TRL's delta = 3: -min(min(r, delta) A, clip(r) A)."""
+  table = [
+    # inside, and an action that was good: as without
+    (1.0, 2.0, -2.0, -2.0),
+    (4.0, 2.0, -3.0, 0.0),
+    # bad and likely: pulled back up to r = c, and no further beyond
+    (2.0, -3.0, 6.0, 6.0),
+    (2.9, -3.0, 8.7, 8.7),
+    (4.0, -3.0, 9.0, 0.0),  # TRL: -min(3 * -3, 1.5 * -3)
+    (40.0, -0.5, 1.5, 0.0),
+    # bad and unlikely: clipped at .8
+    (0.5, -3.0, 2.4, 0.0),
+  ]
+  ratio, adv, loss, slope = (
+    jnp.array(x, jnp.float32)[:, None] for x in zip(*table, strict=True)
+  )
+  exp = experience(adv, jnp.ones_like(adv), log_prob=jnp.full_like(adv, -3.0))
+  objective = objectives.clipped_pg(0.2, 0.5, on_policy=False, dual_clip=3.0)
+  new = jnp.log(ratio) - 3.0
+  term, _ = objective(replaying(new), exp, None)
+  np.testing.assert_allclose(term.value, loss, rtol=1e-5)
+  grad = jax.grad(lambda x: total(objective, replaying(x), exp))(new)
+  np.testing.assert_allclose(grad, slope, rtol=1e-5)
+
+
 def test_on_policy_ratio_is_one_and_gradient_is_reinforce():
   key = jax.random.key(0)
   theta = jax.random.normal(key, (3,))
@@ -284,6 +310,8 @@ def test_errors_name_the_choices():
     objectives.clipped_pg(ratio='sequence')
   with pytest.raises(ValueError, match='positive'):
     objectives.clipped_pg(0.0)
+  with pytest.raises(ValueError, match='dual_clip is 1.4.*ends at 1.5'):
+    objectives.clipped_pg(0.2, 0.5, dual_clip=1.4)
 
 
 # --- REBEL

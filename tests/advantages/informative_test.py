@@ -1,0 +1,83 @@
+"""Groups that are left out, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import advantages, build, testing
+
+run = testing.advantages_of
+
+# deviations 1, 0, 2 and 1/2 of the groups
+SCORE = [0.0, 2.0, 7.0, 7.0, 1.0, 5.0, 1.0, 2.0]
+
+
+def make(keep, each='grpo'):
+  return advantages.informative(2, dict(x=1.0), keep, each)
+
+
+def test_only_the_groups_that_differ_most():
+  each = dict(name='dr_grpo')
+  adv, weight, metrics = run(make(2, each), SCORE)
+  np.testing.assert_array_equal(adv, [-1, 1, 0, 0, -2, 2, 0, 0])
+  np.testing.assert_array_equal(weight, [1, 1, 0, 0, 1, 1, 0, 0])
+  assert metrics['advantage/kept_fraction'] == 0.5
+  adv, weight, metrics = run(make(4, each), SCORE)
+  plain, kept, _ = run(advantages.dr_grpo(2), SCORE)
+  np.testing.assert_array_equal(adv, plain)
+  np.testing.assert_array_equal(weight, kept)
+  assert metrics['advantage/kept_fraction'] == 0.75
+
+
+def test_what_is_compared_over_the_batch_is_compared_over_all_of_it():
+  each = dict(name='grpo', std='global')
+  adv, *_ = run(make(1, each), SCORE)
+  plain, *_ = run(advantages.grpo(2, std='global'), SCORE)
+  np.testing.assert_array_equal(adv, np.where(np.arange(8) // 2 == 2, plain, 0))
+
+
+def test_state_and_steps_of_what_is_inside():
+  each = dict(name='history', num_prompts=2, buffer=4, min_count=2)
+  advantage = make(1, each)
+  *_, state, _ = advantage.update(
+    testing.scored(SCORE), jnp.zeros(8, jnp.int32), advantage.init()
+  )
+  # scores of groups that are left out are remembered, too
+  assert int(state['count'][0]) == 8
+  stepwise = make(1, 'turning_points')
+  assert stepwise.stepwise
+  out = testing.scored(SCORE).replace(before=jnp.zeros((8, 3)))
+  adv, weight, *_ = stepwise.update(out, jnp.zeros(8, jnp.int32), ())
+  assert adv.shape == (8, 3)
+  np.testing.assert_array_equal(weight, np.arange(8) // 2 == 2)
+
+
+def test_of_several_rewards():
+  each = dict(name='per_reward', each='dr_grpo')
+  advantage = advantages.informative(2, dict(a=2.0), 1, each)
+  out = testing.scored(SCORE).replace(parts=dict(a=jnp.asarray(SCORE)))
+  adv, *_ = advantage.update(out, jnp.zeros(8, jnp.int32), advantage.init())
+  np.testing.assert_array_equal(adv[:, 0], [0, 0, 0, 0, -4, 4, 0, 0])
+
+
+def test_a_step_trains_on_the_groups_that_are_kept():
+  """The update is that of a run that sampled only these."""
+  advantage = advantages.informative(4, dict(color=1.0), keep=1)
+  step, state = testing.make_step(advantage=advantage, tx=testing.LINEAR)
+  key = jax.random.key(testing.SEED)
+  _, exp, log = step.collect(state, testing.batch(), key)
+  kept = np.flatnonzero(np.asarray(exp.weight))
+  assert set(kept // 4) == {kept[0] // 4}
+  assert log['advantage/kept_fraction'] == 0.25
+  one, _ = testing.run(step, state, 1)
+  alone, state = testing.make_step(tx=testing.LINEAR)
+  only, _ = testing.run(alone, state, 1, testing.batch((int(kept[0] // 4),)))
+  testing.assert_close(one.params, only.params)
+
+
+def test_errors_name_what_is_wrong():
+  with pytest.raises(build.ConfigError, match="no 'gpro'.*did you mean 'grpo'"):
+    make(1, 'gpro')
+  with pytest.raises(ValueError, match='keep is 5: of 4 groups'):
+    run(make(5), SCORE)

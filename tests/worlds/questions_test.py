@@ -1,0 +1,135 @@
+"""Questions: true of their scenes, cut by scene, in words the tokenizer has."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import build, rollout
+from gen_rl.data import pictures, pipeline, prompts, tokenizers
+from gen_rl.worlds import grammar, questions
+from gen_rl.worlds.grammar import COLORS, RELATIONS, SHAPES
+
+
+def answer(question):
+  """Read off the scene, from the words of the question alone."""
+  words, scene = question.text.rstrip(' ?.').split(), question.scene
+  here = [
+    (s, c, n)
+    for s, c, n in zip(scene.shape, scene.color, scene.count, strict=True)
+    if n
+  ]
+  colors = [COLORS.index(w) for w in words if w in COLORS]
+  shapes = [i for w in words for i, s in enumerate(SHAPES) if w in (s, s + 's')]
+  shapes += [SHAPES.index('cross')] * ('crosses' in words)
+  if words[:2] == ['how', 'many']:
+    like = [
+      n for s, c, n in here
+      if s == shapes[0] and (not colors or c == colors[0])
+    ]  # fmt: skip
+    return questions.COUNTS[sum(like) - 1]
+  if words[:2] == ['what', 'color'] or 'or' in words:
+    (color,) = [c for s, c, _ in here if s == shapes[0]]
+    return COLORS[color]
+  if words[:2] == ['what', 'shape']:
+    (shape,) = [s for s, c, _ in here if c == colors[0]]
+    return SHAPES[shape]
+  if words[:2] == ['is', 'there']:
+    return 'yes' if (shapes[0], colors[0], 1) in here else 'no'
+  if words[:2] == ['what', 'word']:
+    return grammar.TEXTS[scene.word].lower()
+  if words[0] == 'describe':
+    assert grammar.canonical(grammar.parse(question.answer)) == scene
+    return question.answer
+  relation = next(i for i, r in enumerate(RELATIONS) if r in question.text)
+  asked = grammar.Spec(
+    4, tuple(shapes), count=(1, 1), relation=relation
+  )  # fmt: skip
+  return 'yes' if grammar.canonical(asked) == scene else 'no'
+
+
+def test_answers_are_true():
+  every = questions.enumerate_questions('train+rl+heldout')
+  assert {q.kind for q in every} == set(questions.KINDS)
+  for question in every:
+    assert question.answer == answer(question), question
+
+
+def test_splits_share_no_scene():
+  scenes = {
+    split: {q.scene for q in questions.enumerate_questions(split)}
+    for split in grammar.SPLITS
+  }
+  assert not scenes['heldout'] & (scenes['train'] | scenes['rl'])
+  ids = [q.question_id for q in questions.enumerate_questions('train+rl')]
+  assert len(set(ids)) == len(ids)
+
+
+def test_yes_is_as_frequent_as_no():
+  for kind in ('exists', 'position'):
+    found = collections.Counter(
+      (q.scene, q.answer) for q in questions.enumerate_questions('rl', [kind])
+    )
+    assert set(found.values()) == {2}
+
+
+def test_all_words_are_known():
+  source = prompts.shapes_questions('train+rl+heldout')
+  tokenizer = tokenizers.shapes_language()
+  assert not tokenizer.unknown([*source.texts, *source.answers])
+  assert max(len(t.split()) for t in source.texts) <= questions.MAX_QUESTION
+  plain = tokenizers.shapes_words()
+  ids = plain.encode(['two red circles'], 4)
+  np.testing.assert_array_equal(tokenizer.encode(['two red circles'], 4), ids)
+  assert tokenizer.end_id == tokenizer.size - 1 and plain.end_id is None
+  assert tokenizer.token_id('yes') == tokenizer.encode(['yes'], 1)[0, 0]
+  with pytest.raises(ValueError, match="no '<eot>'"):
+    tokenizer.token_id('<eot>')
+
+
+def test_unknown_kinds_are_named():
+  with pytest.raises(ValueError, match="'size'; choose from count, color"):
+    questions.enumerate_questions('rl', ['size'])
+
+
+def batch(length=3, **options):
+  source = prompts.shapes_questions('rl', ('count', 'exists'))
+  tokenizer = tokenizers.shapes_language()
+  batches = pipeline.prompt_batches(
+    source, 6, 0, tokenizer, 9, answer_length=length, **options
+  )
+  return tokenizer, *next(batches)
+
+
+def test_a_batch_has_answers_and_a_group_one_picture():
+  tokenizer, prompts_, texts = batch()
+  assert prompts_['info']['answer'].shape == (6, 3)
+  view = pictures.shapes_pictures(shared=True)
+  rows = rollout.make_rows(prompts_, 2, jax.random.key(0), jnp.int32(0), view)
+  image = rows.cond['image']
+  assert image.shape == (12, 24, 24, 3)
+  np.testing.assert_array_equal(image[::2], image[1::2])
+  np.testing.assert_array_equal(image, rows.media)
+  assert np.abs(image[0] - image[2]).max() > 0.1
+  said, _ = pictures.answers(tokenizer.end_id)(rows)
+  sentences = tokenizer.decode(said[::2])
+  source = prompts.shapes_questions('rl')
+  wanted = dict(zip(source.ids, source.answers, strict=True))
+  ids = prompts_['prompt_id']
+  assert sentences == [f'{wanted[i]} {tokenizers.END}' for i in ids]
+
+
+def test_answers_that_do_not_fit():
+  with pytest.raises(ValueError, match='data.answer_length is 0'):
+    batch(length=0)
+  with pytest.raises(build.ConfigError, match='shapes_language'):
+    pictures.answers(None)
+  rows = rollout.make_rows(
+    dict(tokens=np.zeros((1, 2), np.int32), prompt_id=np.zeros(1, np.int32),
+         info={}),
+    1, jax.random.key(0), jnp.int32(0),
+  )  # fmt: skip
+  with pytest.raises(build.ConfigError, match='source with answers'):
+    pictures.answers(5)(rows)
