@@ -25,14 +25,17 @@ kernel samples, with cached keys and values, and scores, by one pass over given
 tokens; the two agree to rounding (tests: 1e-5).
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from gen_rl import build, models
 from gen_rl.build import ConfigError
 from gen_rl.distributions import Categorical
+from gen_rl.models import weights
 from gen_rl.models.layers import PAD, TokenNet
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree
@@ -232,4 +235,74 @@ def tokens(
 
   return Policy(
     net.init, rollout, dist, nll, decode, greedy=greedy, axes=net.axes
+  )
+
+
+def image_tokens(
+  net: TokenNet,
+  codec: Mapping[str, Any],
+  codec_weights: str = '',
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  guidance_scale: float = 1.0,
+  score: Literal['guided', 'cond'] = 'guided',
+  null_prob: float = 0.0,
+) -> Policy:
+  """A policy that says the codes of a picture, which a codec turns into one.
+
+  Parameters are dict(net, codec); the codec's get no gradient, and trainable
+  should leave them out: trainable='^net/'. `nll` takes pictures in [-1, 1] or
+  codes.
+
+  Args:
+    net: of `models.ar_image`, as many codes as the codec has.
+    codec: spec of a codec of `models`.
+    codec_weights: "asset:NAME" or the path of a safetensors file that `init`
+      takes the codec's parameters from; '' draws them.
+    temperature: see `tokens`.
+    top_k: see `tokens`.
+    top_p: see `tokens`.
+    guidance_scale: see `tokens`.
+    score: see `tokens`.
+    null_prob: see `tokens`.
+
+  Raises:
+    ConfigError: the net has another number of codes than the codec.
+    WeightsError: when initialised, the file does not fit the codec.
+  """
+  book = build.build(models, codec)
+  if book.size != net.vocab:
+    raise ConfigError(
+      f'the codec has {book.size} codes and the net says {net.vocab}: set '
+      f'model.codes={book.size}'
+    )
+  said = tokens(
+    net, math.prod(book.grid), None, temperature, top_k, top_p, guidance_scale,
+    score, null_prob,
+  )  # fmt: skip
+
+  def init(key: Array) -> Params:
+    drawn = book.init(rng.stream_keys(key, 'codec'))
+    if codec_weights:
+      shapes = jax.eval_shape(lambda: drawn)
+      drawn, _ = weights.load(weights.find(codec_weights), shapes, cast=True)
+    return dict(net=net.init(key), codec=drawn)
+
+  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+    if x.ndim > 2:
+      x = book.encode(params['codec'], (x + 1.0) / 2.0)
+    x = jax.lax.stop_gradient(x)
+    return said.nll(params['net'], x, cond, keys)
+
+  return Policy(
+    init,
+    lambda params, rows, step: said.rollout(params['net'], rows, step),
+    lambda params, traj: said.dist(params['net'], traj),
+    nll,
+    lambda params, codes: book.decode(
+      jax.lax.stop_gradient(params['codec']), codes
+    ),
+    greedy=lambda params, rows: said.greedy(params['net'], rows),
+    axes=(*net.axes, *book.axes),
   )

@@ -9,6 +9,7 @@ import pytest
 from scipy import special, stats
 
 from gen_rl import build, rollout, testing
+from gen_rl.models import vq, weights
 from gen_rl.policies import tokens as tokens_lib
 
 KEY = jax.random.key(0)
@@ -223,3 +224,42 @@ def test_forced_tokens_of_another_length():
   rows = make_rows(cond=dict(forced=jnp.zeros((128, 2), jnp.int32)))
   with pytest.raises(build.ConfigError, match='2 tokens, policy.length is 4'):
     policy.rollout(params, rows, 0)
+
+
+CODEC = dict(
+  name='fsq_codec', image=(8, 8, 3), patch=4, levels=(3, 2), width=8, layers=1,
+  heads=2,
+)  # fmt: skip
+
+
+def test_codes_become_pictures(tmp_path):
+  net = testing.bigram(6)
+  policy = tokens_lib.image_tokens(net, CODEC, null_prob=0.0)
+  params = policy.init(KEY)
+  traj = policy.rollout(params, make_rows(4), 0)
+  assert traj.actions.shape == (8, 4) and traj.mask.all()
+  book = vq.fsq_codec(**{k: v for k, v in CODEC.items() if k != 'name'})
+  media = policy.decode(params, traj.sample)
+  np.testing.assert_array_equal(
+    media, book.decode(params['codec'], traj.sample)
+  )
+  # Likelihood of a picture is that of its codes; the codec has no gradient.
+  x = jax.random.uniform(KEY, (8, 8, 8, 3))
+  loss = lambda p, x: policy.nll(p, x, traj.cond, traj.group).sum()
+  codes = book.encode(params['codec'], x)
+  np.testing.assert_allclose(loss(params, 2 * x - 1), loss(params, codes))
+  grads = jax.grad(loss)(params, 2 * x - 1)
+  assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads['codec']))
+  assert np.asarray(grads['net']['after']).any()
+  path = tmp_path / 'codec.safetensors'
+  weights.save(path, jax.tree.map(lambda a: a + 1.0, params['codec']))
+  given = tokens_lib.image_tokens(net, CODEC, str(path)).init(KEY)
+  testing.assert_close(given['net'], params['net'])
+  testing.assert_close(
+    given['codec'], jax.tree.map(lambda a: a + 1.0, params['codec'])
+  )
+
+
+def test_a_codec_of_another_size():
+  with pytest.raises(build.ConfigError, match='model.codes=6'):
+    tokens_lib.image_tokens(testing.bigram(5), CODEC)
