@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import build, evaluate, rollout, testing
-from gen_rl.policies import denoising
+from gen_rl.policies import denoising, tokens
 from gen_rl.types import Policy, Reward, RewardOut
 from gen_rl.utils import rng
 
@@ -207,3 +207,43 @@ def test_kl_from_base():
     expected = 48 * np.sum(np.square(0.2 * slope) / (2 * std**2))
     got = kl(jnp.float32(0.3), jnp.float32(0.1))
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_said_is_shown_under_what_is_seen():
+  """Of tokens: diversity counts sequences that differ."""
+  net = testing.bigram(6)
+  policy = tokens.tokens(net, length=3, end=5)
+
+  def judge(params, inputs, key):
+    score = (inputs.media[:, 0] == 2).astype(jnp.float32)
+    return RewardOut(score, {}, jnp.ones(score.shape, bool))
+
+  def view(rows):
+    shade = rows.group.astype(jnp.float32)[:, None, None, None] / 8.0
+    return jnp.broadcast_to(2 * shade - 1, (len(shade), 24, 24, 3)), rows.cond
+
+  run = evaluate.sampled(
+    policy,
+    policy.greedy,
+    testing.batch(),
+    texts=['?'] * 4,
+    tasks=[],
+    gold=dict(two=(Reward('two', (), judge), 1.0)),
+    proxy=None,
+    samples=2,
+    seed=0,
+    view=view,
+    speak=lambda ids: [str(row[0]) for row in ids],
+  )
+  params = net.init(jax.random.key(0))
+  found = run(params)
+  assert found.diversity == 0  # the likeliest tokens are the same twice
+  assert found.said[::2] == found.said[1::2]
+  assert found.strict == np.mean([s == '2' for s in found.said])
+  np.testing.assert_allclose(found.seen[3, 1], 3 / 8, atol=1e-6)
+  shown = found.shown(2)
+  assert shown.pictures.shape[:2] == (2, 2)
+  picture, text = np.split(shown.pictures[1, 0], [120])
+  assert len(np.unique(picture)) == 1 and len(np.unique(text)) > 1
+  media = jnp.array([[1, 2], [1, 3], [4, 4], [4, 4]])
+  assert evaluate.diversity(media, 2).tolist() == [1.0, 0.0]

@@ -31,10 +31,10 @@ class Tokenizer(NamedTuple):
 
   `encode(texts, length, truncate=False)` gives int32 [n length], padded on
   the right; a prompt of more than `length` tokens is a ValueError unless
-  `truncate`. `decode(ids)` takes [n l] and gives n strings. `unknown(texts)`
-  counts the words that become `unk_id` (always empty where a tokenizer falls
-  back to bytes or pieces). `end_id` closes what a model says; None where there
-  is none.
+  `truncate`. `decode(ids)` takes [n l] and gives n strings, without
+  padding and end token. `unknown(texts)` counts the words that become `unk_id`
+  (always empty where a tokenizer falls back to bytes or pieces). `end_id` closes
+  what a model says; None where there is none.
   """
 
   encode: Callable[..., np.ndarray]
@@ -160,7 +160,11 @@ def word_level(words: Sequence[str], end: str | None = None) -> Tokenizer:
     return _rows(texts, rows, length, 0, truncate)
 
   def decode(ids):
-    return [' '.join(names[int(i)] for i in row if i != 0) for row in ids]
+    silent = {0, vocab.get(end)}
+    return [
+      ' '.join(names[int(i)] for i in row if int(i) not in silent)
+      for row in ids
+    ]
 
   def unknown(texts):
     count = collections.Counter()

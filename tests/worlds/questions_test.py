@@ -118,7 +118,8 @@ def test_a_batch_has_answers_and_a_group_one_picture():
   source = prompts.shapes_questions('rl')
   wanted = dict(zip(source.ids, source.answers, strict=True))
   ids = prompts_['prompt_id']
-  assert sentences == [f'{wanted[i]} {tokenizers.END}' for i in ids]
+  assert sentences == [wanted[i] for i in ids]
+  assert ((said == tokenizer.end_id).sum(1) == 1).all()
 
 
 def test_answers_that_do_not_fit():
