@@ -33,7 +33,7 @@ class Tokenizer(NamedTuple):
   the right; a prompt of more than `length` tokens is a ValueError unless
   `truncate`. `decode(ids)` takes [n l] and gives n strings, without
   padding and end token. `unknown(texts)` counts the words that become `unk_id`
-  (always empty where a tokenizer falls back to bytes or pieces). `end_id` closes
+  (always empty where a tokenizer falls back to bytes or pieces). `end_id` ends
   what a model says; None where there is none.
   """
 
