@@ -142,13 +142,13 @@ def evaluate_host(
   answers = _run(calls, timeout, workers)
   outs, metrics = {}, {}
   invalid = np.zeros(b, bool)
-  for label in used:
+  for label, reward in used.items():
     mine = [a for a, n in zip(answers, names, strict=True) if n == label]
     for answer in mine:
       if isinstance(answer, Exception):
         _log_once(label, answer)
     # The same parts at every step, also where every call of a step failed.
-    parts = _parts_of.setdefault(label, set())
+    parts = _parts_of.setdefault(reward.score, set())
     parts.update(*(a.parts for a in mine if isinstance(a, RewardOut)))
     outs[label] = _concatenate(
       mine, [c.stop - c.start for c in chunks], sorted(parts)
@@ -257,7 +257,7 @@ def _concatenate(
   return jax.tree.map(lambda *x: np.concatenate(x), *whole)
 
 
-_parts_of: dict[str, set[str]] = {}  # {label: names seen}, per process
+_parts_of: dict[Callable, set[str]] = {}  # {score: names seen}, per process
 _logged: set[tuple[str, str]] = set()  # (reward, kind of failure), per process
 
 

@@ -4,6 +4,7 @@ Figures are those of the vendors' data sheets: dense bfloat16 products, and the
 bytes a chip can send to its neighbours over all of its links together.
 """
 
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -92,6 +93,9 @@ def _tpu(topology: str, kind: str) -> list[Any]:
     raise ConfigError(_INSTALL) from None
   # Two cores of a chip are one device, as on the machines themselves.
   options = dict(chip_config_name='megacore') if kind == 'v4' else {}
+  bounds = [int(x) for x in topology.partition(':')[2].split('x')]
+  if math.prod(bounds) < 4:  # a part of a host, which has four chips or more
+    options['chips_per_host_bounds'] = (bounds + [1])[:3]
   try:
     found = topologies.get_topology_desc(
       platform='tpu', topology_name=topology, **options
