@@ -32,11 +32,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from gen_rl import build, models
 from gen_rl.build import ConfigError
 from gen_rl.distributions import Categorical
-from gen_rl.models import weights
 from gen_rl.models.layers import PAD, TokenNet
+from gen_rl.policies import coded
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree
 
@@ -251,15 +250,12 @@ def image_tokens(
 ) -> Policy:
   """A policy that says the codes of a picture, which a codec turns into one.
 
-  Parameters are dict(net, codec); the codec's get no gradient, and trainable
-  should leave them out: trainable='^net/'. `nll` takes pictures in [-1, 1] or
-  codes.
+  Parameters are dict(net, codec), see `coded.coded`.
 
   Args:
     net: of `models.ar_image`, as many codes as the codec has.
     codec: spec of a codec of `models`.
-    codec_weights: "asset:NAME" or the path of a safetensors file that `init`
-      takes the codec's parameters from; '' draws them.
+    codec_weights: of the codec, see `coded.coded`.
     temperature: see `tokens`.
     top_k: see `tokens`.
     top_p: see `tokens`.
@@ -271,38 +267,9 @@ def image_tokens(
     ConfigError: the net has another number of codes than the codec.
     WeightsError: when initialised, the file does not fit the codec.
   """
-  book = build.build(models, codec)
-  if book.size != net.vocab:
-    raise ConfigError(
-      f'the codec has {book.size} codes and the net says {net.vocab}: set '
-      f'model.codes={book.size}'
-    )
+  book = coded.codec_of(codec, net.vocab)
   said = tokens(
     net, math.prod(book.grid), None, temperature, top_k, top_p, guidance_scale,
     score, null_prob,
   )  # fmt: skip
-
-  def init(key: Array) -> Params:
-    drawn = book.init(rng.stream_keys(key, 'codec'))
-    if codec_weights:
-      shapes = jax.eval_shape(lambda: drawn)
-      drawn, _ = weights.load(weights.find(codec_weights), shapes, cast=True)
-    return dict(net=net.init(key), codec=drawn)
-
-  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
-    if x.ndim > 2:
-      x = book.encode(params['codec'], (x + 1.0) / 2.0)
-    x = jax.lax.stop_gradient(x)
-    return said.nll(params['net'], x, cond, keys)
-
-  return Policy(
-    init,
-    lambda params, rows, step: said.rollout(params['net'], rows, step),
-    lambda params, traj: said.dist(params['net'], traj),
-    nll,
-    lambda params, codes: book.decode(
-      jax.lax.stop_gradient(params['codec']), codes
-    ),
-    greedy=lambda params, rows: said.greedy(params['net'], rows),
-    axes=(*net.axes, *book.axes),
-  )
+  return coded.coded(said, book, codec_weights)

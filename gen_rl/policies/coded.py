@@ -1,0 +1,80 @@
+"""What policies share that say the codes of a picture, in whatever order."""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import jax
+
+from gen_rl import build, models, types
+from gen_rl.build import ConfigError
+from gen_rl.models import vq, weights
+from gen_rl.types import Array, Params, PyTree
+from gen_rl.utils import rng
+
+
+def codec_of(
+  spec: Mapping[str, Any], size: int, length: int | None = None
+) -> vq.Codec:
+  """The codec of a spec, for a net of `size` codes (and `length` places).
+
+  Raises:
+    ConfigError: it has another number of codes, or pictures of more or fewer.
+  """
+  book = build.build(models, spec)
+  if book.size != size:
+    raise ConfigError(
+      f'the codec has {book.size} codes and the net says {size}: set '
+      f'model.codes={book.size}'
+    )
+  places = math.prod(book.grid)
+  if length not in (None, places):
+    raise ConfigError(
+      f'a picture of the codec is {places} codes and the net fills {length} '
+      f'places: set model.grid={book.grid}'
+    )
+  return book
+
+
+# The return type is spelled so that a config cannot ask for this function by
+# name (policies.BUILDS).
+def coded(
+  said: types.Policy, book: vq.Codec, codec_weights: str = ''
+) -> types.Policy:
+  """A policy of codes as one of pictures.
+
+  Parameters are dict(net, codec); the codec's get no gradient, and trainable
+  should leave them out: trainable='^net/'. `nll` takes pictures in [-1, 1] or
+  codes.
+
+  Args:
+    said: samples are codes [b n].
+    book: the codec.
+    codec_weights: "asset:NAME" or the path of a safetensors file that `init`
+      takes the codec's parameters from; '' draws them.
+  """
+
+  def init(key: Array) -> Params:
+    drawn = book.init(rng.stream_keys(key, 'codec'))
+    if codec_weights:
+      shapes = jax.eval_shape(lambda: drawn)
+      drawn, _ = weights.load(weights.find(codec_weights), shapes, cast=True)
+    return dict(net=said.init(key), codec=drawn)
+
+  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+    if x.ndim > 2:
+      x = book.encode(params['codec'], (x + 1.0) / 2.0)
+    x = jax.lax.stop_gradient(x)
+    return said.nll(params['net'], x, cond, keys)
+
+  return types.Policy(
+    init,
+    lambda params, rows, step: said.rollout(params['net'], rows, step),
+    lambda params, traj: said.dist(params['net'], traj),
+    nll,
+    lambda params, codes: book.decode(
+      jax.lax.stop_gradient(params['codec']), codes
+    ),
+    greedy=lambda params, rows: said.greedy(params['net'], rows),
+    axes=(*said.axes, *book.axes),
+  )
