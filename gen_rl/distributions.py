@@ -19,10 +19,19 @@ whose log-ratios are 2 s^2 times smaller; (2) and (3) stay as they are.
 A decision with s == 0 was not a choice: its log_prob, kl and entropy are 0
 and so are all its gradients. Everything is computed in float32, whatever the
 dtype of the fields.
+
+Softmax over v choices: `Categorical`, one choice per decision. Where a decision
+is a set C of independent ones, `Places` adds up
+
+  log p(a) = sum_{j in C} log p_j(a_j)                                   (5)
+
+and likewise KL and entropy. `Concat` puts decisions of unlike kinds behind one
+another.
 """
 
+from collections.abc import Sequence
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from flax import struct
 import jax
@@ -182,3 +191,73 @@ class Categorical(struct.PyTreeNode):
 
   def _log_probs(self) -> Array:
     return jax.nn.log_softmax(_f32(self.logits), axis=-1)
+
+
+class Places(struct.PyTreeNode):
+  """Softmax choices at several places per decision, of which some count.
+
+  log_prob, kl and entropy are sums over `chosen` places, equation (5). The
+  logits of the others get no gradient, whatever they are.
+  """
+
+  logits: Array  # [b k n v]
+  chosen: Array  # [b k n] bool
+
+  def sample(self, keys: Array) -> Array:
+    """Ids [b k n] int32 of all places; `keys` as in `decision_keys`."""
+    return self._safe().sample(keys)
+
+  def log_prob(self, actions: Array) -> Array:
+    """(5), [b k]; `actions` [b k n], anything at places that do not count."""
+    return self._sum(self._safe().log_prob(jnp.where(self.chosen, actions, 0)))
+
+  def kl(self, other: 'Places') -> Array:
+    """Sum of KL(self || other) over the places that count here, [b k]."""
+    same = Places(other.logits, self.chosen)
+    return self._sum(self._safe().kl(same._safe()))
+
+  def entropy(self) -> Array:
+    """Sum of the entropies of the places that count, nats [b k]."""
+    return self._sum(self._safe().entropy())
+
+  def _safe(self) -> Categorical:
+    return Categorical(
+      jnp.where(self.chosen[..., None], _f32(self.logits), 0.0)
+    )
+
+  def _sum(self, x: Array) -> Array:
+    return jnp.where(self.chosen, x, 0.0).sum(-1)
+
+
+class Concat(struct.PyTreeNode):
+  """Decisions of unlike kinds, one part behind the other along k.
+
+  Actions are a sequence too, those of each part; log_prob, kl and entropy are
+  [b k_1 + k_2 + ...]. What they sum or average over is up to the parts.
+  """
+
+  parts: tuple[Any, ...]  # of distributions
+
+  def sample(self, keys: Array) -> tuple[Array, ...]:
+    """Actions of each part; `keys` [] or [b], folded with its number."""
+
+    def fold(i: int) -> Array:
+      if keys.ndim == 0:
+        return jax.random.fold_in(keys, i)
+      return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+
+    return tuple(p.sample(fold(i)) for i, p in enumerate(self.parts))
+
+  def log_prob(self, actions: Sequence[Array]) -> Array:
+    """Of the parts, side by side [b k]."""
+    pairs = zip(self.parts, actions, strict=True)
+    return jnp.concatenate([p.log_prob(a) for p, a in pairs], 1)
+
+  def kl(self, other: 'Concat') -> Array:
+    """KL(self || other) of the parts, side by side [b k]."""
+    pairs = zip(self.parts, other.parts, strict=True)
+    return jnp.concatenate([p.kl(q) for p, q in pairs], 1)
+
+  def entropy(self) -> Array:
+    """Of the parts, side by side [b k]."""
+    return jnp.concatenate([p.entropy() for p in self.parts], 1)

@@ -22,7 +22,7 @@ from gen_rl import (
   train_step,
 )
 from gen_rl.models import dit as dit_lib
-from gen_rl.models.layers import Net, TokenNet
+from gen_rl.models.layers import MaskNet, Net, TokenNet
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import (
@@ -114,6 +114,32 @@ def bigram(vocab: int = 6) -> TokenNet:
 
   axes = (('after', (None, 'vocab')), ('prompt', (None, 'vocab')))
   return TokenNet(init, vocab, prefill, step, score, null, axes)
+
+
+def mask_table(vocab: int = 3, length: int = 4) -> MaskNet:
+  """What fills a gap follows from its place, its left neighbour, the prompt.
+
+  The first place's neighbour is the last. Prompts are ids below 8.
+  """
+
+  def init(key: Array) -> Params:
+    keys = jax.random.split(key, 3)
+    return dict(
+      place=jax.random.normal(keys[0], (length, vocab)),
+      left=jax.random.normal(keys[1], (vocab + 1, vocab)),
+      prompt=jax.random.normal(keys[2], (8, vocab)),
+    )
+
+  def apply(params: Params, codes: Array, cond: Mapping) -> Array:
+    prompt = params['prompt'][cond['tokens'][:, 0]]
+    left = params['left'][jnp.roll(codes, 1, 1)]
+    return params['place'] + left + prompt[:, None]
+
+  def null(cond: Mapping) -> Mapping:
+    return {**cond, 'tokens': jnp.zeros_like(cond['tokens'])}
+
+  axes = (('place|left|prompt', (None, 'vocab')),)
+  return MaskNet(init, vocab, length, apply, null, axes=axes)
 
 
 def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:

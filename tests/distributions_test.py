@@ -8,7 +8,13 @@ import optax
 import pytest
 import scipy.stats
 
-from gen_rl.distributions import Categorical, Gaussian, decision_keys
+from gen_rl.distributions import (
+  Categorical,
+  Concat,
+  Gaussian,
+  Places,
+  decision_keys,
+)
 
 B, K, EVENT = 3, 4, (2, 5)
 # False-alarm rate of every statistical test (fixed keys).
@@ -280,3 +286,48 @@ def test_categorical_samples_have_the_right_frequencies():
   assert ids.shape == (4000, 2) and ids.dtype == np.int32
   counts = np.bincount(ids.ravel(), minlength=3)
   assert scipy.stats.chisquare(counts, probs * ids.size).pvalue > LEVEL
+
+
+def test_places_add_up_what_counts():
+  rng = np.random.default_rng(3)
+  a, b = rng.normal(size=(2, B, K, 3, 5))
+  chosen = rng.random((B, K, 3)) < 0.5
+  actions = np.where(chosen, rng.integers(0, 5, chosen.shape), 99)
+  p, q = (Places(jnp.asarray(x, jnp.float32), chosen) for x in (a, b))
+  pa, pb = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a, b))
+  at = np.take_along_axis(pa, np.minimum(actions, 4)[..., None], -1)[..., 0]
+  sums = lambda x: np.where(chosen, x, 0).sum(-1)
+  np.testing.assert_allclose(p.log_prob(actions), sums(np.log(at)), rtol=1e-5)
+  kl = scipy.stats.entropy(pa, pb, axis=-1)
+  np.testing.assert_allclose(p.kl(q), sums(kl), rtol=1e-5, atol=1e-6)
+  entropy = scipy.stats.entropy(pa, axis=-1)
+  np.testing.assert_allclose(p.entropy(), sums(entropy), rtol=1e-5)
+  assert p.sample(jax.random.key(0)).shape == (B, K, 3)
+  # Where nothing counts: no number, no gradient.
+  grad = jax.grad(lambda x: Places(x, chosen).log_prob(actions).sum())
+  found = np.asarray(grad(jnp.where(chosen[..., None], a, jnp.nan)))
+  np.testing.assert_array_equal(np.abs(found).sum(-1) > 0, chosen)
+
+
+def test_concat_lays_parts_side_by_side():
+  p, q, actions = _gaussians()
+  rng = np.random.default_rng(4)
+  words = [
+    Categorical(jnp.asarray(rng.normal(size=(B, 2, 5)), jnp.float32))
+    for _ in range(2)
+  ]
+  ids = jnp.asarray(rng.integers(0, 5, (B, 2)))
+  both, other = Concat((words[0], p)), Concat((words[1], q))
+  found = both.log_prob((ids, actions)), both.kl(other), both.entropy()
+  for x in found:
+    assert x.shape == (B, 2 + K)
+  np.testing.assert_array_equal(found[0][:, :2], words[0].log_prob(ids))
+  np.testing.assert_array_equal(found[0][:, 2:], p.log_prob(actions))
+  np.testing.assert_array_equal(found[1][:, :2], words[0].kl(words[1]))
+  np.testing.assert_array_equal(found[1][:, 2:], p.kl(q))
+  np.testing.assert_array_equal(found[2][:, 2:], p.entropy())
+  for keys in (jax.random.key(0), jax.random.split(jax.random.key(0), B)):
+    said, latent = both.sample(keys)
+    assert said.shape == (B, 2) and latent.shape == (B, K, *EVENT)
+  with pytest.raises(ValueError, match='shorter'):
+    both.log_prob((ids,))

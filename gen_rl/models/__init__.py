@@ -1,3 +1,3 @@
 """Linen networks, each wrapped as pure functions."""
 
-BUILDS = ('Net', 'TokenNet', 'Detector', 'Codec')
+BUILDS = ('Net', 'TokenNet', 'MaskNet', 'Detector', 'Codec')

@@ -65,6 +65,25 @@ class TokenNet(NamedTuple):
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
 
 
+class MaskNet(NamedTuple):
+  """A network that fills gaps, as pure functions.
+
+  A cond is a dict with rows first: `tokens` [b l] int32, the prompt. Every
+  place of a row may depend on all others; no row's output depends on another's.
+  """
+
+  init: Callable[[Array], Params]  # key -> params
+  vocab: int  # v, ids of codes; v itself stands for a code that is masked
+  length: int  # n, codes of a row
+  # (params, codes [b n] int32 in 0..v, encode(params, cond)) -> logits [b n v]
+  # float32 of the code at each place
+  apply: Callable[[Params, Array, PyTree], Array]
+  null: Callable[[PyTree], PyTree]  # cond -> the unconditional cond
+  # (params, cond) -> what does not depend on the codes, rows [b ...]
+  encode: Callable[[Params, PyTree], PyTree] = lambda params, cond: cond
+  axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
+
+
 class Dense(nn.Dense):
   """nn.Dense that computes one [rows d] x [d f] product.
 

@@ -31,7 +31,10 @@ AXES = (
 
 
 class Blocks(nn.Module):
-  """Pre-norm transformer blocks in which all see all: [b i d] -> [b i d]."""
+  """Pre-norm transformer blocks in which all see all: [b i d] -> [b i d].
+
+  But for what is not in `visible` [b i] bool, which nobody sees.
+  """
 
   width: int
   layers: int
@@ -39,20 +42,21 @@ class Blocks(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, visible: Array | None = None) -> Array:
     dense = functools.partial(Dense, dtype=self.dtype)
     norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
     d = self.width
     x += self.param(
       'position', nn.initializers.normal(0.1), (x.shape[1], d)
     ).astype(self.dtype)
-    everywhere = jnp.ones(x.shape[:2], bool)
+    if visible is None:
+      visible = jnp.ones(x.shape[:2], bool)
     for i in range(self.layers):
       qkv = dense(3 * d, name=f'qkv{i}')(norm(name=f'norm_a{i}')(x))
       q, k, v = einops.rearrange(
         qkv, 'b i (m n c) -> m b i n c', m=3, n=self.heads
       )
-      seen = layers_lib.attend(q, k, v, everywhere)
+      seen = layers_lib.attend(q, k, v, visible)
       x += dense(d, name=f'out{i}')(seen)
       h = dense(4 * d, name=f'up{i}')(norm(name=f'norm_b{i}')(x))
       x += dense(d, name=f'down{i}')(nn.gelu(h))
