@@ -7,6 +7,7 @@ import pytest
 from configs import flow_grpo
 from gen_rl import assemble, sharding
 from gen_rl.build import ConfigError
+from gen_rl.data import feeds
 from gen_rl.utils import tree
 
 
@@ -46,7 +47,7 @@ def test_frozen_parameters_in_half_the_memory():
   state = assemble.initial_state(
     config, built, tree.nest(params), tx, advantage
   )
-  batch, _ = next(assemble.make_batches(config, built))
+  batch, _ = next(feeds.training(config, built))
   key = jax.random.key(0)
   traj, inputs, _ = jax.eval_shape(step.sample, state, batch, key)
   assert traj.sample.dtype == inputs.media.dtype == jnp.float32
