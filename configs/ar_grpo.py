@@ -5,8 +5,8 @@
 The base says the codes of a picture one after the other and knows what its
 prompts ask for but, having seen wrong captions, does not always say it. Every
 code is a decision (as in arXiv 2505.00703, without the text); the reward is the
-oracle's partial credit and verdict on the decoded picture. It is evaluated as it
-is trained, by sampling, on combinations that no training saw.
+oracle's partial credit and verdict on the decoded picture. It is evaluated as
+it is trained, by sampling, on combinations that no training saw.
 
 Variants, joined by commas:
   guided  samples and trains with classifier-free guidance

@@ -44,11 +44,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.name = 'pretrain_ar' + (f':{arg}' if arg else '')
   parts(c)
   c.steps = 4000
-  c.data.prompts.split = 'train'
+  c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 96
   c.data.group_size = 1
   c.policy.null_prob = 0.1
-  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.3)
+  c.rollout = config_dict.create(name='shapes_pictures', caption_noise=0.1)
   c.objective.nll = config_dict.create(name='nll', weight=1.0)
   c.optimizer = config_dict.create(
     name='muon', lr=2e-2, adam_lr=4e-3, grad_clip=1.0, warmup=100,

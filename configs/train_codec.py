@@ -31,7 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = base.get_config()
   c.name = 'train_codec' + (f':{arg}' if arg else '')
-  c.steps = 4000
+  c.steps = 3000
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 192
   c.data.group_size = 1

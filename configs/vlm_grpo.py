@@ -20,7 +20,7 @@ from ml_collections import config_dict
 from configs import base, pretrain_vlm
 
 VARIANTS = ('dr', 'tiny')
-QUESTIONS = ('count', 'color', 'shape', 'choice', 'exists', 'position')
+QUESTIONS = ('count', 'color', 'shape', 'choice', 'exists', 'position', 'read')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

@@ -154,6 +154,13 @@ def setup(
   }
   weighted |= own_rewards or {}
   errors = build.field_errors(config)
+  said = config.policy.get('length')
+  if source.answers and said is not None and said <= config.data.answer_length:
+    errors.append(
+      f'an answer of data.answer_length={config.data.answer_length} tokens and '
+      f'its end do not fit policy.length={said}; make it at least '
+      f'{config.data.answer_length + 1}'
+    )
   if config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '

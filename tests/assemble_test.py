@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import flow_grpo
+from configs import flow_grpo, vlm_grpo
 from gen_rl import assemble, sharding
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds
@@ -57,4 +57,11 @@ def test_frozen_parameters_in_half_the_memory():
   )
   config.frozen_dtype = 'int8'
   with pytest.raises(ConfigError, match='float32 or bfloat16'):
+    assemble.setup(config)
+
+
+def test_answers_and_what_is_said_have_room():
+  config = vlm_grpo.get_config('tiny')
+  config.policy.length = 3
+  with pytest.raises(ConfigError, match=r'do not fit policy\.length=3.* 4'):
     assemble.setup(config)

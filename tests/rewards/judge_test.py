@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import pretrain_vlm
 from gen_rl.build import ConfigError
-from gen_rl.data import pipeline, tokenizers
+from gen_rl.data import pipeline, prompts, tokenizers
 from gen_rl.models import vlm, weights
 from gen_rl.rewards import judge
 from gen_rl.types import RewardInputs
+from gen_rl.worlds import grammar, questions, shapes
 
 READER = tokenizers.shapes_language()
 MODEL = dict(
@@ -297,3 +299,28 @@ def test_bad_input_is_one_sentence(drawn):
     run(reward, inputs(np.zeros((3, 4), np.int32)))
   with pytest.raises(ValueError, match=r'needs a "\{prompt\}"'):
     pipeline.Reader(READER, 8, dict(caption='a red circle')).read(TEXTS)
+
+
+def test_the_shipped_judge_knows_its_world():
+  """Of a picture it says what is true rather than four things that are not."""
+  source = prompts.shapes_contrasts('heldout')
+  rows = np.random.default_rng(0).choice(len(source), 32, replace=False)
+  spec = {name: x[rows] for name, x in source.info.items()}
+  keys = jax.random.split(jax.random.key(0), 32)
+  media = jax.vmap(shapes.render)(keys, spec)
+  model = pretrain_vlm.model()
+  echo = judge.echo(READER, model)
+  texts = [t for i in rows for t in (source.texts[i], *source.wrong[i])]
+  given = RewardInputs(
+    jnp.repeat(media, 5, 0), dict(caption=READER.encode(texts, 16)), 1
+  )
+  said = run(echo, given).score.reshape(32, 5)
+  assert (said.argmax(1) == 0).mean() >= 0.8
+  checks = judge.checklist(READER, model)
+  asked = [questions.checks(grammar.parse(source.texts[i])) for i in rows]
+  asked = np.stack(
+    [READER.encode([*q, *[''] * (2 - len(q))], 16) for q in asked]
+  )
+  right = run(checks, RewardInputs(media, dict(checks=asked), 1))
+  has = (asked > 0).any((1, 2))
+  assert 0 < has.sum() < 32 and (right.valid == has).all()
