@@ -55,6 +55,7 @@ _TEST = [
 
 _PARITY = [
   'qwix>=0.1.8',  # adapters (LoRA) to compare ours with
+  'torch>=2.13',  # transformers' language models run on it; its CPU build will do
 ]
 
 _COLAB = [
