@@ -55,7 +55,7 @@ _TEST = [
 
 _PARITY = [
   'qwix>=0.1.8',  # adapters (LoRA) to compare ours with
-  'torch>=2.13',  # transformers' language models run on it; its CPU build will do
+  'torch>=2.13',  # language models of transformers run on it
 ]
 
 _COLAB = [
