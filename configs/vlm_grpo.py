@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.objective.kl = config_dict.create(
     name='sampled_kl', ref='ref', estimator='k3', weight=0.01
   )
-  c.optimizer.update(lr=3e-4, decay='linear', warmup=10)
+  c.optimizer.update(lr=1e-3, decay='linear', warmup=10)
   c.ema = 0.95
   c.eval.update(
     every=100, num_prompts=300, samples=2, sampler='greedy', shown=14
