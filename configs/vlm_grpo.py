@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c = base.get_config()
   c.name = 'vlm_grpo' + (f':{arg}' if arg else '')
   c.init = 'asset:shapes_vlm'
-  c.steps = 300
+  c.steps = 600
   c.tokenizer.name = 'shapes_language'
   c.data.prompts = config_dict.create(
     name='shapes_questions', split='train+rl', kinds=QUESTIONS
@@ -47,6 +47,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     name='sampled_kl', ref='ref', estimator='k3', weight=0.01
   )
   c.optimizer.update(lr=1e-3, decay='linear', warmup=10)
+  c.updates = 2
   c.ema = 0.95
   c.eval.update(
     every=100, num_prompts=300, samples=2, sampler='greedy', shown=14
