@@ -55,6 +55,7 @@ _TEST = [
 
 _PARITY = [
   'qwix>=0.1.8',  # adapters (LoRA) to compare ours with
+  'torch>=2.13',  # language models of transformers run on it
 ]
 
 _COLAB = [

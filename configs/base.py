@@ -38,6 +38,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # Pictures the prompts are about: a function of data.pictures, or '', none.
     view=dict(name=''),
     answer_length=4,  # tokens of an answer and its end, where prompts have any
+    # How judges (rewards.judge) read prompts: a function of data.tokenizers,
+    # the tokens of a text, and {name in info: text with "{prompt}" in it}.
+    reader=dict(tokenizer=dict(name=''), length=16, texts={}),
   )
   # A function of models; vocab and length are bound.
   c.model = dict(

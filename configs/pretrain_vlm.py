@@ -26,12 +26,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
   c.name = 'pretrain_vlm' + (f':{arg}' if arg else '')
-  c.steps = 4000
+  c.steps = 3000
   c.tokenizer.name = 'shapes_language'
   c.data.prompts = config_dict.create(
     name='shapes_questions', split='train+rl', kinds=None
   )
-  c.data.weights = {kind: 1.0 for kind in QUESTIONS} | dict(caption=14.0)
+  # One picture of 160 comes with a question.
+  c.data.weights = {kind: 1e-3 for kind in QUESTIONS} | dict(caption=1.1)
   c.data.update(prompts_per_step=192, group_size=1, length=9, answer_length=16)
   c.data.view = config_dict.create(name='shapes_pictures', shared=True)
   c.model = model()

@@ -1,4 +1,4 @@
-"""Train the ShapesWorld codec: pictures as 16 codes out of 512, and back.
+"""Train the ShapesWorld codec: pictures as 36 codes out of 512, and back.
 
   python -m gen_rl.main --config=configs/train_codec.py
 
@@ -16,7 +16,14 @@ VARIANTS = ('tiny',)
 def codec() -> config_dict.ConfigDict:
   """The codec, for all configs that use it."""
   return config_dict.create(
-    name='fsq_codec', patch=6, levels=(8, 8, 8), width=96, layers=2
+    name='fsq_codec', patch=4, levels=(8, 8, 8), width=96, layers=2
+  )
+
+
+def tiny_codec() -> config_dict.ConfigDict:
+  """One of four codes out of four, for tests."""
+  return config_dict.create(
+    name='fsq_codec', patch=12, levels=(2, 2), width=8, layers=1, heads=2
   )
 
 
@@ -24,7 +31,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = base.get_config()
   c.name = 'train_codec' + (f':{arg}' if arg else '')
-  c.steps = 4000
+  c.steps = 3000
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 192
   c.data.group_size = 1
@@ -44,7 +51,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.export = 'shapes_codec'
   if 'tiny' in base.split_variants(arg, VARIANTS):
     base.make_tiny(c)
-    c.model = config_dict.create(
-      name='fsq_codec', patch=12, levels=(2, 2), width=8, layers=1, heads=2
-    )
+    c.model = tiny_codec()
   return c

@@ -29,6 +29,7 @@ from gen_rl import (
   train_state,
 )
 from gen_rl import evaluate as evaluate_lib
+from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.utils import progress, system
 
@@ -79,7 +80,7 @@ def vmapped_runs(
     assemble.initial_state(c, built, base, tx, advantage)
     for c, base in zip(configs, bases)
   ])  # fmt: skip
-  batches = [assemble.make_batches(c, built) for c in configs]
+  batches = [feeds.training(c, built) for c in configs]
   keys = jnp.stack([jax.random.key(c.seed) for c in configs])
   rows = config.data.prompts_per_step * config.data.group_size
   averaged = 'ema' if config.ema else 'params'

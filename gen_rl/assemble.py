@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from gen_rl import (
@@ -27,7 +26,7 @@ from gen_rl import (
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
-from gen_rl.data import pictures, pipeline, prompts, tokenizers
+from gen_rl.data import feeds, pictures, pipeline, prompts, tokenizers
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.models import lora, weights
 from gen_rl.policies import denoising
@@ -39,6 +38,7 @@ from gen_rl.utils import rng, tree
 SPECS = {
   'tokenizer': tokenizers,
   'data.prompts': prompts,
+  'data.reader.tokenizer': tokenizers,
   'eval.prompts': prompts,
   'model': models,
   'policy': policies,
@@ -87,6 +87,7 @@ class Setup(NamedTuple):
   monitors: combine.Weighted  # device rewards that are not trained on
   segments: Any  # the sampler in parts, for `search`; None: it cannot stop
   view: Any  # what the policy is shown, see rollout.make_rows; None: prompts
+  reader: pipeline.Reader | None  # what judges read prompts with
 
 
 def setup(
@@ -144,13 +145,22 @@ def setup(
     )
   elif sampler and config.eval.solver == 'euler':
     segments = denoising.ode_segments(*sampling)
-  built = build.build_all(rewards, config.rewards, **end)
+  reader = feeds.reader(config)
+  bound = end | dict(reader=reader and reader.tokenizer)
+  built = build.build_all(rewards, config.rewards, **bound)
   weighted = {
     label: (reward, build.weight(config.rewards[label]))
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
   errors = build.field_errors(config)
+  said = config.policy.get('length')
+  if source.answers and said is not None and said <= config.data.answer_length:
+    errors.append(
+      f'an answer of data.answer_length={config.data.answer_length} tokens and '
+      f'its end do not fit policy.length={said}; make it at least '
+      f'{config.data.answer_length + 1}'
+    )
   if config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '
@@ -158,7 +168,7 @@ def setup(
     )
   if errors:
     raise build.ConfigError(errors[0])
-  monitors = build.build_all(rewards, config.monitors, **end)
+  monitors = build.build_all(rewards, config.monitors, **bound)
   for label, monitor in monitors.items():
     if monitor.where != 'device':
       raise build.ConfigError(
@@ -175,6 +185,7 @@ def setup(
     {label: (monitor, 1.0) for label, monitor in monitors.items()},
     segments,
     view,
+    reader,
   )
 
 
@@ -250,32 +261,6 @@ def encoder(
   )
 
 
-def make_batches(
-  config: ml_collections.ConfigDict, built: Setup
-) -> pipeline.PromptBatches:
-  """The batches of prompts a run trains on, from the first one."""
-  return pipeline.prompt_batches(
-    built.source,
-    config.data.prompts_per_step,
-    config.seed,
-    built.tokenizer,
-    config.data.length,
-    weights=config.data.weights.to_dict(),
-    balance=config.data.balance and bool(built.source.tasks),
-    group_size=config.data.group_size,
-    truncate=config.data.truncate,
-    answer_length=config.data.answer_length,
-  )
-
-
-def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
-  """`eval.prompts`, on top of `data.prompts` where both are of one source."""
-  spec = config.eval.prompts.to_dict()
-  if spec.get('name', config.data.prompts.name) == config.data.prompts.name:
-    spec = config.data.prompts.to_dict() | spec
-  return build.build(prompts, spec)
-
-
 def comparable_rewards(
   config: ml_collections.ConfigDict, built: Setup
 ) -> combine.Weighted | None:
@@ -296,26 +281,10 @@ def make_evaluator(
   layout: sharding.Layout | None = None,
 ):
   """(params -> Evaluation, the batch of evaluation prompts)."""
-  source = evaluation_prompts(config)
-  batches = pipeline.prompt_batches(
-    source,
-    config.eval.num_prompts,
-    seed=0,
-    tokenizer=built.tokenizer,
-    length=config.data.length,
-    balance=bool(source.tasks),
-    truncate=config.data.truncate,
-    answer_length=config.data.answer_length,
-  )
-  batch, texts = next(batches)
-  batch = {k: v for k, v in batch.items() if k != 'media'}
-  tasks = []
-  if source.tasks:
-    task_of = dict(zip(source.texts, source.tasks, strict=True))
-    tasks = [task_of[text] for text in texts]
-  # A source with few prompts repeats some: each place is its own prompt here.
-  batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
-  gold = build.build_all(rewards, config.eval.gold, end=built.tokenizer.end_id)
+  batch, texts, tasks = feeds.evaluation(config, built)
+  reader = built.reader and built.reader.tokenizer
+  bound = dict(end=built.tokenizer.end_id, reader=reader)
+  gold = build.build_all(rewards, config.eval.gold, **bound)
   run = build.build(
     evaluate_lib,
     config.eval.name,

@@ -50,6 +50,7 @@ def make_rows(
     group_keys=repeat(rng.group_keys(seed_key, step, batch['prompt_id'])),
     key=rng.stream_keys(key, 'shared'),
     media=None if media is None else repeat(media),
+    member=jnp.tile(jnp.arange(group_size), len(batch['prompt_id'])),
   )
   if view is None:
     return rows

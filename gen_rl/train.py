@@ -29,6 +29,7 @@ from gen_rl import (
   train_state,
 )
 from gen_rl import evaluate as evaluate_lib
+from gen_rl.data import feeds
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
@@ -119,7 +120,7 @@ def train_and_evaluate(
   )
   shapes = assemble.param_shapes(config, built.policy)
   checks.memory(jax.eval_shape(init, shapes), layout)
-  batches = assemble.make_batches(config, built)
+  batches = feeds.training(config, built)
   manager = checkpoint.open_manager(
     f'{workdir}/checkpoints', config.checkpoint.keep
   )
@@ -168,7 +169,7 @@ def train_and_evaluate(
   key = jax.random.key(config.seed)
   if not host_rewards:
     with layout.scope():
-      batch, _ = next(assemble.make_batches(config, built))
+      batch, _ = next(feeds.training(config, built))
       checks.step(step.train_step, state, batch, key)
   rows = config.data.prompts_per_step * config.data.group_size
   stop_asked = []

@@ -89,6 +89,7 @@ class Rows(struct.PyTreeNode):
   group_keys: Array  # [b] typed keys, one per (seed, step, prompt)
   key: Array  # [] key of this step, for choices all rows share
   media: PyTree = None  # [b h w c] given pictures, for data batches
+  member: PyTree = None  # [b] place in the group, int32
 
 
 class Policy(NamedTuple):

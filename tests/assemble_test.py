@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import flow_grpo
+from configs import flow_grpo, vlm_grpo
 from gen_rl import assemble, sharding
 from gen_rl.build import ConfigError
+from gen_rl.data import feeds
 from gen_rl.utils import tree
 
 
@@ -46,7 +47,7 @@ def test_frozen_parameters_in_half_the_memory():
   state = assemble.initial_state(
     config, built, tree.nest(params), tx, advantage
   )
-  batch, _ = next(assemble.make_batches(config, built))
+  batch, _ = next(feeds.training(config, built))
   key = jax.random.key(0)
   traj, inputs, _ = jax.eval_shape(step.sample, state, batch, key)
   assert traj.sample.dtype == inputs.media.dtype == jnp.float32
@@ -56,4 +57,11 @@ def test_frozen_parameters_in_half_the_memory():
   )
   config.frozen_dtype = 'int8'
   with pytest.raises(ConfigError, match='float32 or bfloat16'):
+    assemble.setup(config)
+
+
+def test_answers_and_what_is_said_have_room():
+  config = vlm_grpo.get_config('tiny')
+  config.policy.length = 3
+  with pytest.raises(ConfigError, match=r'do not fit policy\.length=3.* 4'):
     assemble.setup(config)

@@ -11,6 +11,7 @@ from gen_rl import (
   main,
   sharding,
 )
+from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as host
 
@@ -36,7 +37,7 @@ def _two_steps(config):
   params = assemble.initial_params(config, built.policy)
   state = assemble.initial_state(config, built, params, tx, advantage)
   state = layout.put(state)  # its model says what every dimension is
-  batches = assemble.make_batches(config, built)
+  batches = feeds.training(config, built)
   _, host_rewards = combine.split(built.rewards or {})
   train_step = step.train_step
   # Compiles in half the time; the option is gone in jax 0.12.

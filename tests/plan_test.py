@@ -11,6 +11,7 @@ import pytest
 
 from configs import flow_grpo, flow_grpo_2b
 from gen_rl import assemble, build, estimate, plan, sharding
+from gen_rl.data import feeds
 from gen_rl.utils import chips
 
 
@@ -51,8 +52,7 @@ def test_state_is_that_of_real_buffers():
   # The batch is all that comes on top; some of the state is not looked at.
   arguments = compiled.memory_analysis().argument_size_in_bytes
   assert (
-    arguments
-    <= size(real) + size(next(assemble.make_batches(config, built))[0]) + 64
+    arguments <= size(real) + size(next(feeds.training(config, built))[0]) + 64
   )  # noqa: E501
   assert arguments > 0.9 * size(real)
 

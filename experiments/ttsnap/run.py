@@ -27,7 +27,7 @@ from scipy import stats
 
 from configs import flow_grpo
 from gen_rl import assemble, build, models, rewards, rollout, search, selection
-from gen_rl.data import pipeline
+from gen_rl.data import feeds, pipeline
 from gen_rl.rewards import combine
 from gen_rl.utils import system
 
@@ -71,7 +71,7 @@ def make_lab(steps: int, shift: float) -> Lab:
   gold = combine.combine(
     {k: (r, 1.0) for k, r in build.build_all(rewards, config.eval.gold).items()}
   )
-  source = assemble.evaluation_prompts(config)
+  source = feeds.evaluation_prompts(config)
   heldout = batch_of(config, built, source, PROMPTS, seed=0)
 
   def sample(params, rows):

@@ -22,6 +22,7 @@ standard deviation:
                 c_i = r_i, or r_i - mu_g with `baseline`
   (9) informative  A_i one of the above in the groups of the largest sd_g, 0
                 in the others
+  (11) scst     A_i = r_i - r_1, r_1 the score of the group's first row
 
 Step-wise, with R_0, ..., R_k the scores a row would have had if it had been
 finished without noise before decision 1, ..., k and after all of them
@@ -44,7 +45,8 @@ DanceGRPO, arXiv:2505.07818, MixGRPO, arXiv:2507.21802, and Pref-GRPO,
 arXiv:2508.20751; with `whiten`, GDPO as in NVIDIA's published code; (7) what
 the best of G samples (pass@k for scores of 0 and 1) would lose without the row,
 which is 0 for all rows but one; (8) REINFORCE++, arXiv:2501.03262; (9) DAPO's
-dynamic sampling, arXiv:2503.14476, in a fixed shape.
+dynamic sampling, arXiv:2503.14476, in a fixed shape; (11) Rennie et al.,
+arXiv:1612.00563, whose baseline is the likeliest sample.
 
 Every factory returns a `types.Advantage`. Its `update` takes
 (rewards: RewardOut, group: prompt id [b] int32, state) and returns
@@ -79,6 +81,7 @@ from gen_rl.advantages.group import (
   dr_grpo,
   grpo,
   rloo,
+  scst,
 )
 from gen_rl.advantages.history import history
 from gen_rl.advantages.informative import informative
@@ -94,6 +97,7 @@ __all__ = [
   'per_reward',
   'reinforce_pp',
   'rloo',
+  'scst',
   'turning_points',
   'turning_rewards',
 ]

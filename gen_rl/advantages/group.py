@@ -156,3 +156,24 @@ def best_margin(
     return jnp.where(scores == top[:, :1], top[:, :1] - top[:, 1:], 0.0)
 
   return _group_relative(group_size, advantage, 0, clip, drop_zero)
+
+
+def scst(
+  group_size: int, clip: float | None = None, drop_zero: bool = True
+) -> Advantage:
+  """Self-critical: the lead over the first row of the group, equation (11).
+
+  The first row is what the policy says without chance (policy.greedy_first);
+  it has no advantage itself, and a group without its score has none.
+
+  Raises:
+    ValueError: for group_size < 2.
+  """
+
+  def advantage(centred, count, std, score, valid):
+    del count, std
+    scores, valids = (x.reshape(centred.shape) for x in (score, valid))
+    lead = jnp.where(valids, scores - scores[:, :1], 0.0)
+    return jnp.where(valids[:, :1], lead, 0.0)
+
+  return _group_relative(group_size, advantage, 0, clip, drop_zero)

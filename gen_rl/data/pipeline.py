@@ -44,6 +44,35 @@ Batch = dict[str, Any]
 _GOLDEN = int((math.sqrt(5) - 1) / 2 * 2**32)  # u_n in units of 2**-32
 
 
+class Reader(NamedTuple):
+  """How a judge reads prompts: with a tokenizer and a wording of its own."""
+
+  tokenizer: tokenizers.Tokenizer
+  length: int  # tokens of a text, padded on the right
+  texts: Mapping[str, str] = {}  # {name in info: text with "{prompt}"}
+
+  def read(
+    self, prompts: Sequence[str], checks: Sequence[Sequence[str]] = ()
+  ) -> dict[str, np.ndarray]:
+    """{name: int32 [P length]}, and "checks" [P K length] where there are any.
+
+    Raises:
+      ValueError: a text is too long, or a template has no place for a prompt.
+    """
+    encode = functools.partial(self.tokenizer.encode, length=self.length)
+    out = {}
+    for name, text in self.texts.items():
+      if '{prompt}' not in text:
+        raise ValueError(
+          f'data.reader.texts.{name} is {text!r}; it needs a "{{prompt}}"'
+        )
+      out[name] = encode([text.replace('{prompt}', p) for p in prompts])
+    if checks:
+      asked = encode([question for row in checks for question in row])
+      out['checks'] = asked.reshape(len(checks), -1, self.length)
+    return out
+
+
 def gather(
   source: prompts.Prompts,
   indices: Sequence[int] | np.ndarray,
@@ -51,6 +80,7 @@ def gather(
   length: int,
   truncate: bool = False,
   answer_length: int = 0,
+  reader: 'Reader | None' = None,
 ) -> tuple[Batch, list[str]]:
   """The prompts at `indices` as a batch; also what evaluation uses.
 
@@ -59,8 +89,9 @@ def gather(
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
     the source has any, info "wrong_tokens" [P K length] where it has false
     texts, and info "answer" [P answer_length], without an end token, where it
-    has answers. Only numeric info is in the batch; the rest is found
-    by `source.by_id(prompt_id)`.
+    has answers; with a reader info has what judges read, see `Reader`. Only
+    numeric info is in the batch; the rest is found by
+    `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
   texts = [str(source.texts[i]) for i in rows]
@@ -77,6 +108,10 @@ def gather(
     said = [source.answers[i] for i in rows]
     batch['info']['answer'] = tokenizers.encode_answers(
       tokenizer, said, answer_length
+    )
+  if reader is not None:
+    batch['info'] |= reader.read(
+      texts, [source.checks[i] for i in rows] if source.checks else ()
     )
   if source.media is not None:
     batch['media'] = source.media[rows]
@@ -284,6 +319,7 @@ def prompt_batches(
   group_size: int = 1,
   truncate: bool = False,
   answer_length: int = 0,
+  reader: Reader | None = None,
 ) -> PromptBatches:
   """Endless deterministic stream of prompt batches.
 
@@ -301,6 +337,7 @@ def prompt_batches(
       not continued with another.
     truncate: cut prompts that are longer than `length` tokens.
     answer_length: tokens of an answer, where the source has any.
+    reader: what judges read prompts with.
 
   Returns:
     Iterator of ({"tokens": int32 [P/count l], "prompt_id": int32 [P/count],
@@ -348,7 +385,9 @@ def prompt_batches(
 
   def at(step: int):
     indices = _step_indices(plan, seed, step)[mine]
-    return gather(source, indices, tokenizer, length, truncate, answer_length)
+    return gather(
+      source, indices, tokenizer, length, truncate, answer_length, reader
+    )
 
   identity = {
     'prompts_per_step': prompts_per_step,

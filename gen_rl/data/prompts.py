@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.data import columns
+from gen_rl.data import columns, text_files
 from gen_rl.worlds import grammar, questions
 from gen_rl.worlds import mixture as mixture_world
 
@@ -36,6 +36,8 @@ class Prompts:
   # [N] of K texts each that are false where the text is true, or empty
   wrong: Sequence[Sequence[str]] = ()
   answers: Sequence[str] = ()  # [N] what is right to say, or empty
+  # [N] of K questions each that are to be answered by yes ('': none), or empty
+  checks: Sequence[Sequence[str]] = ()
 
   def __len__(self) -> int:
     return len(self.texts)
@@ -86,33 +88,6 @@ class Prompts:
     return digest.hexdigest()[:16]
 
 
-def _lines(path: str) -> list[tuple[int, str]]:
-  """(line number, stripped line) of the non-blank lines of a text file."""
-  path = os.path.expanduser(os.fspath(path))
-  try:
-    with open(path, 'rb') as f:
-      data = f.read()
-  except FileNotFoundError:
-    raise FileNotFoundError(f'prompt file {path} does not exist') from None
-  except OSError as e:
-    raise ValueError(f'prompt file {path} cannot be read: {e.strerror}') from e
-  out = []
-  for number, line in enumerate(
-    data.removeprefix(b'\xef\xbb\xbf').split(b'\n')
-  ):
-    try:
-      text = line.decode().strip()
-    except UnicodeDecodeError:
-      raise ValueError(
-        f'prompt file {path} line {number + 1} is not UTF-8 text'
-      ) from None
-    if text:
-      out.append((number + 1, text))
-  if not out:
-    raise ValueError(f'prompt file {path} is empty: it has no non-blank line')
-  return out
-
-
 def _understood(texts: Sequence[str]) -> dict[str, Any]:
   """`info` and `tasks` of sentences of ShapesWorld, if all of them are."""
   specs = [grammar.parse(text) for text in texts]
@@ -135,38 +110,29 @@ def txt(path: str) -> Prompts:
     FileNotFoundError: no such file.
     ValueError: the file is empty or a line is not UTF-8.
   """
-  texts = tuple(text for _, text in _lines(path))
+  texts = tuple(text for _, text in text_files.lines(path))
   ids = np.arange(len(texts), dtype=np.int32)
   return Prompts(str(path), texts, ids, **_understood(texts))
 
 
-def metadata_jsonl(path: str) -> Prompts:
+def metadata_jsonl(path: str, answer_field: str = '') -> Prompts:
   """GenEval metadata: one JSON object a line with a "prompt" field.
 
   "tag" is the task label. All fields but the prompt are kept as Python
   objects in `extra` (absent ones are None). Sentences of ShapesWorld as `txt`.
 
+  Args:
+    path: of the file.
+    answer_field: name of the text that is right to say, in every line; '':
+      there are no answers.
+
   Raises:
     FileNotFoundError: no such file.
-    ValueError: naming the line that is malformed or lacks a prompt.
+    ValueError: naming the line that is malformed, lacks a prompt, or lacks an
+      answer.
   """
-  records = []
-  for number, line in _lines(path):
-    where = f'prompt file {path} line {number}'
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as e:
-      raise ValueError(
-        f'{where} is not valid JSON: {e.msg} at column {e.colno}'
-      ) from None
-    if not isinstance(record, dict):
-      raise ValueError(f'{where} is not a JSON object')
-    if 'prompt' not in record:
-      raise ValueError(f'{where} has no "prompt" field, only {sorted(record)}')
-    prompt = record['prompt']
-    if not isinstance(prompt, str) or not prompt.strip():
-      raise ValueError(f'{where}: "prompt" is not a text but {prompt!r}')
-    records.append(record)
+  needed = ('prompt', answer_field) if answer_field else ('prompt',)
+  records = text_files.json_records(path, needed)
   names = {name: None for record in records for name in record}
   tagged = all(isinstance(record.get('tag'), str) for record in records)
   texts = tuple(record['prompt'].strip() for record in records)
@@ -183,6 +149,9 @@ def metadata_jsonl(path: str) -> Prompts:
       if name != 'prompt'
     },
     tasks=tags or understood.get('tasks', ()),
+    answers=tuple(record[answer_field].strip() for record in records)
+    if answer_field
+    else (),
   )
 
 
@@ -269,7 +238,8 @@ def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
   """Every sentence of a split of the ShapesWorld grammar.
 
   `info` is `grammar.spec_arrays`, stacked; prompt ids are those of the
-  grammar, so a sentence keeps its id whichever tasks are chosen.
+  grammar, so a sentence keeps its id whichever tasks are chosen; `checks` are
+  `questions.checks`.
 
   Args:
     split: "train", "rl", "heldout", or several joined by "+".
@@ -282,12 +252,15 @@ def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
   if not chosen:
     raise ValueError(f'ShapesWorld split {split!r} has no prompt of {tasks}')
   specs = [grammar.spec_arrays(prompt.spec) for prompt in chosen]
+  checks = [questions.checks(prompt.spec) for prompt in chosen]
+  most = max(map(len, checks))
   return Prompts(
     f'shapes/{split}',
     tuple(prompt.text for prompt in chosen),
     np.array([prompt.prompt_id for prompt in chosen], np.int32),
     info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
     tasks=tuple(grammar.TASKS[prompt.spec.task] for prompt in chosen),
+    checks=tuple(c + ('',) * (most - len(c)) for c in checks) if most else (),
   )
 
 

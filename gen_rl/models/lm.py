@@ -23,7 +23,9 @@ table 3 of arXiv 2407.21783, their config.json):
   Qwen3-4B       2560     36    32        8      128  9728    1e6  yes qk_norm
   Llama-3-8B     4096     32    32        8      128 14336    5e5   no
 
-eps is 1e-5 in Llama 3 and 1e-6 in the others.
+eps is 1e-5 in Llama 3 and 1e-6 in the others. `convert.load_lm` reads sizes and
+parameters from a checkpoint's folder. (Llama 3.1 and later scale rotations,
+which is not computed here.)
 """
 
 import functools

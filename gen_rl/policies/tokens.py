@@ -19,10 +19,13 @@ the score, as in other code: a token may leave the current policy's top k, and
 would have no log-probability then.
 
 A row ends with the token `end`, which it chose and which is trained; what
-follows is padding and is not. Tokens may be forced: where cond["forced"]
-[b k] is not negative it is what the policy says, and not what it chose. One
-kernel samples, with cached keys and values, and scores, by one pass over given
-tokens; the two agree to rounding (tests: 1e-5).
+follows is padding and is not. With `drop_truncated` nothing is trained of a row
+that does not end (overlong filtering, arXiv 2503.14476). With `greedy_first`
+the first row of a group says what is likeliest and is not trained, the baseline
+of `advantages.scst`. Tokens may be forced: where cond["forced"] [b k] is not
+negative it is what the policy says, and not what it chose. One kernel samples,
+with cached keys and values, and scores, by one pass over given tokens; the two
+agree to rounding (tests: 1e-5).
 """
 
 from collections.abc import Callable, Mapping
@@ -102,6 +105,8 @@ def tokens(
   guidance_scale: float = 1.0,
   score: Literal['guided', 'cond'] = 'guided',
   null_prob: float = 0.0,
+  drop_truncated: bool = False,
+  greedy_first: bool = False,
 ) -> Policy:
   """A policy that says tokens. Log-probs are of single tokens.
 
@@ -115,11 +120,18 @@ def tokens(
     guidance_scale: w of (1), 1 is off.
     score: whose log-probs are trained, see (3).
     null_prob: share of rows that lose their prompt in `nll`, for guidance.
+    drop_truncated: rows without an end token are not trained.
+    greedy_first: the first row of a group has no chance and is not trained.
 
   Raises:
-    ConfigError: numbers out of range.
+    ConfigError: numbers out of range, or no end token to drop rows by.
   """
   _check(length, temperature, top_k, top_p, score)
+  if drop_truncated and end is None:
+    raise ConfigError(
+      'policy.drop_truncated: there is no end token, all rows have '
+      f'policy.length={length} tokens; use a tokenizer with an end'
+    )
   guided = guidance_scale != 1
 
   def mix(with_prompt: Array, without: Array | None) -> Array:
@@ -187,13 +199,21 @@ def tokens(
 
   def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
     del step
+    first = rows.member == 0 if greedy_first else None
 
     def pick(logits: Array, i: Array) -> Array:
       keys = rng.step_keys(rows.keys, i)[:, None]
       kept = truncated(logits, top_k, top_p)
-      return Categorical(kept[:, None]).sample(keys)[:, 0]
+      drawn = Categorical(kept[:, None]).sample(keys)[:, 0]
+      if greedy_first:
+        drawn = jnp.where(first, logits.argmax(-1), drawn)
+      return drawn
 
     said, log_prob, mask = generate(params, rows, pick)
+    if drop_truncated:
+      mask *= (said == end).any(1, keepdims=True)
+    if greedy_first:
+      mask *= ~first[:, None]
     zeros = jnp.zeros_like(log_prob)
     return Trajectory(
       cond=rows.cond,

@@ -133,6 +133,23 @@ def _ask(kind: str, scene: Spec) -> Iterator[tuple[str, str]]:
       yield 'describe the picture .', sentence
 
 
+def checks(spec: Spec) -> tuple[str, ...]:
+  """Questions that are answered by yes where a picture is what a spec asks for.
+
+  Of coloured single objects ("is there a red circle ?") and of relations;
+  there are none of what yes and no cannot tell, such as counts.
+  """
+  out = [
+    f'is there a {COLORS[c]} {SHAPES[s]} ?'
+    for s, c, n in zip(spec.shape, spec.color, spec.count, strict=True)
+    if n == 1 and c >= 0
+  ]
+  if spec.relation >= 0:
+    first, second = (SHAPES[s] for s in spec.shape)
+    out.append(f'is the {first} {RELATIONS[spec.relation]} the {second} ?')
+  return tuple(out)
+
+
 @functools.cache
 def _all_questions() -> tuple[tuple[str, Question], ...]:
   """(split, question), in a fixed order."""

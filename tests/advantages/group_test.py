@@ -273,3 +273,14 @@ def test_errors_name_the_choices():
     advantages.grpo(1)
   with pytest.raises(ValueError, match="'group' or 'global'"):
     advantages.grpo(4, std='batch')
+
+
+def test_scst_table():
+  adv, weight, _ = run(advantages.scst(4), TABLE)
+  np.testing.assert_allclose(adv, [0, 1, 2, 5, 0, 0, 0, 0])
+  np.testing.assert_array_equal(weight, [0, 1, 1, 1, 0, 0, 0, 0])
+  valid = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
+  adv, *_ = run(advantages.scst(4), TABLE, valid)
+  np.testing.assert_allclose(adv, [0, 1, 0, 5, 0, 0, 0, 0])
+  adv, weight, _ = run(advantages.scst(4), TABLE, ~(np.arange(8) == 0))
+  assert not np.any(adv) and not np.any(weight)

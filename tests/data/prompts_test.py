@@ -53,6 +53,18 @@ def test_metadata_jsonl(tmp_path):
   assert not source.info  # nothing of it can go on a device
 
 
+def test_answers_of_jsonl(tmp_path):
+  path = _write(
+    tmp_path, '{"prompt": "how many ?", "answer": " two "}\n{"prompt": "why ?"}'
+  )
+  assert prompts.metadata_jsonl(path).answers == ()
+  with pytest.raises(ValueError, match='line 2 has no "answer" field, only'):
+    prompts.metadata_jsonl(path, answer_field='answer')
+  path = _write(tmp_path, '{"prompt": "how many ?", "answer": " two "}')
+  source = prompts.metadata_jsonl(path, answer_field='answer')
+  assert source.answers == ('two',)
+
+
 GOOD = json.dumps(LINES[0])
 
 

@@ -263,3 +263,36 @@ def test_codes_become_pictures(tmp_path):
 def test_a_codec_of_another_size():
   with pytest.raises(build.ConfigError, match='model.codes=6'):
     tokens_lib.image_tokens(testing.bigram(5), CODEC)
+
+
+def test_rows_that_do_not_end_are_not_trained():
+  policy, params = make()
+  dropping, _ = make(drop_truncated=True)
+  rows = make_rows()
+  traj = policy.rollout(params, rows, 0)
+  kept = dropping.rollout(params, rows, 0)
+  np.testing.assert_array_equal(traj.actions, kept.actions)
+  ended = (np.asarray(traj.actions) == END).any(1)
+  assert 0 < ended.sum() < len(ended)
+  np.testing.assert_array_equal(kept.mask, traj.mask * ended[:, None])
+  with pytest.raises(build.ConfigError, match='there is no end token'):
+    tokens_lib.tokens(testing.bigram(V), drop_truncated=True)
+
+
+def test_the_first_of_a_group_may_be_greedy():
+  policy, params = make()
+  critical, _ = make(greedy_first=True)
+  rows = make_rows(group=8)
+  traj = critical.rollout(params, rows, 0)
+  first = np.arange(16) % 8 == 0
+  np.testing.assert_array_equal(
+    traj.actions[first], policy.greedy(params, rows)[first]
+  )
+  np.testing.assert_array_equal(
+    traj.actions[~first], policy.rollout(params, rows, 0).actions[~first]
+  )
+  assert (traj.mask[first] == 0).all() and (traj.mask[~first, 0] == 1).all()
+  # In any part of a batch: who is first does not hang on the place.
+  part = jax.tree.map(lambda x: x[3:13], rows.replace(key=None))
+  cut = critical.rollout(params, part, 0)
+  np.testing.assert_array_equal(cut.actions, traj.actions[3:13])

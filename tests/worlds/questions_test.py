@@ -122,6 +122,43 @@ def test_a_batch_has_answers_and_a_group_one_picture():
   assert ((said == tokenizer.end_id).sum(1) == 1).all()
 
 
+def test_checks_of_prompts():
+  """What a judge is to say yes to, in its ids; or nothing."""
+  ask = {
+    'a red circle': ('is there a red circle ?',),
+    'a blue square above a cross': ('is the square above the cross ?',),
+    'a red circle and a blue square': (
+      'is there a red circle ?', 'is there a blue square ?',
+    ),
+    'three red circles': (),
+    'a circle': (),
+  }  # fmt: skip
+  for text, asked in ask.items():
+    found = questions.checks(grammar.parse(text))
+    if 'above' in text:  # colours of a relation are not asked by the grammar
+      assert found[-1] == asked[0]
+    else:
+      assert found == asked
+  source = prompts.shapes('rl')
+  reader = pipeline.Reader(
+    tokenizers.shapes_language(), 12, dict(caption='{prompt}')
+  )
+  batches = pipeline.prompt_batches(
+    source, 24, 0, tokenizers.shapes_words(), 16, balance=True, reader=reader
+  )
+  for _ in range(2):
+    found, texts = next(batches)
+    checks, captions = found['info']['checks'], found['info']['caption']
+    assert checks.shape == (24, 2, 12) and captions.shape == (24, 12)
+    assert reader.tokenizer.decode(captions) == [
+      ' '.join(text.replace('"', ' " ').lower().split()) for text in texts
+    ]
+    for row, text in zip(checks, texts, strict=True):
+      wanted = questions.checks(grammar.parse(text))
+      assert tuple(reader.tokenizer.decode(row))[: len(wanted)] == wanted
+      assert not row[len(wanted) :].any()
+
+
 def test_answers_that_do_not_fit():
   with pytest.raises(ValueError, match='data.answer_length is 0'):
     batch(length=0)

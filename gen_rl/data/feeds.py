@@ -1,0 +1,83 @@
+"""From a config to the batches of prompts it names."""
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from gen_rl import build
+from gen_rl.data import pipeline, prompts, tokenizers
+
+
+def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
+  """What judges read prompts with, `config.data.reader`; None: nothing."""
+  spec = config.data.reader
+  if not spec.tokenizer.name:
+    return None
+  return pipeline.Reader(
+    build.build(tokenizers, spec.tokenizer), spec.length, spec.texts.to_dict()
+  )
+
+
+def training(
+  config: ml_collections.ConfigDict, built: Any
+) -> pipeline.PromptBatches:
+  """The batches of prompts a run trains on, from the first one.
+
+  Args:
+    config: see configs/base.py.
+    built: an `assemble.Setup`: its source, tokenizer and reader.
+  """
+  return pipeline.prompt_batches(
+    built.source,
+    config.data.prompts_per_step,
+    config.seed,
+    built.tokenizer,
+    config.data.length,
+    weights=config.data.weights.to_dict(),
+    balance=config.data.balance and bool(built.source.tasks),
+    group_size=config.data.group_size,
+    truncate=config.data.truncate,
+    answer_length=config.data.answer_length,
+    reader=built.reader,
+  )
+
+
+def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
+  """`eval.prompts`, on top of `data.prompts` where both are of one source."""
+  spec = config.eval.prompts.to_dict()
+  if spec.get('name', config.data.prompts.name) == config.data.prompts.name:
+    spec = config.data.prompts.to_dict() | spec
+  return build.build(prompts, spec)
+
+
+def evaluation(
+  config: ml_collections.ConfigDict, built: Any
+) -> tuple[pipeline.Batch, list[str], list[str]]:
+  """(the batch of evaluation prompts, its texts, its tasks or []).
+
+  Args:
+    config: see configs/base.py.
+    built: an `assemble.Setup`: its tokenizer and reader.
+  """
+  source = evaluation_prompts(config)
+  batches = pipeline.prompt_batches(
+    source,
+    config.eval.num_prompts,
+    seed=0,
+    tokenizer=built.tokenizer,
+    length=config.data.length,
+    balance=bool(source.tasks),
+    truncate=config.data.truncate,
+    answer_length=config.data.answer_length,
+    reader=built.reader,
+  )
+  batch, texts = next(batches)
+  batch = {k: v for k, v in batch.items() if k != 'media'}
+  tasks = []
+  if source.tasks:
+    task_of = dict(zip(source.texts, source.tasks, strict=True))
+    tasks = [task_of[text] for text in texts]
+  # A source with few prompts repeats some: each place is its own prompt here.
+  batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
+  return batch, texts, tasks
