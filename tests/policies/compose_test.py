@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gen_rl import build, objectives, policies, rollout, sharding, testing
@@ -78,6 +79,7 @@ def test_both_segments_are_scored_as_they_were_sampled(second, keep):
   prompts = np.zeros((32, LENGTH), np.int32)
   for i, said in enumerate(np.asarray(alone.actions).tolist()):
     said = said[: said.index(END)] if END in said else said
+    said = [word for word in said if word]  # 0 is padding, whoever says it
     words = [int(w) for w in rows.cond['tokens'][i] if w] if keep else []
     prompts[i, : len(words + said)] = words + said
   other = traj.replace(
@@ -174,7 +176,9 @@ def test_ratio_is_one_and_it_learns():
 def test_the_text_alone_learns_what_the_picture_is_worth():
   """The second policy is fixed, and sees what was said."""
   policy, _, _ = make(keep_prompt=False)
-  step, state = make_step(policy, group_size=32, trainable='^first/')
+  step, state = make_step(
+    policy, group_size=32, trainable='^first/', tx=optax.adam(0.1)
+  )
   before = jax.device_get(state.frozen['policy'])
   state, logs = testing.run(step, state, 40)
   assert logs[-1]['reward/score'] > logs[0]['reward/score'] + 0.05
