@@ -33,7 +33,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   pretrain_ar.parts(c)
   c.init = 'asset:shapes_ar'
   c.policy.codec_weights = ''  # they are in the base
-  c.steps = 150
+  c.steps = 240
   c.data.prompts.split = 'train+rl'
   c.data.update(prompts_per_step=42, group_size=8)
   c.rewards.oracle = config_dict.create(
@@ -46,8 +46,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.optimizer.update(lr=3e-4, decay='linear')
   c.ema = 0.95
-  c.eval.every = 50
-  c.checkpoint.every = 50
+  c.eval.every = 60
+  c.checkpoint.every = 60
   if 'guided' in variants or 'cond' in variants:
     c.policy.guidance_scale = 2.0
     c.policy.score = 'cond' if 'cond' in variants else 'guided'
