@@ -31,6 +31,7 @@ _REQUIRES = [
   'ml_collections>=1.1',  # configs
   'absl-py>=2.3',  # flags, logging
   'transformers>=5',  # tokenizers, model configs, file formats
+  'huggingface_hub>=1',  # released models by their ids
   'tokenizers>=0.22',  # the word tokenizer of ShapesWorld
   'safetensors>=0.6',  # weights: gen_rl/assets, released models
   'einops>=0.8',  # axes by name

@@ -26,14 +26,13 @@ from collections.abc import Callable, Mapping
 import contextlib
 import json
 import os
-import re
 from typing import Any, Literal
 
 import einops
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
+from gen_rl.models import folders
 from gen_rl.models import lm as lm_lib
 from gen_rl.models.layers import TokenNet
 from gen_rl.models.weights import WeightsError
@@ -56,8 +55,7 @@ _BLOCK = {
 }
 _TABLE, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 # Wavelengths that old files hold; they follow from theta.
-_FOLLOWS = re.compile(r'rotary_emb\.inv_freq$')
-_FLOATS = dict(F32='float32', BF16='bfloat16', F16='float16')
+_FOLLOWS = r'rotary_emb\.inv_freq$'
 
 
 def lm_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +190,10 @@ def load_lm(
       vocabularies.
   """
   folder = os.fspath(folder)
-  options = lm_config(_json(os.path.join(folder, 'config.json'))) | overrides
+  options = (
+    lm_config(folders.read_json(os.path.join(folder, 'config.json')))
+    | overrides
+  )
   pad, rows = options.get('pad'), options['rows']
   if pad is None or not 0 <= pad < rows:
     raise ValueError(
@@ -202,8 +203,11 @@ def load_lm(
   net = lm_lib.lm(**options)
   scan, layers = options.get('scan', False), options['layers']
   with contextlib.ExitStack() as stack:
-    files = _open(folder, stack)
-    _check(folder, files, _shapes(options))
+    files = folders.open_tensors(folder, stack)
+    wanted = _shapes(options)
+    # A tied head may be written, too; whether it is the table is seen below.
+    may = {_HEAD: wanted[_TABLE]}
+    folders.check(folder, files, wanted, (_FOLLOWS,), optional=may)
 
     def read(name: str) -> np.ndarray:
       return files[name].get_tensor(name)
@@ -290,80 +294,3 @@ def _shapes(options: Mapping[str, Any]) -> dict[str, list[int]]:
   for i in range(options['layers']):
     out |= {f'model.layers.{i}.{name}': shapes[name] for name in used}
   return out
-
-
-def _json(path: str) -> dict[str, Any]:
-  try:
-    with open(path, encoding='utf-8') as f:
-      found = json.load(f)
-  except FileNotFoundError:
-    raise WeightsError(f'There is no {path}.') from None
-  except ValueError as error:
-    raise WeightsError(f'{path} is no JSON: {error}.') from None
-  if not isinstance(found, dict):
-    raise WeightsError(f'{path} holds a {type(found).__name__}, not an object.')
-  return found
-
-
-def _open(folder: str, stack: contextlib.ExitStack) -> dict[str, Any]:
-  """{name of a tensor: the open file that holds it}."""
-  whole = os.path.join(folder, 'model.safetensors')
-  index = f'{whole}.index.json'
-  if os.path.isfile(whole):
-    paths = [whole]
-  elif os.path.isfile(index):
-    parts = sorted(set(_json(index).get('weight_map', {}).values()))
-    paths = [os.path.join(folder, part) for part in parts]
-  else:
-    raise WeightsError(
-      f'{folder} has neither model.safetensors nor model.safetensors.index.json'
-      '; other formats cannot be loaded.'
-    )
-  absent = [path for path in paths if not os.path.isfile(path)]
-  if absent or not paths:
-    raise WeightsError(
-      f'{index} names files that are not there: {", ".join(absent) or "none"}.'
-    )
-  files, twice = {}, []
-  for path in paths:
-    try:
-      file = stack.enter_context(safetensors.safe_open(path, 'numpy'))
-    except Exception as error:
-      raise WeightsError(
-        f'{path} ({os.path.getsize(path)} bytes) is truncated or not a'
-        f' safetensors file: {error}.'
-      ) from None
-    names = file.keys()
-    twice += [name for name in names if name in files]
-    files |= {name: file for name in names}
-  if twice:
-    raise WeightsError(
-      f'{folder} has tensors in two files: {", ".join(sorted(twice))}.'
-    )
-  return files
-
-
-def _check(folder: str, files: Mapping[str, Any], wanted: dict) -> None:
-  """All that is wrong with names, shapes and types, before any is read."""
-  # A tied head may be written, too; whether it is the table is looked at later.
-  may = {_HEAD: wanted[_TABLE]} | wanted
-  found = [name for name in files if not _FOLLOWS.search(name)]
-  problems = []
-  missing = [name for name in wanted if name not in files]
-  if missing:
-    problems.append(f'missing {", ".join(missing)}')
-  unexpected = [name for name in found if name not in may]
-  if unexpected:
-    problems.append(f'unexpected {", ".join(sorted(unexpected))}')
-  for name in found:
-    if name not in may:
-      continue
-    part = files[name].get_slice(name)
-    shape, kind = list(part.get_shape()), part.get_dtype()
-    if shape != may[name] or kind not in _FLOATS:
-      problems.append(
-        f'{name} is {_FLOATS.get(kind, kind)}{shape} where floats{may[name]} '
-        'are wanted'
-      )
-  if problems:
-    raise WeightsError(f'{folder} does not fit: {"; ".join(problems)}.')

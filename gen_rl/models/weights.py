@@ -34,12 +34,16 @@ def save(
     for name, leaf in tree_lib.named(params).items()
   }
   metadata = {str(k): str(v) for k, v in (metadata or {}).items()}
-  data = safetensors.numpy.save(leaves, metadata)
+  write(path, safetensors.numpy.save(leaves, metadata))
+
+
+def write(path: str | os.PathLike[str], data: bytes | str) -> None:
+  """Makes or replaces a file as a whole, never half of it."""
   path = os.path.abspath(path)
   handle, partial = tempfile.mkstemp(dir=os.path.dirname(path))
   try:
     with os.fdopen(handle, 'wb') as f:
-      f.write(data)
+      f.write(data.encode() if isinstance(data, str) else data)
     os.chmod(partial, 0o644)
     os.replace(partial, path)
   except BaseException:
