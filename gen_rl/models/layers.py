@@ -168,6 +168,30 @@ def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
   return out.reshape(*out.shape[:2], -1)
 
 
+def sdpa(
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Array | None = None,
+  implementation: str = 'xla',
+) -> Array:
+  """Softmax attention; the softmax is float32.
+
+  Args:
+    q: [b i n c] queries; k, v: [b j n c] keys and values, n heads.
+    k: see q.
+    v: see q.
+    mask: bool, broadcastable to [b n i j]: which keys a query may see.
+    implementation: 'xla', or 'cudnn' on NVIDIA GPUs, in bfloat16.
+
+  Returns:
+    [b i n c].
+  """
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=mask, implementation=implementation
+  )
+
+
 class TextEncoder(nn.Module):
   """Pre-norm transformer over prompt tokens.
 

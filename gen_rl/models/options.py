@@ -1,0 +1,48 @@
+"""Options of released configs: those that are computed, and the others.
+
+A config says how a network computes, and most of what it may say is computed by
+few. What a module here does not compute has to be refused before a weight is
+read, as the tensors of two options often have the same names and shapes.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def check(
+  kind: str,
+  config: Mapping[str, Any],
+  computed: Mapping[str, tuple[Any, ...]],
+  free: Collection[str] = (),
+  required: Collection[str] = (),
+) -> None:
+  """Refuses what is not computed.
+
+  Args:
+    kind: of the model, for the message.
+    config: what config.json holds. Names that begin with "_" are comments, and
+      None stands for an option that is off.
+    computed: {option: values that can be computed}; an option that is not there
+      has the first of them.
+    free: options that may have any value here.
+    required: those of `free` that must be there.
+
+  Raises:
+    ValueError: all that is missing, or has another value, or that nobody here
+      knows, in one sentence.
+  """
+  missing = [name for name in required if config.get(name) is None]
+  problems = [f'{name} is missing' for name in missing]
+  for name, value in config.items():
+    value = tuple(value) if isinstance(value, list) else value
+    if name in computed:
+      if value not in computed[name]:
+        allowed = ' or '.join(map(repr, computed[name]))
+        problems.append(f'{name}={value!r}, where it is {allowed}')
+    elif name not in free and not name.startswith('_') and value is not None:
+      problems.append(f'{name}={value!r}, an option that is not known')
+  if problems:
+    raise ValueError(
+      f'the config of this {kind} asks for what is not computed: '
+      f'{"; ".join(problems)}'
+    )
