@@ -59,6 +59,11 @@ _PARITY = [
   'torch>=2.13',  # language models of transformers run on it
 ]
 
+_OCR = [
+  # brings its networks; there is none for later Pythons
+  'rapidocr-onnxruntime>=1.4; python_version<"3.13"',  # reads text in pictures
+]
+
 _COLAB = [
   'matplotlib>=3.9',  # plots in the notebooks
 ]
@@ -83,11 +88,12 @@ setuptools.setup(
   package_data={'gen_rl': ['assets/*']},
   install_requires=_REQUIRES,
   extras_require={
-    'test': _TEST + _COLAB + _PARITY + _PLAN,
+    'test': _TEST + _COLAB + _PARITY + _PLAN + _OCR,
     'gpu': ['jax[cuda12]'],  # cuda13: pip install 'jax[cuda13]' instead
     'tpu': ['jax[tpu]'],
     'plan': _PLAN,
     'colab': _COLAB,
+    'ocr': _OCR,
     'parity': _PARITY,  # libraries that the tests compare ours with
   },
 )

@@ -29,13 +29,14 @@ _DISTRIBUTION = {
   'PIL': 'pillow',
   'absl': 'absl-py',
   'orbax': 'orbax-checkpoint',
+  'rapidocr_onnxruntime': 'rapidocr-onnxruntime',
   'skimage': 'scikit-image',
   'sklearn': 'scikit-learn',
   'tensorflow_datasets': 'tensorflow-datasets',
   'yaml': 'PyYAML',
 }
 # Imported where it is asked for; a sentence says so where it is missing.
-_OPTIONAL = {'libtpu', 'scikit-learn'}
+_OPTIONAL = {'libtpu', 'rapidocr-onnxruntime', 'scikit-learn'}
 # Needed, but by our dependencies: nothing of ours imports them.
 _INDIRECT = {
   'tensorflow': 'clu imports it; the build for machines other than x86 Linux',
@@ -144,6 +145,7 @@ def test_extras():
     'tpu',
     'plan',
     'colab',
+    'ocr',
     'parity',
   }
 

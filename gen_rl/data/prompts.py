@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from gen_rl.data import columns, text_files
+from gen_rl.rewards import geneval as geneval_lib
+from gen_rl.rewards import ocr
 from gen_rl.worlds import grammar, questions
 from gen_rl.worlds import mixture as mixture_world
 
@@ -153,6 +155,49 @@ def metadata_jsonl(path: str, answer_field: str = '') -> Prompts:
     if answer_field
     else (),
   )
+
+
+def geneval(path: str) -> Prompts:
+  """GenEval's own prompts (or others written like them), for its rewards.
+
+  `info` has the fields of rewards.geneval.Clauses and `confidence`, how sure a
+  detection has to be.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: naming the line that is malformed, lacks a prompt or a tag, or
+      asks for a class, a colour or a relation that GenEval does not have.
+  """
+  source = metadata_jsonl(path)
+  records = text_files.json_records(path, ('prompt', 'tag'))
+  try:
+    clauses = geneval_lib.parse_metadata(records, geneval_lib.CLASSES)
+  except ValueError as error:
+    raise ValueError(f'prompt file {path}: {error}') from None
+  info = {f.name: getattr(clauses, f.name) for f in dataclasses.fields(clauses)}
+  info['confidence'] = geneval_lib.thresholds(source.tasks)
+  return dataclasses.replace(source, info=info)
+
+
+def quoted(path: str) -> Prompts:
+  """Prompts with a text in double quotes, one per line, for OCR rewards.
+
+  `info` has `text`, the code points of the first text in quotes, in lower case
+  and without spaces, padded with 0.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: the file is empty, or a line has no text in double quotes.
+  """
+  found = text_files.lines(path)
+  wanted = []
+  for number, text in found:
+    try:
+      wanted.append(ocr.quoted_text(text))
+    except ValueError as error:
+      raise ValueError(f'prompt file {path} line {number}: {error}') from None
+  codes, _ = ocr.encode(wanted, max(map(len, wanted)))
+  return dataclasses.replace(txt(path), info=dict(text=codes), tasks=())
 
 
 def tfds(

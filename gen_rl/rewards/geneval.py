@@ -43,6 +43,23 @@ COLORS = (
   'black',
   'white',
 )
+# COCO's 80 in its order, as the prompts call them.
+CLASSES = tuple(
+  (
+    'person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, '
+    'traffic light, fire hydrant, stop sign, parking meter, bench, bird, '
+    'cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, '
+    'backpack, umbrella, handbag, tie, suitcase, frisbee, skis, '
+    'snowboard, sports ball, kite, baseball bat, baseball glove, '
+    'skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, '
+    'knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, '
+    'carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, '
+    'bed, dining table, toilet, tv, laptop, computer mouse, tv remote, '
+    'computer keyboard, cell phone, microwave, oven, toaster, sink, '
+    'refrigerator, book, clock, vase, scissors, teddy bear, hair drier, '
+    'toothbrush'
+  ).split(', ')
+)
 SHRINK = 0.1  # of the summed sizes, equation (3)
 
 
@@ -73,6 +90,13 @@ class Clauses(struct.PyTreeNode):
   relation: Array  # [b] int: clause 0 stands in RELATIONS[.] to 1; -1: none
   exclude_class: Array | None = None  # [b q] int; None: no exclude clauses
   exclude_count: Array | None = None  # [b q] int: this many is too many
+
+
+def thresholds(tasks: Sequence[str]) -> np.ndarray:
+  """The benchmark's smallest confidence of a detection, by task: [b]."""
+  return np.array(
+    [0.9 if task == 'counting' else 0.3 for task in tasks], np.float32
+  )
 
 
 def keep_confident(

@@ -197,3 +197,30 @@ def test_pairs_file(tmp_path):
     prompts.pairs(tmp_path / 'text.npz')
   with pytest.raises(FileNotFoundError, match='does not exist'):
     prompts.pairs(tmp_path / 'absent.npz')
+
+
+def test_quoted(tmp_path):
+  path = tmp_path / 'ocr.txt'
+  path.write_text('A sign that says "Open 24"\n\nA "B" and "other text"\n')
+  source = prompts.quoted(path)
+  assert source.texts == (
+    'A sign that says "Open 24"',
+    'A "B" and "other text"',
+  )
+  codes = [[ord(c) for c in text] for text in ('open24', 'b')]
+  want = [codes[0] + [0], codes[1] + [0] * 6]
+  assert source.info['text'].tolist() == want
+  path.write_text('A "word"\na sign\n')
+  with pytest.raises(ValueError, match='line 2: no text in double quotes'):
+    prompts.quoted(path)
+
+
+def test_geneval_names_the_line(tmp_path):
+  path = tmp_path / 'metadata.jsonl'
+  good = '{"tag": "colors", "prompt": "a cat", "include": %s}'
+  path.write_text(good % '[{"class": "gorilla", "count": 1}]')
+  with pytest.raises(ValueError, match="line 0: unknown class 'gorilla'"):
+    prompts.geneval(path)
+  path.write_text('{"prompt": "a cat", "include": []}')
+  with pytest.raises(ValueError, match='no "tag" field'):
+    prompts.geneval(path)

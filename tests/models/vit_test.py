@@ -1,0 +1,82 @@
+"""Parts of vision transformers, and what the networks made of them hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import sharding
+from gen_rl.models import blip, dinov2, siglip, vit
+from gen_rl.utils import tree
+
+SIZES = dict(width=16, layers=2, heads=2, mlp=24)
+
+
+def nets(scan):
+  return {
+    'dinov2': dinov2.dinov2(**SIZES, image=8, patch=4, registers=1, scan=scan),
+    'swiglu': dinov2.dinov2(**SIZES, image=8, patch=4, swiglu=True, scan=scan),
+    'siglip': siglip.siglip(SIZES, SIZES, 8, 4, vocab=9, length=4, scan=scan),
+    'blip': blip.image_reward(
+      8, 4, 16, 2, 2, vocab=9, positions=4, text_width=16, text_layers=2,
+      text_heads=2, text_mlp=24, scan=scan,
+    ),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_axes_of_all_parameters(scan):
+  """The two axes that rules split, wherever a kernel has them."""
+  for name, net in nets(scan).items():
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    for leaf, x in tree.named(shapes).items():
+      found = sharding.logical_axes(leaf, x.ndim, net.axes)
+      assert len(found) == x.ndim, leaf
+      if leaf.endswith('kernel') and 'mlp/layers' not in leaf:
+        split = {a for a in found if a in ('heads', 'mlp')}
+        whole = leaf.startswith('text_model/head/') or 'patch' in leaf
+        assert bool(split) != whole, (name, leaf)
+        assert 'embed' in found, (name, leaf)
+
+
+def test_patches_are_a_convolution():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 6, 9, 3)).astype(np.float32)
+  module = vit.Patches(5, 3)
+  params = module.init(jax.random.key(0), x)['params']
+  params['bias'] = jnp.arange(5.0)
+  want = jax.lax.conv_general_dilated(
+    x, params['kernel'], (3, 3), 'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )  # fmt: skip
+  found = module.apply({'params': params}, x)
+  assert found.shape == (2, 2, 3, 5)
+  np.testing.assert_allclose(found, want + params['bias'], atol=1e-5)
+
+
+def test_resampled_positions_by_hand():
+  """Twice as many places: at the quarters, k(1/4) and so on, a = -3/4."""
+  weights = vit.resampling(4, 8)
+  near, next_, far, beyond = 225 / 256, 67 / 256, -9 / 256, -27 / 256
+  # The place 3 is between 1 and 2, at 1 + 1/4.
+  np.testing.assert_allclose(weights[3], [beyond, near, next_, far], atol=1e-6)
+  # The place 0 is at -1/4: what is beyond the edge is the edge.
+  np.testing.assert_allclose(
+    weights[0], [far + next_ + near, beyond, 0, 0], atol=1e-6
+  )
+  table = np.arange(12.0).reshape(2, 3, 2)
+  assert vit.resized(table, (2, 3)) is table
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda: dinov2.dinov2(width=10, heads=3), 'width=10.*heads=3'),
+    (lambda: siglip.siglip(SIZES, None, 10, 4), 'image=10.*patch=4'),
+    (lambda: siglip.siglip(SIZES | dict(heads=3), None), 'width=16.*heads=3'),
+    (lambda: blip.image_reward(image=20), 'image=20.*patch=16'),
+  ],
+)
+def test_sizes_that_do_not_fit(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
