@@ -17,7 +17,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.seed = 0  # of everything random
   c.steps = 100  # rollouts
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
-  # else the path of a safetensors file.
+  # "released:FOLDER" a model as diffusers writes it, else the path of a
+  # safetensors file.
   c.init = ''
   # Low-rank adapters of the modules whose names this regular expression finds;
   # '' has none. To train them alone: trainable='_lora_[ab]$'.
@@ -41,6 +42,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # How judges (rewards.judge) read prompts: a function of data.tokenizers,
     # the tokens of a text, and {name in info: text with "{prompt}" in it}.
     reader=dict(tokenizer=dict(name=''), length=16, texts={}),
+    # Networks that are given features of prompts in place of tokens: a function
+    # of data.embeddings, the text of no prompt (None: it is not needed), a
+    # folder that keeps them between runs ('': none), and how many are held.
+    embed=dict(encoder=dict(name=''), negative='', cache='', keep=256),
   )
   # A function of models; vocab and length are bound.
   c.model = dict(

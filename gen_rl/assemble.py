@@ -26,7 +26,14 @@ from gen_rl import (
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
-from gen_rl.data import feeds, pictures, pipeline, prompts, tokenizers
+from gen_rl.data import (
+  embeddings,
+  feeds,
+  pictures,
+  pipeline,
+  prompts,
+  tokenizers,
+)
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.models import lora, weights
 from gen_rl.policies import denoising
@@ -39,8 +46,11 @@ SPECS = {
   'tokenizer': tokenizers,
   'data.prompts': prompts,
   'data.reader.tokenizer': tokenizers,
+  'data.embed.encoder': embeddings,
   'eval.prompts': prompts,
   'model': models,
+  'model.net': models,
+  'model.vae': models,
   'policy': policies,
   'policy.transition': transitions,
   'policy.window_start': schedules,
@@ -75,6 +85,9 @@ def keywords(path: str, name: str | None) -> list[str] | None:
   return None
 
 
+RELEASED = 'released:'  # what `config.init` begins with if it is a folder
+
+
 class Setup(NamedTuple):
   """What a config builds; shared by train, eval and sample."""
 
@@ -88,6 +101,7 @@ class Setup(NamedTuple):
   segments: Any  # the sampler in parts, for `search`; None: it cannot stop
   view: Any  # what the policy is shown, see rollout.make_rows; None: prompts
   reader: pipeline.Reader | None  # what judges read prompts with
+  embed: embeddings.Embed | None  # prompts as the network is given them
 
 
 def setup(
@@ -186,6 +200,7 @@ def setup(
     segments,
     view,
     reader,
+    feeds.embed(config, tokenizer),
   )
 
 
@@ -213,7 +228,19 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   With new adapters where `config.lora` asks for them.
   """
   key = jax.random.key(config.seed)
-  if config.init:
+  if config.init.startswith(RELEASED):
+    if policy.load is None:
+      raise build.ConfigError(
+        f'config.init={config.init!r} is a released model, and the network '
+        f'{config.model.name} is none; give a safetensors file of its own'
+      )
+    # Full precision where all of them are trained.
+    frozen = config.lora.pattern and config.trainable == lora.TRAINABLE
+    params = policy.load(
+      config.init.removeprefix(RELEASED),
+      config.frozen_dtype if frozen else 'float32',
+    )
+  elif config.init:
     shapes = jax.eval_shape(policy.init, key)
     params, _ = weights.load(weights.find(config.init), shapes, cast=True)
     params = jax.tree.map(jnp.asarray, params)

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from gen_rl import assemble
-from gen_rl.data import feeds
+from gen_rl.data import embeddings, feeds
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
 from gen_rl.utils import chips, flops, hlo, tree
@@ -109,7 +109,9 @@ def abstract(
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   state = jax.tree.map(on, state, layout.state(state))
-  batch, _ = next(feeds.training(config, built))
+  # Features have shapes without the networks that make them.
+  blank = built.embed and embeddings.blank(built.embed)
+  batch, _ = next(feeds.training(config, built._replace(embed=blank)))
   key = jax.eval_shape(lambda: jax.random.key(0))
   batch, key = jax.tree.map(lambda x: on(x, layout.everywhere), (batch, key))
   return built, layout, step, state, batch, key

@@ -258,6 +258,8 @@ def sample(
     if spec is None
     else {k: v[None] for k, v in grammar.spec_arrays(spec).items()},
   )
+  if built.embed is not None:
+    batch['cond'] = built.embed.rows([prompt])
   rows = rollout_lib.make_rows(
     batch, num * best_of, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
   )

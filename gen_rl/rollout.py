@@ -26,7 +26,7 @@ def make_rows(
 
   Args:
     batch: {"tokens": [P l], "prompt_id": [P], "info": {name: [P ...]}} and
-      optionally "media" [P h w c].
+      optionally "media" [P h w c] and "cond" {name: [P ...]}, features.
     group_size: G, samples per prompt.
     seed_key: typed key of the run.
     step: [] int32.
@@ -43,7 +43,10 @@ def make_rows(
   key = jax.random.fold_in(seed_key, step)
   media = batch.get('media')
   rows = Rows(
-    cond=dict(tokens=repeat(batch['tokens'])),
+    cond={
+      'tokens': repeat(batch['tokens']),
+      **jax.tree.map(repeat, dict(batch.get('cond', {}))),
+    },
     info=jax.tree.map(repeat, dict(batch['info'])),
     group=repeat(batch['prompt_id']),
     keys=rng.row_keys(seed_key, step, batch['prompt_id'], group_size),

@@ -119,6 +119,8 @@ class Policy(NamedTuple):
   # the most likely one at every place
   greedy: Callable[..., Array] | None = None
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
+  # (folder of a released model, type of its parameters) -> params
+  load: Callable[[str, str], Params] | None = None
 
 
 class RewardInputs(NamedTuple):

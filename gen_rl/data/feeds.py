@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from gen_rl import build
-from gen_rl.data import pipeline, prompts, tokenizers
+from gen_rl.data import embeddings, pipeline, prompts, tokenizers
 
 
 def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
@@ -19,6 +19,17 @@ def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
   )
 
 
+def embed(
+  config: ml_collections.ConfigDict, tokenizer: tokenizers.Tokenizer
+) -> embeddings.Embed | None:
+  """Prompts as networks are given them, `config.data.embed`; None: tokens."""
+  spec = config.data.embed
+  if not spec.encoder.name:
+    return None
+  encoder = build.build(embeddings, spec.encoder, tokenizer=tokenizer)
+  return embeddings.cached(encoder, spec.negative, spec.cache, spec.keep)
+
+
 def training(
   config: ml_collections.ConfigDict, built: Any
 ) -> pipeline.PromptBatches:
@@ -26,7 +37,7 @@ def training(
 
   Args:
     config: see configs/base.py.
-    built: an `assemble.Setup`: its source, tokenizer and reader.
+    built: an `assemble.Setup`: its source, tokenizer, reader and embed.
   """
   return pipeline.prompt_batches(
     built.source,
@@ -40,6 +51,7 @@ def training(
     truncate=config.data.truncate,
     answer_length=config.data.answer_length,
     reader=built.reader,
+    embed=built.embed,
   )
 
 
@@ -58,7 +70,7 @@ def evaluation(
 
   Args:
     config: see configs/base.py.
-    built: an `assemble.Setup`: its tokenizer and reader.
+    built: an `assemble.Setup`: its tokenizer, reader and embed.
   """
   source = evaluation_prompts(config)
   batches = pipeline.prompt_batches(
@@ -71,6 +83,7 @@ def evaluation(
     truncate=config.data.truncate,
     answer_length=config.data.answer_length,
     reader=built.reader,
+    embed=built.embed,
   )
   batch, texts = next(batches)
   batch = {k: v for k, v in batch.items() if k != 'media'}

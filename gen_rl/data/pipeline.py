@@ -38,7 +38,7 @@ from absl import logging
 import grain
 import numpy as np
 
-from gen_rl.data import prompts, tokenizers
+from gen_rl.data import embeddings, prompts, tokenizers
 
 Batch = dict[str, Any]
 _GOLDEN = int((math.sqrt(5) - 1) / 2 * 2**32)  # u_n in units of 2**-32
@@ -81,6 +81,7 @@ def gather(
   truncate: bool = False,
   answer_length: int = 0,
   reader: 'Reader | None' = None,
+  embed: embeddings.Embed | None = None,
 ) -> tuple[Batch, list[str]]:
   """The prompts at `indices` as a batch; also what evaluation uses.
 
@@ -89,9 +90,9 @@ def gather(
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
     the source has any, info "wrong_tokens" [P K length] where it has false
     texts, and info "answer" [P answer_length], without an end token, where it
-    has answers; with a reader info has what judges read, see `Reader`. Only
-    numeric info is in the batch; the rest is found by
-    `source.by_id(prompt_id)`.
+    has answers; with a reader info has what judges read, see `Reader`, and
+    with embed there is "cond", {name: [P ...]}. Only numeric info is in the
+    batch; the rest is found by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
   texts = [str(source.texts[i]) for i in rows]
@@ -113,6 +114,8 @@ def gather(
     batch['info'] |= reader.read(
       texts, [source.checks[i] for i in rows] if source.checks else ()
     )
+  if embed is not None:
+    batch['cond'] = embed.rows(texts)
   if source.media is not None:
     batch['media'] = source.media[rows]
   return batch, texts
@@ -320,6 +323,7 @@ def prompt_batches(
   truncate: bool = False,
   answer_length: int = 0,
   reader: Reader | None = None,
+  embed: embeddings.Embed | None = None,
 ) -> PromptBatches:
   """Endless deterministic stream of prompt batches.
 
@@ -338,6 +342,7 @@ def prompt_batches(
     truncate: cut prompts that are longer than `length` tokens.
     answer_length: tokens of an answer, where the source has any.
     reader: what judges read prompts with.
+    embed: what makes features of prompts.
 
   Returns:
     Iterator of ({"tokens": int32 [P/count l], "prompt_id": int32 [P/count],
@@ -386,8 +391,9 @@ def prompt_batches(
   def at(step: int):
     indices = _step_indices(plan, seed, step)[mine]
     return gather(
-      source, indices, tokenizer, length, truncate, answer_length, reader
-    )
+      source, indices, tokenizer, length, truncate, answer_length, reader,
+      embed,
+    )  # fmt: skip
 
   identity = {
     'prompts_per_step': prompts_per_step,
@@ -396,7 +402,7 @@ def prompt_batches(
     'length': length,
     'weights': weights,
     'source': source.fingerprint,
-  }
+  } | ({'embed': embed.identity} if embed else {})
   # For prompts in memory threads would only fight for the interpreter.
   threads = 0 if isinstance(source.texts, tuple) else 2
   steps = grain.MapDataset.range(2**62).map(at)

@@ -305,13 +305,15 @@ def denoising(
       drop_keys = rng.stream_keys(keys, 'null')
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
       cond = tree.where(drop, net.null(cond), cond)
+    if net.compress and x0.shape[1:] != net.shape:
+      x0 = jax.lax.stop_gradient(net.compress(params, x0))
     at = noised(x0, keys)
     v = flat_velocity(net, params, at.x, at.t, cond)
     return process.matching_error(v, at)[:, 0]
 
   def decode(params: Params, latent: Array) -> Array:
-    del params
-    return process.clip((latent + 1.0) / 2.0)
+    picture = net.decode(params, latent) if net.decode else latent
+    return process.clip((picture + 1.0) / 2.0)
 
   return Policy(
     net.init,
@@ -324,6 +326,7 @@ def denoising(
     complete=complete,
     finish=finish,
     axes=net.axes,
+    load=net.load,
   )
 
 
