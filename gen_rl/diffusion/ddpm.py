@@ -40,7 +40,7 @@ from gen_rl.models import options
 from gen_rl.types import AnyArray, Array
 
 Betas = Literal['scaled_linear', 'linear', 'squaredcos_cap_v2']
-Prediction = Literal['epsilon', 'v_prediction', 'sample']
+Prediction = Literal['epsilon', 'v_prediction']
 
 
 def flow_times(
@@ -96,7 +96,7 @@ def velocity(
   """A DDPM network's velocity, (3) to (5).
 
   Args:
-    predict: (x_i [b ...], i [b]) -> eps, u of `process` (6), or x0.
+    predict: (x_i [b ...], i [b]) -> eps, or u of `process` (6).
     x: x_s.
     s: flow times.
     times: s_i.
@@ -115,11 +115,9 @@ def velocity(
     x0, noise = (x_vp - sigma * out) / alpha, out
   elif prediction == 'v_prediction':
     x0, noise = alpha * x_vp - sigma * out, sigma * x_vp + alpha * out
-  elif prediction == 'sample':
-    x0, noise = out, process.divide(x_vp - alpha * out, sigma)
   else:
     raise ValueError(
-      f'prediction={prediction!r} is none of epsilon, v_prediction, sample'
+      f'prediction={prediction!r} is none of epsilon, v_prediction'
     )
   if boundary is not None:
     b = process.expand(boundary * i, x_vp)
@@ -148,7 +146,7 @@ def config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
       thresholding=(False,),
       rescale_betas_zero_snr=(False,),
       beta_schedule=('scaled_linear', 'linear', 'squaredcos_cap_v2'),
-      prediction_type=('epsilon', 'v_prediction', 'sample'),
+      prediction_type=('epsilon', 'v_prediction'),
     ),
     free=(
       'num_train_timesteps', 'beta_start', 'beta_end', 'clip_sample_range',
