@@ -17,9 +17,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.seed = 0  # of everything random
   c.steps = 100  # rollouts
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
-  # "released:FOLDER" a model as diffusers writes it, else the path of a
-  # safetensors file.
+  # else the path of a safetensors file.
   c.init = ''
+  # Folder of a released model as diffusers writes it, for networks that are
+  # such: where init is "", parameters are read from it.
+  c.released = ''
   # Low-rank adapters of the modules whose names this regular expression finds;
   # '' has none. To train them alone: trainable='_lora_[ab]$'.
   c.lora = dict(pattern='', rank=8, alpha=16.0)

@@ -86,9 +86,6 @@ def keywords(path: str, name: str | None) -> list[str] | None:
   return None
 
 
-RELEASED = 'released:'  # what `config.init` begins with if it is a folder
-
-
 class Setup(NamedTuple):
   """What a config builds; shared by train, eval and sample."""
 
@@ -225,22 +222,22 @@ def row_errors(
 
 
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
-  """Parameters a run starts from: `config.init`, or drawn from the seed.
+  """Parameters a run starts from: `config.init` or `config.released`, or drawn.
 
   With new adapters where `config.lora` asks for them.
   """
   key = jax.random.key(config.seed)
-  if config.init.startswith(RELEASED):
+  if config.released and not config.init:
     if policy.load is None:
       raise build.ConfigError(
-        f'config.init={config.init!r} is a released model, and the network '
-        f'{config.model.name} is none; give a safetensors file of its own'
+        f'config.released={config.released!r} is the folder of a released '
+        f'model, and the network {config.model.name} is none; set config.init '
+        'to a safetensors file of its own'
       )
     # Full precision where all of them are trained.
     frozen = config.lora.pattern and config.trainable == lora.TRAINABLE
     params = policy.load(
-      config.init.removeprefix(RELEASED),
-      config.frozen_dtype if frozen else 'float32',
+      config.released, config.frozen_dtype if frozen else 'float32'
     )
   elif config.init:
     shapes = jax.eval_shape(policy.init, key)

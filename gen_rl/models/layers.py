@@ -38,8 +38,8 @@ class Net(NamedTuple):
   # (params, cond) -> what does not change along a trajectory, rows [b ...]
   encode: Callable[[Params, PyTree], PyTree] = lambda params, cond: cond
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
-  # (params, latents [b ...]) -> pictures [b h w c], and back; pictures in
-  # [-1, 1]. None: latents are pictures.
+  # (params, latents [b ...]) -> pictures [b h w c] in [0, 1], and back. None:
+  # latents are pictures in [-1, 1].
   decode: Callable[[Params, Array], Array] | None = None
   compress: Callable[[Params, Array], Array] | None = None
   # (folder of a released model, type of its parameters) -> params

@@ -8,6 +8,8 @@ read, as the tensors of two options often have the same names and shapes.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from gen_rl.build import ConfigError
+
 
 def check(
   kind: str,
@@ -46,3 +48,32 @@ def check(
       f'the config of this {kind} asks for what is not computed: '
       f'{"; ".join(problems)}'
     )
+
+
+def same(
+  folder: str, found: Mapping[str, Any], said: Mapping[str, Any]
+) -> None:
+  """A released model has to be the one that a config describes.
+
+  Args:
+    folder: for the message.
+    found: keywords that follow from the model's config.json.
+    said: keywords of the config.
+
+  Raises:
+    ConfigError: they differ; names all that do.
+  """
+  differ = [
+    f'{name}={_plain(found[name])} and not {_plain(said[name])}'
+    for name in found
+    if name in said and _plain(found[name]) != _plain(said[name])
+  ]
+  if differ:
+    raise ConfigError(
+      f'{folder} holds another model than the config describes: there '
+      + ', '.join(differ)
+    )
+
+
+def _plain(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list) else value

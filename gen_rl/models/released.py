@@ -17,6 +17,7 @@ else differs. Nothing is skipped: a tensor that finds no place is an error.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -205,6 +206,7 @@ def save(
   names: Names,
   config: Mapping[str, Any],
   part_bytes: int = 5 * 10**9,
+  extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
   """Writes a folder that diffusers or transformers can load.
 
@@ -218,6 +220,8 @@ def save(
     config: for config.json; one with _class_name makes files as diffusers
       names them.
     part_bytes: largest size of a file; more are written with an index.
+    extra: {name: tensor} that follow from the config and are wanted all the
+      same.
 
   Raises:
     OSError: the folder cannot be written.
@@ -227,8 +231,12 @@ def save(
   parts: list[list[str]] = [[]]
   filled, total = 0, 0
   leaves = tree_lib.named(params)
-  for name, place in places(params, names).items():
-    size = int(np.prod(place.shape)) * leaves[place.leaf].dtype.itemsize
+  sizes = {
+    name: int(np.prod(place.shape)) * leaves[place.leaf].dtype.itemsize
+    for name, place in places(params, names).items()
+  }
+  extra = dict(extra or {})
+  for name, size in (sizes | {n: x.nbytes for n, x in extra.items()}).items():
     if parts[-1] and filled + size > part_bytes:
       parts.append([])
       filled = 0
@@ -239,7 +247,7 @@ def save(
     f'{stem}-{i + 1:05d}-of-{count:05d}.safetensors' for i in range(count)
   ]
   files = files if count > 1 else [f'{stem}.safetensors']
-  stream = tensors(params, names)
+  stream = itertools.chain(tensors(params, names), extra.items())
   weight_map = {}
   for file, part in zip(files, parts, strict=True):
     held = dict(next(stream) for _ in part)

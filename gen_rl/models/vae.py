@@ -51,6 +51,7 @@ NAMES = released.Names(
     (r'\.proj_attn\.', '.to_out.0.'),
   )
 )
+KINDS = ('AutoencoderKL',)
 _OVERLAP = 0.25  # of tiles that are neighbours
 _EPS = 1e-6
 
@@ -423,7 +424,7 @@ def load(
     WeightsError: see `released.load`.
     ValueError: see `config` and `vae`.
   """
-  said = released.config(folder, ('AutoencoderKL',))
+  said = released.config(folder, KINDS)
   net = vae(**config(said) | overrides)
   like = jax.eval_shape(net.init, jax.random.key(0))
   return net, released.load(folder, like, NAMES, param_dtype)

@@ -328,14 +328,16 @@ def denoising(
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
       cond = tree.where(drop, net.null(cond), cond)
     if net.compress and x0.shape[1:] != net.shape:
-      x0 = jax.lax.stop_gradient(net.compress(params, x0))
+      picture = (x0 + 1.0) / 2.0
+      x0 = jax.lax.stop_gradient(net.compress(params, picture))
     at = noised(x0, keys)
     v = flat_velocity(net, params, at.x, at.t, cond)
     return process.matching_error(v, at)[:, 0]
 
   def decode(params: Params, latent: Array) -> Array:
-    picture = net.decode(params, latent) if net.decode else latent
-    return process.clip((picture + 1.0) / 2.0)
+    if net.decode:
+      return net.decode(params, latent)
+    return process.clip((latent + 1.0) / 2.0)
 
   return Policy(
     net.init,

@@ -1,0 +1,110 @@
+"""A velocity network in the latents of an autoencoder (arXiv 2112.10752).
+
+Parameters are {'net': ..., 'vae': ...}; the autoencoder's are not meant to be
+trained: trainable='^net/'. Gradients of rewards pass through its decoder to the
+latents.
+"""
+
+from collections.abc import Mapping
+import inspect
+from typing import Any
+
+import jax
+
+from gen_rl import build, models
+from gen_rl.build import ConfigError
+from gen_rl.models import options, released
+from gen_rl.models import vae as vae_lib
+from gen_rl.models.layers import Net
+from gen_rl.types import Array, Params, PyTree
+from gen_rl.utils import rng
+
+
+def latent(
+  net: Mapping[str, Any],
+  vae: Mapping[str, Any],
+  vocab: int,
+  length: int,
+  decode_rows: int = 0,
+  tiled: bool = False,
+  vae_dtype: str = 'float32',
+) -> Net:
+  """A network and its autoencoder as one network.
+
+  Args:
+    net: spec of a velocity network of `models`.
+    vae: keywords of `vae.vae`.
+    vocab: token ids of prompts, for networks that read them.
+    length: of prompts in tokens, likewise.
+    decode_rows: rows decoded at a time; 0: all. What a decoder keeps of a
+      large picture is many times the picture.
+    tiled: decode in tiles.
+    vae_dtype: type of the autoencoder's parameters.
+
+  Returns:
+    A Net whose released folder has the parts "vae" and that of the network.
+
+  Raises:
+    ConfigError: latents of the two have unlike numbers of channels.
+  """
+  inner = build.build(models, net, vocab=vocab, length=length)
+  given = build.plain(vae)
+  coder = vae_lib.vae(**given)
+  bound = inspect.signature(vae_lib.vae).bind(**given)
+  bound.apply_defaults()
+  coder_options = bound.arguments
+  if inner.shape[-1] != coder.channels:
+    raise ConfigError(
+      f'latent: the network takes latents of {inner.shape[-1]} channels and '
+      f'the autoencoder makes {coder.channels}'
+    )
+
+  def init(key: Array) -> Params:
+    drawn = coder.init(rng.stream_keys(key, 'vae'))
+    drawn = jax.tree.map(lambda x: x.astype(vae_dtype), drawn)
+    return dict(net=inner.init(key), vae=drawn)
+
+  def apply(params: Params, x: Array, t: Array, encoded: PyTree) -> Array:
+    return inner.apply(params['net'], x, t, encoded)
+
+  def encode(params: Params, cond: PyTree) -> PyTree:
+    return inner.encode(params['net'], cond)
+
+  def frozen(params: Params) -> Params:
+    return jax.lax.stop_gradient(params['vae'])
+
+  def decode(params: Params, y: Array) -> Array:
+    decoder = coder.tiled_decode if tiled else coder.decode
+    if not decode_rows or decode_rows >= len(y):
+      return decoder(frozen(params), y)
+    return jax.lax.map(
+      lambda row: decoder(frozen(params), row[None])[0],
+      y,
+      batch_size=decode_rows if decode_rows > 1 else None,
+    )
+
+  def compress(params: Params, image: Array) -> Array:
+    return coder.scaled(coder.encode(frozen(params), image).mode())
+
+  def load(folder: str, dtype: str) -> Params:
+    if inner.load is None:
+      raise ConfigError(f'latent: {net} cannot be read from a released folder')
+    part = released.locate(folder, 'vae')
+    found = vae_lib.config(released.config(part, vae_lib.KINDS))
+    found.pop('tile')
+    options.same(part, found, coder_options)
+    like = jax.eval_shape(coder.init, jax.random.key(0))
+    params = released.load(part, like, vae_lib.NAMES, vae_dtype)
+    return dict(net=inner.load(folder, dtype), vae=params)
+
+  return Net(
+    init,
+    apply,
+    inner.shape,
+    inner.null,
+    encode,
+    (*inner.axes, *coder.axes),
+    decode,
+    compress,
+    load,
+  )
