@@ -62,6 +62,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # Time shift of the grid, and of the times the matching loss trains on:
     # above 1, more of them are near the noise.
     shift=3.0,
+    # A function of diffusion.schedules that gives the grid in place of that:
+    # ddim or lcm for networks of a discrete process; '' is the shifted one.
+    grid=dict(name=''),
     transition=dict(name='cps'),  # a function of diffusion.transitions
     noise=0.8,  # noise level of trained steps
     window=0,  # trained steps; 0: all but the last, which is noise-free

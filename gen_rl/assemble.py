@@ -54,6 +54,7 @@ SPECS = {
   'policy': policies,
   'policy.transition': transitions,
   'policy.window_start': schedules,
+  'policy.grid': schedules,
   'rollout': pictures,
   'data.view': pictures,
   'rewards.*': rewards,
@@ -139,8 +140,9 @@ def setup(
     config.policy.get('shift', 1.0),
     config.policy.get('guidance_scale', 1.0),
   )
+  grid = dict(grid=config.policy.get('grid'))
   sampler = policy.velocity and denoising.ode_sampler(
-    *sampling, config.eval.solver
+    *sampling, config.eval.solver, **grid
   )
   segments = None
   if config.eval.sampler == 'policy':
@@ -155,7 +157,7 @@ def setup(
       'greedy'
     )
   elif sampler and config.eval.solver == 'euler':
-    segments = denoising.ode_segments(*sampling)
+    segments = denoising.ode_segments(*sampling, **grid)
   reader = feeds.reader(config)
   bound = end | dict(reader=reader and reader.tokenizer)
   built = build.build_all(rewards, config.rewards, **bound)
