@@ -45,7 +45,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # the tokens of a text, and {name in info: text with "{prompt}" in it}.
     reader=dict(tokenizer=dict(name=''), length=16, texts={}),
     # Networks that are given features of prompts in place of tokens: a function
-    # of data.embeddings, the text of no prompt (None: it is not needed), a
+    # of data.text_features, the text of no prompt (None: it is not needed), a
     # folder that keeps them between runs ('': none), and how many are held.
     embed=dict(encoder=dict(name=''), negative='', cache='', keep=256),
   )
