@@ -17,9 +17,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.seed = 0  # of everything random
   c.steps = 100  # rollouts
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
-  # "released:FOLDER" a model as diffusers writes it, else the path of a
-  # safetensors file.
+  # else the path of a safetensors file.
   c.init = ''
+  # Folder of a released model as diffusers writes it, for networks that are
+  # such: where init is "", parameters are read from it.
+  c.released = ''
   # Low-rank adapters of the modules whose names this regular expression finds;
   # '' has none. To train them alone: trainable='_lora_[ab]$'.
   c.lora = dict(pattern='', rank=8, alpha=16.0)
@@ -61,6 +63,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # Time shift of the grid, and of the times the matching loss trains on:
     # above 1, more of them are near the noise.
     shift=3.0,
+    # A function of diffusion.schedules that gives the grid in place of that:
+    # ddim or lcm for networks of a discrete process; '' is the shifted one.
+    grid=dict(name=''),
     transition=dict(name='cps'),  # a function of diffusion.transitions
     noise=0.8,  # noise level of trained steps
     window=0,  # trained steps; 0: all but the last, which is noise-free

@@ -54,6 +54,7 @@ SPECS = {
   'policy': policies,
   'policy.transition': transitions,
   'policy.window_start': schedules,
+  'policy.grid': schedules,
   'rollout': pictures,
   'data.view': pictures,
   'rewards.*': rewards,
@@ -83,9 +84,6 @@ def keywords(path: str, name: str | None) -> list[str] | None:
         return []
       return list(inspect.signature(build.find(module, name)).parameters)
   return None
-
-
-RELEASED = 'released:'  # what `config.init` begins with if it is a folder
 
 
 class Setup(NamedTuple):
@@ -142,8 +140,9 @@ def setup(
     config.policy.get('shift', 1.0),
     config.policy.get('guidance_scale', 1.0),
   )
+  grid = dict(grid=config.policy.get('grid'))
   sampler = policy.velocity and denoising.ode_sampler(
-    *sampling, config.eval.solver
+    *sampling, config.eval.solver, **grid
   )
   segments = None
   if config.eval.sampler == 'policy':
@@ -158,7 +157,7 @@ def setup(
       'greedy'
     )
   elif sampler and config.eval.solver == 'euler':
-    segments = denoising.ode_segments(*sampling)
+    segments = denoising.ode_segments(*sampling, **grid)
   reader = feeds.reader(config)
   bound = end | dict(reader=reader and reader.tokenizer)
   built = build.build_all(rewards, config.rewards, **bound)
@@ -223,22 +222,22 @@ def row_errors(
 
 
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
-  """Parameters a run starts from: `config.init`, or drawn from the seed.
+  """Parameters a run starts from: `config.init` or `config.released`, or drawn.
 
   With new adapters where `config.lora` asks for them.
   """
   key = jax.random.key(config.seed)
-  if config.init.startswith(RELEASED):
+  if config.released and not config.init:
     if policy.load is None:
       raise build.ConfigError(
-        f'config.init={config.init!r} is a released model, and the network '
-        f'{config.model.name} is none; give a safetensors file of its own'
+        f'config.released={config.released!r} is the folder of a released '
+        f'model, and the network {config.model.name} is none; set config.init '
+        'to a safetensors file of its own'
       )
     # Full precision where all of them are trained.
     frozen = config.lora.pattern and config.trainable == lora.TRAINABLE
     params = policy.load(
-      config.init.removeprefix(RELEASED),
-      config.frozen_dtype if frozen else 'float32',
+      config.released, config.frozen_dtype if frozen else 'float32'
     )
   elif config.init:
     shapes = jax.eval_shape(policy.init, key)

@@ -81,7 +81,8 @@ def load_params(
     folder = os.path.abspath(folder)
   if step is None and not checkpoint.steps(folder):
     params = assemble.initial_params(config, policy)
-    origin = config.init or f'drawn from seed {config.seed}'
+    origin = config.init or config.released
+    origin = origin or f'drawn from seed {config.seed}'
     return Loaded(
       params,
       None,

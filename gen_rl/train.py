@@ -137,8 +137,8 @@ def train_and_evaluate(
     if restored.extra['origin'] != origin:
       raise checkpoint.CheckpointError(
         f'the run in {workdir} began from other parameters than '
-        f'{config.init!r} holds now, or with other reward models; use a new '
-        'workdir'
+        f'{config.init or config.released!r} holds now, or with other reward '
+        'models; use a new workdir'
       )
     state = restored.state
     batches.set_state(restored.extra['data'])

@@ -16,7 +16,7 @@ CLAIMS = (
   study.Claim(
     'the likelihood of the prompt teaches what the oracle calls correct',
     'held-out strict accuracy', 'echo.base_strict', 'echo.strict',
-    'not measured',
+    'holds',
   ),
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Time grids, per-step noise levels, training windows and training times.
 
-Grids run from t_0 = 1 (noise) to t_T = 0 (data). With a shift s > 0,
+Grids run from t_0 = 1 (noise) to t_T = 0 (data); those of discrete processes
+(`ddim`, `lcm`) are inside of that, see `ddpm`. With a shift s > 0,
 
   t -> s t / (1 + (s - 1) t)                    arXiv 2403.03206, eq. 23 (1)
 
@@ -18,6 +19,7 @@ window that should be trained in full ends at `high` <= T - 1.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Float32, Int32, Key
 import numpy as np
 
+from gen_rl.diffusion import ddpm
 from gen_rl.types import AnyArray, Array
 
 
@@ -89,6 +92,88 @@ def dynamic_shift(
   slope = (max_shift - base_shift) / (max_tokens - base_tokens)
   mu = base_shift + slope * (tokens - base_tokens)
   return linear(steps, math.exp(mu))
+
+
+def ddim(
+  steps: int,
+  offset: int = 1,
+  spacing: Literal['leading', 'trailing'] = 'leading',
+  end: Literal['first', 'data'] = 'first',
+  betas: ddpm.Betas = 'scaled_linear',
+  beta_start: float = 0.00085,
+  beta_end: float = 0.012,
+  train_steps: int = 1000,
+) -> Float32[Array, ' {steps}+1']:
+  """The grid of DDIM on a discrete process of N levels (arXiv 2010.02502).
+
+  The defaults are those of Stable Diffusion 1.5. It starts below 1, from
+  noise of variance one in the units of that process.
+
+  Args:
+    steps: T; levels are N // T apart.
+    offset: last level of the 'leading' spacing (steps_offset there).
+    spacing: 'leading' starts one spacing below the last level, 'trailing' at
+      the last one.
+    end: the 'first' level, which is a little noisy (set_alpha_to_one=False
+      there), or the 'data', time 0.
+    betas: as the next ones, see `ddpm.flow_times`.
+    beta_start: see betas.
+    beta_end: see betas.
+    train_steps: N.
+
+  Raises:
+    ValueError: levels that there are not.
+  """
+  apart = train_steps // steps
+  if spacing == 'trailing' and train_steps % steps:
+    raise ValueError(
+      f'ddim: steps={steps} with spacing="trailing" has to divide {train_steps}'
+    )
+  last = offset if spacing == 'leading' else apart - 1
+  at = last + apart * np.arange(steps)[::-1]
+  if apart < 1 or offset < 0 or at[0] >= train_steps:
+    raise ValueError(
+      f'ddim: steps={steps} from level {at[0]} down to {last}; there are '
+      f'levels 0..{train_steps - 1}'
+    )
+  s = ddpm.flow_times(betas, beta_start, beta_end, train_steps)
+  final = s[0] if end == 'first' else 0.0
+  return jnp.asarray(np.append(s[at], final), jnp.float32)
+
+
+def lcm(
+  steps: int,
+  original_steps: int = 50,
+  betas: ddpm.Betas = 'scaled_linear',
+  beta_start: float = 0.00085,
+  beta_end: float = 0.012,
+  train_steps: int = 1000,
+) -> Float32[Array, ' {steps}+1']:
+  """The grid of a latent consistency model (arXiv 2310.04378).
+
+  Args:
+    steps: T, network calls.
+    original_steps: of the DDIM grid that it was distilled on; T of them, evenly
+      spaced from the last level on, are taken.
+    betas: as the next ones, see `ddpm.flow_times`.
+    beta_start: see betas.
+    beta_end: see betas.
+    train_steps: N.
+
+  Raises:
+    ValueError: more steps than there were.
+  """
+  if not 1 <= steps <= original_steps <= train_steps:
+    raise ValueError(
+      f'lcm: steps={steps} are 1..original_steps={original_steps}, and those '
+      f'at most train_steps={train_steps}'
+    )
+  apart = train_steps // original_steps
+  levels = apart * np.arange(1, original_steps + 1)[::-1] - 1
+  place = np.linspace(0, original_steps, steps, endpoint=False)
+  at = levels[np.floor(place).astype(int)]
+  s = ddpm.flow_times(betas, beta_start, beta_end, train_steps)
+  return jnp.asarray(np.append(s[at], 0.0), jnp.float32)
 
 
 def noise_levels(

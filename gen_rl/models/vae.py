@@ -406,14 +406,15 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(
   folder: str | os.PathLike[str],
-  dtype: str = 'float32',
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   **overrides: Any,
 ) -> tuple[VAE, Params]:
   """A released autoencoder.
 
   Args:
     folder: with config.json and weights, see `released.locate`.
-    dtype: of the parameters.
+    param_dtype: of the parameters; `dtype` in `overrides` is that of the
+      arithmetic.
     **overrides: keywords of `vae` over those of the config.
 
   Returns:
@@ -426,4 +427,4 @@ def load(
   said = released.config(folder, KINDS)
   net = vae(**config(said) | overrides)
   like = jax.eval_shape(net.init, jax.random.key(0))
-  return net, released.load(folder, like, NAMES, dtype)
+  return net, released.load(folder, like, NAMES, param_dtype)

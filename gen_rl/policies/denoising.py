@@ -13,8 +13,11 @@ The matching loss of a sample x0 is
 
   nll = mean over the event of (net(x_t, t, c) - (x1 - x0))^2            (2)
 
-with t and x1 drawn from the row's key. Times, log-probs and step arithmetic
-are float32 whatever the net computes in.
+with t and x1 drawn from the row's key. Nets that come from a discrete process
+(`diffusion.ddpm`) are sampled on its grid, from s_0 < 1 to s_T >= 0: in the
+units of that process, where variances are preserved, the first state is
+standard normal and the last one is the sample. Times, log-probs and step
+arithmetic are float32 whatever the net computes in.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_rl import build
 from gen_rl.build import ConfigError
@@ -78,6 +82,7 @@ def denoising(
   tail: float = 1.0,
   shared_noise: bool = False,
   deterministic: bool = False,
+  grid: Mapping[str, Any] | None = None,
 ) -> Policy:
   """A denoising policy.
 
@@ -109,6 +114,8 @@ def denoising(
       DanceGRPO (arXiv 2505.07818).
     deterministic: no step takes noise, so none is trained: for objectives that
       need samples only.
+    grid: spec of a function of `diffusion.schedules` that gives T + 1 times, in
+      place of `schedules.linear` with `shift`; None, or the name '': that.
   """
   solvers.check(solver)
   if not 0 < tail <= 1:
@@ -130,8 +137,20 @@ def denoising(
         f'policy: a window of {width} steps cannot start at step {first}; with '
         f'steps={steps} it may start at 0..{steps - 1 - width}'
       )
+  own_grid = bool(grid and grid['name'])
+  if own_grid and tail < 1:
+    raise ConfigError(
+      f'policy: tail={tail} shortens the linear grid; with grid={grid["name"]} '
+      'it has to be 1'
+    )
+  times, (first_unit, last_unit) = _grid(grid, steps, shift)
   guided = guidance.cfg(net, guidance_scale)
   scale = 'unit' if unit_log_prob else 'full'
+
+  def grid_of(start: Array) -> tuple[Array, int | Array]:
+    if own_grid:
+      return times, steps
+    return schedules.compressed_tail(steps, start + width, tail, shift)
 
   def window_of(rows: Rows, step: Array) -> Array:
     return build.build(
@@ -152,11 +171,11 @@ def denoising(
   def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
     b = rows.group.shape[0]
     start = window_of(rows, step)
-    grid, count = schedules.compressed_tail(steps, start + width, tail, shift)
+    grid, count = grid_of(start)
     level = 0.0 if deterministic else noise
     levels = schedules.noise_levels(steps, level, start, width)
     init_keys = rows.group_keys if shared_noise else rows.keys
-    x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape)
+    x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * first_unit
     prompt = guided.encode(params, rows.cond)
 
     def body(i: Array, carry: tuple) -> tuple:
@@ -204,14 +223,17 @@ def denoising(
     start_carry = (x, solvers.empty(x), kept)
     sample, _, kept = jax.lax.fori_loop(0, count, body, start_carry)
     return Trajectory(
-      cond=rows.cond, sample=sample, group=rows.group, **kept._asdict()
+      cond=rows.cond,
+      sample=sample / last_unit,
+      group=rows.group,
+      **kept._asdict(),
     )
 
   def complete(
     params: Params, rows: Rows, step: Array, traj: Trajectory
   ) -> Array:
     start = window_of(rows, step)
-    grid, count = schedules.compressed_tail(steps, start + width, tail, shift)
+    grid, count = grid_of(start)
     prompt = guided.encode(params, rows.cond)
     b = rows.group.shape[0]
 
@@ -237,7 +259,7 @@ def denoising(
 
     carry = (x, solvers.empty(x))
     x, _ = jax.lax.fori_loop(start + width, count, body, carry)
-    return x.swapaxes(0, 1)
+    return x.swapaxes(0, 1) / last_unit
 
   def finish(
     params: Params, traj: Trajectory, cut: Array, detach_inputs: bool = False
@@ -257,7 +279,7 @@ def denoising(
       t, t_next, a = (
         (traj.times[:, j, 0], traj.times[:, j, 1], traj.noise[:, j])
         if j < width
-        else (traj.times[:, -1, 1], 0.0 * cut, 0.0 * cut)
+        else (traj.times[:, -1, 1], times[-1] + 0.0 * cut, 0.0 * cut)
       )
       seen = jax.lax.stop_gradient(x) if detach_inputs else x
       v = guided.apply(params, seen, t, prompt).astype(jnp.float32)
@@ -271,7 +293,7 @@ def denoising(
 
     for j in range(width + 1):
       x = move((params, prompt), x, j)
-    return x
+    return x / last_unit
 
   def flat_velocity(net, params: Params, x: Array, t: Array, cond) -> Array:
     b, k = t.shape
@@ -332,12 +354,29 @@ def denoising(
   )
 
 
+def _grid(
+  spec: Mapping[str, Any] | None, steps: int, shift: float
+) -> tuple[Array, tuple[float, float]]:
+  """(times [T + 1], the units of a discrete process at the first and the last).
+
+  Where variances are preserved, a state is x / unit. It is 1 at times 1 and 0.
+  """
+  if spec and spec['name']:
+    times = build.build(schedules, spec, steps=steps)
+  else:
+    times = schedules.linear(steps, shift)
+  ends = np.asarray(times, np.float64)[[0, -1]]
+  first, last = np.hypot(1 - ends, ends).tolist()
+  return times, (first, last)
+
+
 def ode_sampler(
   net: Net,
   steps: int,
   shift: float = 1.0,
   guidance_scale: float = 1.0,
   solver: Literal['euler', 'dpm2'] = 'euler',
+  grid: Mapping[str, Any] | None = None,
 ) -> Callable[[Params, Rows], Array]:
   """Deterministic sampling for evaluation.
 
@@ -347,19 +386,19 @@ def ode_sampler(
   """
   solvers.check(solver)
   guided = guidance.cfg(net, guidance_scale)
+  times, (first, last) = _grid(grid, steps, shift)
 
   def sample(params: Params, rows: Rows) -> Array:
-    grid = schedules.linear(steps, shift)
-    x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
+    x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape) * first
     prompt = guided.encode(params, rows.cond)
 
     def body(carry: tuple, i: Array) -> tuple[tuple, None]:
       x, memory = carry
-      v = guided.apply(params, x, jnp.full(x.shape[0], grid[i]), prompt)
-      return solvers.step(solver, x, v, grid[i], grid[i + 1], memory), None
+      v = guided.apply(params, x, jnp.full(x.shape[0], times[i]), prompt)
+      return solvers.step(solver, x, v, times[i], times[i + 1], memory), None
 
     (x, _), _ = jax.lax.scan(body, (x, solvers.empty(x)), jnp.arange(steps))
-    return x
+    return x / last
 
   return sample
 
@@ -376,7 +415,11 @@ class Segments(NamedTuple):
 
 
 def ode_segments(
-  net: Net, steps: int, shift: float = 1.0, guidance_scale: float = 1.0
+  net: Net,
+  steps: int,
+  shift: float = 1.0,
+  guidance_scale: float = 1.0,
+  grid: Mapping[str, Any] | None = None,
 ) -> Segments:
   """Euler's `ode_sampler` in parts: steps start..stop-1, and what they foresee.
 
@@ -386,23 +429,27 @@ def ode_segments(
   prompt is encoded again in each part; `start` and `stop` are static.
   """
   guided = guidance.cfg(net, guidance_scale)
+  times, (first, last) = _grid(grid, steps, shift)
 
   def noise(rows: Rows) -> Array:
-    return rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape)
+    return rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape) * first
 
   def run(
     params: Params, x: Array, cond: PyTree, start: int, stop: int
   ) -> tuple[Array, Array]:
-    grid = schedules.linear(steps, shift)
     prompt = guided.encode(params, cond)
 
     def body(x: Array, i: Array) -> tuple[Array, Array]:
-      t = jnp.full(x.shape[0], grid[i])
+      t = jnp.full(x.shape[0], times[i])
       v = guided.apply(params, x, t, prompt)
       estimate = process.x0_from_velocity(x, v, t)
-      return x + v * (grid[i + 1] - grid[i]), estimate
+      return x + v * (times[i + 1] - times[i]), estimate
 
-    return jax.lax.scan(body, x, jnp.arange(start, stop))
+    x, foreseen = jax.lax.scan(body, x, jnp.arange(start, stop))
+    if stop == steps and last != 1:  # the grid ends before the data
+      x = x / last
+      foreseen = foreseen.at[-1].set(x)
+    return x, foreseen
 
   calls = 1 if guided is net else 2
   return Segments(steps, calls, noise, run)

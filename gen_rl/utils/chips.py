@@ -117,12 +117,16 @@ def _local() -> tuple[list[Any], Chip]:
   first = found[0]
   if first.platform == 'cpu':
     return found, _cpu(len(found))
+  chip = of_kind(first.device_kind)
+  limit = (first.memory_stats() or {}).get('bytes_limit')
+  return found, chip._replace(hbm=limit or chip.hbm)
+
+
+def of_kind(kind: str) -> Chip:
+  """The chip of jax's device_kind; of unknown ones only the name."""
   table = {**_GPUS, 'v5 lite': _TPUS['v5e'], 'v6 lite': _TPUS['v6e']}
   table |= {'v5': _TPUS['v5p'], 'v4': _TPUS['v4']}
-  kind = first.device_kind
-  chip = next(
+  return next(
     (c for part, c in table.items() if part in kind),
     Chip(kind, None, None, None, None),
   )
-  limit = (first.memory_stats() or {}).get('bytes_limit')
-  return found, chip._replace(hbm=limit or chip.hbm)

@@ -224,10 +224,9 @@ def test_bfloat16(loaded):
   _, folder, net, params = loaded('sd')
   y = latents(net)
   want = jax.jit(lambda p, y: net.decode(p, y, clip=False))(params, y)
-  _, cast = vae.load(folder, 'bfloat16')
+  low, cast = vae.load(folder, 'bfloat16', dtype='bfloat16')
   assert {x.dtype for x in jax.tree.leaves(cast)} == {jnp.dtype('bfloat16')}
-  low = vae.vae(**vae.config(released.config(folder)) | dict(dtype='bfloat16'))
-  found = jax.jit(lambda p, y: low.decode(p, y, clip=False))(params, y)
+  found = jax.jit(lambda p, y: low.decode(p, y, clip=False))(cast, y)
   assert found.dtype == jnp.float32
   assert 1e-4 < error(found, np.asarray(want)) < 0.1
 

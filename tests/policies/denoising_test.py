@@ -11,8 +11,10 @@ import scipy.stats
 
 from gen_rl import rollout, testing
 from gen_rl.build import ConfigError
+from gen_rl.diffusion import schedules
 from gen_rl.models.layers import Net
 from gen_rl.policies import denoising
+from gen_rl.utils import rng
 
 KEY = jax.random.key(0)
 TARGET = 0.3
@@ -344,3 +346,59 @@ def test_solver_and_tail_are_checked():
       testing.make_policy(**kwargs)
   with pytest.raises(ConfigError, match='euler, dpm2'):
     denoising.ode_sampler(testing.perceptron(), 4, solver='heun')
+
+
+def discrete(transition='ddim', steps=5, **options):
+  """On the grid of a discrete process: it starts below 1 and ends above 0."""
+  return denoising.denoising(
+    testing.perceptron(), steps=steps, transition=dict(name=transition),
+    noise=1.0, grid=dict(name='ddim'), **options,
+  )  # fmt: skip
+
+
+def test_the_grid_of_a_discrete_process():
+  """Signal and noise of its levels; its own units at both ends."""
+  policy = discrete()
+  params, rows = policy.init(KEY), rows_of()
+  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  times = np.asarray(schedules.ddim(5), np.float64)
+  assert 0.8 < times[0] < 0.94 and 0.02 < times[-1] < 0.04
+  np.testing.assert_allclose(traj.times[0, :, 0], times[:-2], rtol=1e-6)
+  np.testing.assert_allclose(traj.times[0, :, 1], times[1:-1], rtol=1e-6)
+  start = rng.normal(rng.stream_keys(rows.keys, 'init'), testing.SHAPE)
+  alpha, sigma = 1 - times, times  # up to a factor, which is then
+  unit = np.sqrt(alpha**2 + sigma**2)
+  np.testing.assert_allclose(traj.states[:, 0], start * unit[0], rtol=1e-6)
+  # The last step is one of the ode.
+  x, t = traj.actions[:, -1], jnp.full(32, times[-2], jnp.float32)
+  v = testing.perceptron().apply(params, x, t, rows.cond)
+  want = (x + v * (times[-1] - times[-2])) / unit[-1]
+  np.testing.assert_allclose(traj.sample, want, atol=1e-5)
+
+
+def test_what_is_recomputed_on_a_discrete_grid():
+  policy = discrete()
+  params, rows = policy.init(KEY), rows_of()
+  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  log_prob = policy.dist(params, traj).log_prob(traj.actions)
+  np.testing.assert_allclose(log_prob, traj.log_prob, atol=1e-5)
+  finished = policy.finish(params, traj, jnp.zeros(32, jnp.int32))
+  np.testing.assert_allclose(finished, traj.sample, atol=1e-5)
+  net, grid = testing.perceptron(), dict(name='ddim')
+  ode = denoising.ode_sampler(net, 5, grid=grid)(params, rows)
+  complete = policy.complete(params, rows, jnp.int32(0), traj)
+  np.testing.assert_allclose(complete[:, 0], ode, atol=1e-5)
+  segments = denoising.ode_segments(net, 5, grid=grid)
+  x, _ = segments.run(params, segments.noise(rows), rows.cond, 0, 2)
+  x, foreseen = segments.run(params, x, rows.cond, 2, 5)
+  np.testing.assert_allclose(x, ode, atol=1e-5)
+  np.testing.assert_array_equal(foreseen[-1], x)
+  assert np.abs(foreseen[-2] - x).max() > 1e-3
+  with pytest.raises(ConfigError, match='tail=0.5.*grid=ddim'):
+    discrete(tail=0.5)
+  same = denoising.denoising(net, steps=5, grid=dict(name=''))
+  plain = denoising.denoising(net, steps=5)
+  samples = [
+    jax.jit(p.rollout)(params, rows, jnp.int32(0)).sample for p in (same, plain)
+  ]
+  np.testing.assert_array_equal(*samples)

@@ -1,0 +1,403 @@
+"""The U-Net of latent diffusion (arXiv 2112.10752), diffusers' names.
+
+Levels of residual blocks, each half as high and wide as the one before, most of
+them with a transformer behind every block (`pixel_transformer`). The way up
+sees, block by block, what the way down computed. The time is an embedding that
+every residual block adds; consistency models (LCM, arXiv 2310.04378) embed the
+scale of the guidance that they have learned as well.
+
+Such a network predicts noise, at one of N levels of a discrete process. It is
+wrapped as a velocity (`diffusion.ddpm`), so policies and objectives see a flow:
+with policy.grid=dict(name='ddim') and transition=dict(name='ddim') that of
+Stable Diffusion's own sampler.
+
+A cond is dict(text [b l d], null_text [b l d]): features of the prompts, and of
+"" or of what else guidance shall lead away from, without masks.
+
+The sizes of Stable Diffusion 1.5 are the defaults: 860M parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import os
+from typing import Any, Literal
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_rl.diffusion import ddpm
+from gen_rl.models import layers as layers_lib
+from gen_rl.models import options, pixel_transformer, released, resnet
+from gen_rl.models.layers import Dense, Net
+from gen_rl.models.pixel_transformer import Settings, Transformer
+from gen_rl.types import Array, Params, PyTree
+
+AXES = (
+  (r'(^|/)linear_1/kernel$', ('embed', 'mlp')),
+  (r'(^|/)linear_2/kernel$', ('mlp', 'embed')),
+  (r'(^|/)cond_proj/kernel$', (None, 'embed')),
+  *pixel_transformer.AXES,
+)
+NAMES = released.Names()
+_LOG = np.float32(np.log(1e4))  # of the slowest wave's period
+
+
+class _Level(nn.Module):
+  """What the levels share. Those without heads have no transformers."""
+
+  features: int
+  blocks: int
+  heads: int
+  depth: int
+  settings: Settings
+
+  def block(self, i: int, x: Array, time: Array, text: Array) -> Array:
+    """Residual block i, and its transformer."""
+    s = self.settings
+    whole = functools.partial(
+      layers_lib.rematerialized, policy=s.remat, in_scan=False
+    )
+    make = whole(resnet.Resnet)
+    x = make(self.features, s.groups, s.eps, s.dtype, name=f'resnets_{i}')(
+      x, time
+    )
+    if not self.heads or i >= self.blocks:
+      return x
+    make = whole(Transformer)
+    return make(self.heads, self.depth, s, name=f'attentions_{i}')(x, text)
+
+
+class Down(_Level):
+  """-> (x, what the way up will see)."""
+
+  half: bool = True
+
+  @nn.compact
+  def __call__(
+    self, x: Array, time: Array, text: Array
+  ) -> tuple[Array, list[Array]]:
+    seen = []
+    for i in range(self.blocks):
+      x = self.block(i, x, time, text)
+      seen.append(x)
+    if self.half:
+      dtype = self.settings.dtype
+      x = resnet.Downsample(dtype=dtype, name='downsamplers_0')(x)
+      seen.append(x)
+    return x, seen
+
+
+class Middle(_Level):
+  """A transformer between two residual blocks: `blocks` is 1."""
+
+  @nn.compact
+  def __call__(self, x: Array, time: Array, text: Array) -> Array:
+    for i in range(2):
+      x = self.block(i, x, time, text)
+    return x
+
+
+class Up(_Level):
+  """Takes from the end of what was seen; then as large as `size`."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    time: Array,
+    text: Array,
+    seen: list[Array],
+    size: tuple[int, int] | None,
+  ) -> Array:
+    for i, more in enumerate(reversed(seen)):
+      x = self.block(i, jnp.concatenate([x, more], -1), time, text)
+    if size is not None:
+      dtype = self.settings.dtype
+      x = resnet.Upsample(dtype=dtype, name='upsamplers_0')(x, size)
+    return x
+
+
+class TimeEmbedding(nn.Module):
+  """Waves [b c] -> [b width]; `guidance` [b g] is added to them."""
+
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, waves: Array, guidance: Array | None) -> Array:
+    dense = functools.partial(Dense, dtype=self.dtype)
+    if guidance is not None:
+      c = waves.shape[-1]
+      waves += dense(c, use_bias=False, name='cond_proj')(guidance)
+    h = nn.silu(dense(self.width, name='linear_1')(waves))
+    return dense(self.width, name='linear_2')(h)
+
+
+class UNet(nn.Module):
+  """x [b h w c], levels [b], text [b l d] -> what is predicted [b h w c]."""
+
+  channels: tuple[int, ...]
+  blocks: int
+  heads: tuple[int, ...]
+  middle_heads: int
+  depth: tuple[int, ...]
+  guidance_width: int | None
+  guidance: float
+  settings: Settings
+
+  @nn.compact
+  def __call__(self, x: Array, time: Array, text: Array) -> Array:
+    s, widths, out = self.settings, self.channels, x.shape[-1]
+    half = widths[0] // 2
+    waves = _waves(
+      time, np.arange(half, dtype=np.float32) * -_LOG / np.float32(half)
+    )
+    waves = jnp.concatenate(jnp.split(waves, 2, -1)[::-1], -1)
+    guidance = None
+    if self.guidance_width:
+      half = self.guidance_width // 2
+      w = np.full(x.shape[0], 1000 * (self.guidance - 1), np.float32)
+      guidance = _waves(
+        w, np.arange(half, dtype=np.float32) * -(_LOG / np.float32(half - 1))
+      )
+    embed = TimeEmbedding(4 * widths[0], s.dtype, name='time_embedding')
+    time = embed(waves, guidance)
+    x = resnet.conv(widths[0], s.dtype, 'conv_in')(x)
+    seen = [[x]]
+    levels = list(zip(widths, self.heads, self.depth, strict=True))
+    for i, (c, heads, depth) in enumerate(levels):
+      x, more = Down(
+        c, self.blocks, heads, depth, s, half=i < len(levels) - 1,
+        name=f'down_blocks_{i}',
+      )(x, time, text)  # fmt: skip
+      seen.append(more)
+    x = Middle(
+      widths[-1], 1, self.middle_heads, self.depth[-1], s, name='mid_block'
+    )(x, time, text)
+    seen, n = sum(seen, []), self.blocks + 1
+    for i, (c, heads, depth) in enumerate(levels[::-1]):
+      seen, here = seen[:-n], seen[-n:]
+      size = seen[-1].shape[1:3] if seen else None
+      x = Up(c, n, heads, depth, s, name=f'up_blocks_{i}')(
+        x, time, text, here, size
+      )
+    norm = resnet.GroupNorm(
+      s.groups, epsilon=s.eps, dtype=s.dtype, name='conv_norm_out'
+    )
+    return resnet.conv(out, s.dtype, 'conv_out')(nn.silu(norm(x)))
+
+
+def _waves(x: Any, log_rate: np.ndarray) -> Array:
+  """[b] -> [b width]: sines, then cosines.
+
+  Angles are in the thousands, so the last bit of a rate shows: it is rounded
+  once, from a float32 logarithm, as in the reference.
+  """
+  log_rate = log_rate.astype(np.float32).astype(np.float64)
+  angle = x[:, None] * np.exp(log_rate).astype(np.float32)
+  return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
+def unet(
+  image: tuple[int, int, int] = (64, 64, 4),
+  channels: Sequence[int] = (320, 640, 1280, 1280),
+  blocks: int = 2,
+  attention: Sequence[bool] = (True, True, True, False),
+  heads: int | Sequence[int] = 8,
+  depth: int | Sequence[int] = 1,
+  text_width: int = 768,
+  linear: bool = False,
+  groups: int = 32,
+  eps: float = 1e-5,
+  guidance_width: int | None = None,
+  guidance: float = 8.5,
+  prediction: ddpm.Prediction = 'epsilon',
+  boundary: float | None = None,
+  betas: ddpm.Betas = 'scaled_linear',
+  beta_start: float = 0.00085,
+  beta_end: float = 0.012,
+  train_steps: int = 1000,
+  remat: Literal['none', 'dots', 'full'] = 'none',
+  implementation: Literal['xla', 'cudnn'] = 'xla',
+  dtype: Literal['float32', 'bfloat16'] = 'float32',
+) -> Net:
+  """The U-Net as a velocity network.
+
+  Args:
+    image: h w c of the latent.
+    channels: of the levels.
+    blocks: per level on the way down; there is one more on the way up.
+    attention: which levels have transformers.
+    heads: of attention, of all levels or each.
+    depth: blocks of a transformer, of all levels or each.
+    text_width: d of the text.
+    linear: the products around transformers are products, or convolutions of
+      one pixel.
+    groups: of norms.
+    eps: of the norms of residual blocks.
+    guidance_width: numbers that embed the scale of guidance, for networks that
+      have learned it (LCM), or None.
+    guidance: that scale; it is embedded as guidance - 1.
+    prediction: see `ddpm.velocity`.
+    boundary: see `ddpm.velocity`; 10 for LCM.
+    betas: as the next ones, see `ddpm.flow_times`.
+    beta_start: see betas.
+    beta_end: see betas.
+    train_steps: see betas.
+    remat: what the backward pass computes anew, see `layers.rematerialized`.
+    implementation: of attention, see `layers.sdpa`.
+    dtype: of the arithmetic; parameters and the velocity are float32.
+
+  Raises:
+    ValueError: sizes that do not fit each other, naming them.
+  """
+  levels = len(channels)
+  every = {'heads': heads, 'depth': depth, 'attention': attention}
+  every = {
+    name: (x,) * levels if isinstance(x, int) else tuple(x)
+    for name, x in every.items()
+  }
+  wrong = [f'{len(x)} {name}' for name, x in every.items() if len(x) != levels]
+  if wrong:
+    raise ValueError(f'unet: {levels} levels of channels, {", ".join(wrong)}')
+  for c, n in zip(channels, every['heads'], strict=True):
+    if c % n or c % groups:
+      raise ValueError(
+        f'unet: {c} channels are not divisible by heads={n} and groups={groups}'
+      )
+  module = UNet(
+    tuple(channels), blocks,
+    tuple(n * on for n, on in zip(every['heads'], every['attention'])),
+    every['heads'][-1], every['depth'], guidance_width, guidance,
+    Settings(groups, eps, linear, remat, implementation, jnp.dtype(dtype)),
+  )  # fmt: skip
+  times = ddpm.flow_times(betas, beta_start, beta_end, train_steps)
+
+  def init(key: Array) -> Params:
+    text = jnp.zeros((1, 1, text_width))
+    return module.init(key, jnp.zeros((1, *image)), jnp.zeros(1), text)[
+      'params'
+    ]
+
+  def apply(params: Params, x: Array, t: Array, text: Array) -> Array:
+    return ddpm.velocity(
+      lambda x, i: module.apply({'params': params}, x, i, text),
+      x.astype(jnp.float32), t, times, prediction, boundary,
+    )  # fmt: skip
+
+  def null(cond: PyTree) -> PyTree:
+    if 'null_text' not in cond:
+      raise ValueError(
+        'unet: guidance and dropped prompts need cond["null_text"] [b l d], '
+        f'and cond has {", ".join(cond)}; put the features of "" there'
+      )
+    return {**cond, 'text': cond['null_text']}
+
+  encode = lambda params, cond: cond['text']
+  return Net(init, apply, tuple(image), null, encode, AXES)
+
+
+_COMPUTED = dict(
+  layers_per_block=tuple(range(1, 9)), center_input_sample=(False,),
+  flip_sin_to_cos=(True,), freq_shift=(0,), only_cross_attention=(False,),
+  mid_block_type=('UNetMidBlock2DCrossAttn',), downsample_padding=(1,),
+  mid_block_only_cross_attention=(None, False), mid_block_scale_factor=(1,),
+  dropout=(0,), act_fn=('silu', 'swish'), dual_cross_attention=(False,),
+  resnet_time_scale_shift=('default',), resnet_skip_time_act=(False,),
+  resnet_out_scale_factor=(1,), time_embedding_type=('positional',),
+  conv_in_kernel=(3,), conv_out_kernel=(3,), attention_type=('default',),
+  class_embeddings_concat=(False,), num_attention_heads=(None,),
+)  # fmt: skip
+_FREE = (
+  'sample_size', 'in_channels', 'block_out_channels', 'norm_num_groups',
+  'norm_eps', 'transformer_layers_per_block',
+  'attention_head_dim', 'use_linear_projection', 'time_cond_proj_dim',
+  'upcast_attention',  # the softmax is float32 anyway
+  'addition_embed_type_num_heads',  # of an embedding that is refused
+)  # fmt: skip
+
+
+def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
+  """Keywords of `unet` for the config.json of a UNet2DConditionModel.
+
+  The process is not said there, but in the scheduler's (`ddpm.config`).
+
+  Raises:
+    ValueError: options that are missing or not computed, all in one sentence.
+  """
+  get = config_json.get
+  levels = len(get('block_out_channels') or ())
+  down = tuple(get('down_block_types') or ())
+  mirrored = tuple(x.replace('Down', 'Up') for x in reversed(down))
+  channels = get('in_channels', 4)
+  text_width = get('cross_attention_dim')
+  if isinstance(text_width, list) and len(set(text_width)) == 1:
+    text_width = text_width[0]
+  one = isinstance(text_width, int)
+  known = {'CrossAttnDownBlock2D', 'DownBlock2D'}
+  options.check(
+    'UNet2DConditionModel',
+    {**config_json, 'cross_attention_dim': text_width},
+    dict(
+      _COMPUTED,
+      cross_attention_dim=(text_width if one else 'one number',),
+      out_channels=(channels,),
+      down_block_types=(down if set(down) <= known else known,),
+      up_block_types=(mirrored,),
+    ),
+    _FREE,
+    required=(
+      'block_out_channels', 'down_block_types', 'up_block_types',
+      'cross_attention_dim',
+    ),
+  )  # fmt: skip
+  side = get('sample_size') or 64
+  size = (side, side) if isinstance(side, int) else tuple(side)
+
+  def each(x: Any) -> Any:
+    return tuple(x) if isinstance(x, list) else x
+
+  return dict(
+    image=(*size, channels),
+    channels=tuple(config_json['block_out_channels']),
+    blocks=get('layers_per_block', 2),
+    attention=tuple(x.startswith('Cross') for x in down)[:levels],
+    # The number of heads, whatever the name says: diffusers keeps an old error
+    # for the sake of configs.
+    heads=each(get('attention_head_dim', 8)),
+    depth=each(get('transformer_layers_per_block', 1)),
+    text_width=text_width,
+    linear=get('use_linear_projection', False),
+    groups=get('norm_num_groups', 32),
+    eps=get('norm_eps', 1e-5),
+    guidance_width=get('time_cond_proj_dim'),
+  )
+
+
+def load(
+  folder: str | os.PathLike[str],
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32',
+  **overrides: Any,
+) -> tuple[Net, Params]:
+  """A released U-Net.
+
+  Args:
+    folder: with config.json and weights, see `released.locate`.
+    param_dtype: of the parameters; `dtype` in `overrides` is that of the
+      arithmetic.
+    **overrides: keywords of `unet` over those of the config, `ddpm.config` of
+      the scheduler among them.
+
+  Returns:
+    (the network, its parameters).
+
+  Raises:
+    WeightsError: see `released.load`.
+    ValueError: see `config` and `unet`.
+  """
+  said = released.config(folder, ('UNet2DConditionModel',))
+  net = unet(**config(said) | overrides)
+  like = jax.eval_shape(net.init, jax.random.key(0))
+  return net, released.load(folder, like, NAMES, param_dtype)
