@@ -42,8 +42,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     view=dict(name=''),
     answer_length=4,  # tokens of an answer and its end, where prompts have any
     # How judges (rewards.judge) read prompts: a function of data.tokenizers,
-    # the tokens of a text, and {name in info: text with "{prompt}" in it}.
-    reader=dict(tokenizer=dict(name=''), length=16, texts={}),
+    # the tokens of a text, {name in info: text with "{prompt}" in it}, and
+    # whether longer ones are cut.
+    reader=dict(tokenizer=dict(name=''), length=16, texts={}, truncate=False),
     # Networks that are given features of prompts in place of tokens: a function
     # of data.text_features, the text of no prompt (None: it is not needed), a
     # folder that keeps them between runs ('': none), and how many are held.

@@ -15,7 +15,10 @@ def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
   if not spec.tokenizer.name:
     return None
   return pipeline.Reader(
-    build.build(tokenizers, spec.tokenizer), spec.length, spec.texts.to_dict()
+    build.build(tokenizers, spec.tokenizer),
+    spec.length,
+    spec.texts.to_dict(),
+    spec.get('truncate', False),
   )
 
 

@@ -50,6 +50,7 @@ class Reader(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   length: int  # tokens of a text, padded on the right
   texts: Mapping[str, str] = {}  # {name in info: text with "{prompt}"}
+  truncate: bool = False  # cut texts that are longer
 
   def read(
     self, prompts: Sequence[str], checks: Sequence[Sequence[str]] = ()
@@ -59,7 +60,9 @@ class Reader(NamedTuple):
     Raises:
       ValueError: a text is too long, or a template has no place for a prompt.
     """
-    encode = functools.partial(self.tokenizer.encode, length=self.length)
+    encode = functools.partial(
+      self.tokenizer.encode, length=self.length, truncate=self.truncate
+    )
     out = {}
     for name, text in self.texts.items():
       if '{prompt}' not in text:

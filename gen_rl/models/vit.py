@@ -18,7 +18,7 @@ a = -1/2, stretches the kernel by max(h / h', 1), and leaves out what lies
 beyond the edges, so that weights are divided by their sum.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -259,3 +259,37 @@ def resized(
     'ih,jw,hwd->ijd', rows, columns, table.astype(jnp.float32),
     precision=jax.lax.Precision.HIGHEST,
   )  # fmt: skip
+
+
+def fitted(
+  images: Array,
+  side: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+  short: int | None = None,
+) -> Array:
+  """Pictures as an encoder is given them: [b h w 3] -> [b side side 3].
+
+  The short side becomes `short` pixels, with the antialiased weights of (2), as
+  Pillow's bicubic ones; the middle is cut out, and x becomes (x - mean) / std.
+  Numbers are not rounded to 8 bits, so that there is a gradient.
+
+  Args:
+    images: RGB in [0, 1]; what the kernel overshoots is clipped to that.
+    side: in pixels.
+    mean: of each colour.
+    std: of each colour.
+    short: at least `side`; None: `side`.
+  """
+  short = short or side
+  h, w = images.shape[1:3]
+  sizes = [max(short, int(short * n / min(h, w))) for n in (h, w)]
+  rows, columns = (
+    resampling(old, new, antialias=True)[round((new - side) / 2) :][:side]
+    for old, new in zip((h, w), sizes, strict=True)
+  )
+  x = jnp.einsum(
+    'ih,jw,bhwc->bijc', rows, columns, images.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )  # fmt: skip
+  return (jnp.clip(x, 0, 1) - np.float32(mean)) / np.float32(std)

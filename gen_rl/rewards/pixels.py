@@ -9,12 +9,37 @@ HSV, which divides by the maximum, it is not large for the noise of dark pixels.
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from gen_rl.types import Array, Reward, RewardInputs, RewardOut
+from gen_rl.build import ConfigError
+from gen_rl.types import AnyArray, Array, Reward, RewardInputs, RewardOut
 
 
 def chroma(images: Float[Array, 'b h w 3']) -> Float[Array, ' b']:
   """Equation (1) of images in [0, 1]."""
   return (images.max(-1) - images.min(-1)).mean((1, 2))
+
+
+def finite(media: AnyArray) -> tuple[Array, Array]:
+  """Pictures for networks, which pass a NaN of one row on to others' gradients.
+
+  Args:
+    media: [b h w 3], float in [0, 1] or uint8.
+
+  Returns:
+    (float32 in [0, 1], those that are not finite black; which are [b]).
+
+  Raises:
+    ConfigError: samples that are no RGB pictures.
+  """
+  if jnp.ndim(media) != 4 or jnp.shape(media)[-1] != 3:
+    raise ConfigError(
+      f'this reward looks at RGB pictures [b h w 3], and these samples are '
+      f'{list(jnp.shape(media))}'
+    )
+  media = jnp.asarray(media)
+  scale = 255 if media.dtype == jnp.uint8 else 1
+  media = media.astype(jnp.float32) / scale
+  good = jnp.isfinite(media).all((1, 2, 3))
+  return jnp.where(good[:, None, None, None], media, 0.0), good
 
 
 def saturation() -> Reward:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from gen_rl import sharding
@@ -80,3 +81,30 @@ def test_resampled_positions_by_hand():
 def test_sizes_that_do_not_fit(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+@pytest.mark.parametrize('size', [(24, 24), (40, 31), (13, 22), (17, 60)])
+def test_pictures_are_fitted_as_pillow_does(size):
+  """A photograph-like picture, smaller and larger, but for rounding."""
+  rng = np.random.default_rng(0)
+  smooth = rng.random((6, 6, 3)) * 255
+  image = Image.fromarray(smooth.astype(np.uint8)).resize(size[::-1])
+  short, side = 20, 16
+  h, w = size
+  scaled = [max(short, int(short * n / min(size))) for n in (w, h)]
+  want = image.resize(scaled, Image.Resampling.BICUBIC)
+  left, top = (round((n - side) / 2) for n in want.size)
+  want = np.asarray(want.crop((left, top, left + side, top + side)), float)
+  x = np.asarray(image, np.float32)[None] / 255
+  mean, std = (0.5, 0.4, 0.3), (0.25, 0.5, 0.2)
+  found = vit.fitted(x, side, mean, std, short)[0]
+  found = found * np.array(std) + np.array(mean)
+  assert found.shape == (side, side, 3)
+  assert np.abs(255 * found - want).max() < 1.6
+  assert np.abs(255 * found - want).mean() < 0.5
+
+
+def test_a_picture_that_fits_is_not_changed():
+  x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+  found = vit.fitted(x, 8, (0.5,) * 3, (0.5,) * 3)
+  np.testing.assert_allclose(found, 2 * x - 1, atol=1e-6)
