@@ -12,12 +12,15 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 import safetensors
 
+from gen_rl.models import pickles
 from gen_rl.models.weights import WeightsError
 
 FLOATS = dict(F32='float32', BF16='bfloat16', F16='float16')
 STEMS = 'diffusion_pytorch_model', 'model'
+_TORCH = '.bin', '.pt', '.pth'
 # What a hub is asked for: weights in one format, configs, tokenizers.
 _WANTED = '*.json', '*.safetensors', '*.txt', '*.model'
 
@@ -113,7 +116,8 @@ def open_tensors(
   """{name of a tensor: the open file that holds it}.
 
   Args:
-    folder: see `locate`.
+    folder: see `locate`; or a file of torch. In a folder without safetensors,
+      one such file will do.
     stack: closes the files.
     variant: "fp16" for files like model.fp16.safetensors.
 
@@ -122,6 +126,9 @@ def open_tensors(
       that are truncated, a tensor in two of them.
   """
   folder = os.fspath(folder)
+  if torch := _torch_file(folder):
+    file = stack.enter_context(pickles.File(torch))
+    return dict.fromkeys(file.keys(), file)
   ending = f'.{variant}.safetensors' if variant else '.safetensors'
   for stem in STEMS:
     whole = os.path.join(folder, stem + ending)
@@ -165,6 +172,44 @@ def open_tensors(
       f'{folder} has tensors in two files: {", ".join(sorted(twice))}.'
     )
   return files
+
+
+def _torch_file(folder: str) -> str | None:
+  """The file of torch that is meant, where there is no safetensors."""
+  if os.path.isfile(folder):
+    return folder if folder.endswith(_TORCH) else None
+  if not os.path.isdir(folder):
+    return None
+  inside = os.listdir(folder)
+  if any('.safetensors' in name for name in inside):
+    return None
+  found = [name for name in inside if name.endswith(_TORCH)]
+  return os.path.join(folder, found[0]) if len(found) == 1 else None
+
+
+class Held:
+  """Tensors in memory, with the methods of an open file."""
+
+  def __init__(self, tensors: Mapping[str, np.ndarray]):
+    self._tensors = tensors
+
+  def get_tensor(self, name: str) -> np.ndarray:
+    return self._tensors[name]
+
+  def get_slice(self, name: str) -> '_Slice':
+    return _Slice(self._tensors[name])
+
+
+class _Slice:
+  def __init__(self, x: np.ndarray):
+    self._x = x
+
+  def get_shape(self) -> list[int]:
+    return list(self._x.shape)
+
+  def get_dtype(self) -> str:
+    name = self._x.dtype.name
+    return next((k for k, v in FLOATS.items() if v == name), name)
 
 
 def check(

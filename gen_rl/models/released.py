@@ -154,31 +154,65 @@ def load(
     WeightsError: files that are missing or broken, or tensors that are
       missing, unexpected, of another shape or no floats; all are named.
   """
+  with contextlib.ExitStack() as stack:
+    files = folders.open_tensors(folder, stack, variant)
+    return _filled(files, folder, like, names, dtype, shardings)
+
+
+def fill(
+  tensors: Mapping[str, np.ndarray],
+  source: str,
+  like: PyTree,
+  names: Names = PLAIN,
+  dtype: str | None = 'float32',
+) -> Params:
+  """Likewise, from tensors in memory.
+
+  Args:
+    tensors: {name: tensor} as a released file has them.
+    source: where they come from, for messages.
+    like: see `load`.
+    names: see `load`.
+    dtype: see `load`.
+
+  Raises:
+    WeightsError: see `load`.
+  """
+  held = folders.Held(tensors)
+  return _filled(dict.fromkeys(tensors, held), source, like, names, dtype)
+
+
+def _filled(
+  files: Mapping[str, Any],
+  folder: str | os.PathLike[str],
+  like: PyTree,
+  names: Names,
+  dtype: str | None,
+  shardings: PyTree = None,
+) -> Params:
   of_leaf: dict[str, dict[int | None, str]] = {}
   there = places(like, names)
   for name, place in there.items():
     of_leaf.setdefault(place.leaf, {})[place.index] = name
   where = tree_lib.named(shardings) if shardings is not None else {}
+  wanted = {name: place.shape for name, place in there.items()}
+  found = folders.check(folder, files, wanted, names.ignored, names.aliases)
+
+  def read(leaf: str, name: str) -> np.ndarray:
+    x = files[found[name]].get_tensor(found[name])
+    return _to_ours(leaf, x.reshape(there[name].shape))
+
   leaves = []
-  with contextlib.ExitStack() as stack:
-    files = folders.open_tensors(folder, stack, variant)
-    wanted = {name: place.shape for name, place in there.items()}
-    found = folders.check(folder, files, wanted, names.ignored, names.aliases)
-
-    def read(leaf: str, name: str) -> np.ndarray:
-      x = files[found[name]].get_tensor(found[name])
-      return _to_ours(leaf, x.reshape(there[name].shape))
-
-    for leaf, want in tree_lib.named(like).items():
-      own = jnp.dtype(dtype or want.dtype)
-      each = of_leaf[leaf]
-      if None in each:
-        x = np.asarray(read(leaf, each[None]), own, order='C')
-      else:
-        x = np.empty(want.shape, own)
-        for i, name in each.items():
-          x[i] = read(leaf, name)
-      leaves.append(_put(x, where.get(leaf)))
+  for leaf, want in tree_lib.named(like).items():
+    own = jnp.dtype(dtype or want.dtype)
+    each = of_leaf[leaf]
+    if None in each:
+      x = np.asarray(read(leaf, each[None]), own, order='C')
+    else:
+      x = np.empty(want.shape, own)
+      for i, name in each.items():
+        x[i] = read(leaf, name)
+    leaves.append(_put(x, where.get(leaf)))
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

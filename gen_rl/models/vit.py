@@ -32,6 +32,9 @@ from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
 
+# Of the pictures that CLIP was trained on, red, green and blue.
+CLIP_MEAN = 0.48145466, 0.4578275, 0.40821073
+CLIP_STD = 0.26862954, 0.26130258, 0.27577711
 # As config.json calls them.
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
   'gelu': functools.partial(nn.gelu, approximate=False),

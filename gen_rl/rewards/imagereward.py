@@ -21,10 +21,6 @@ from gen_rl.models import blip, vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 
-# Of CLIP's pictures.
-MEAN = 0.48145466, 0.4578275, 0.40821073
-STD = 0.26862954, 0.26130258, 0.27577711
-
 
 def imagereward(
   reader: Tokenizer | None,
@@ -75,7 +71,7 @@ def imagereward(
         f'data.reader.texts.{column}="{{prompt}}"'
       )
     images, finite = pixels.finite(inputs.media)
-    seen = vit.fitted(images, net.image, MEAN, STD)
+    seen = vit.fitted(images, net.image, vit.CLIP_MEAN, vit.CLIP_STD)
     value = net.apply(params, seen, inputs.info[column])
     return RewardOut(value, {}, finite)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 
-def randomize(model, seed=0):
+def _randomize(model, seed=0):
   """Numbers of numpy in every tensor; scales of norms around one."""
   import torch  # noqa: PLC0415 - an extra
 
@@ -22,7 +22,7 @@ def randomize(model, seed=0):
   return model.eval()
 
 
-def clip_tokenizer(folder, pad):
+def _clip_tokenizer(folder, pad):
   """CLIP's kind, of letters: 'a' inside of a word, 'a</w>' at its end."""
   from transformers import CLIPTokenizer  # noqa: PLC0415 - slow
 
@@ -83,6 +83,18 @@ def _t5(width):
 
 
 @pytest.fixture(scope='session')
+def randomize():
+  """(model, seed=0) -> the model with numbers of numpy in every tensor."""
+  return _randomize
+
+
+@pytest.fixture(scope='session')
+def clip_tokenizer():
+  """(folder to make, padding) -> a tokenizer of CLIP's kind, of letters."""
+  return _clip_tokenizer
+
+
+@pytest.fixture(scope='session')
 def sd3_pipeline(tmp_path_factory):
   """(StableDiffusion3Pipeline, the folder it was saved in)."""
   diffusers = pytest.importorskip('diffusers')
@@ -107,10 +119,10 @@ def sd3_pipeline(tmp_path_factory):
     text_encoder_2=_clip(16, 10, 'gelu'), text_encoder_3=_t5(32),
   )  # fmt: skip
   pipeline = diffusers.StableDiffusion3Pipeline(
-    **{n: randomize(x, i) for i, (n, x) in enumerate(parts.items())},
+    **{n: _randomize(x, i) for i, (n, x) in enumerate(parts.items())},
     scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-    tokenizer=clip_tokenizer(root / 'a', '<|endoftext|>'),
-    tokenizer_2=clip_tokenizer(root / 'b', '!'),
+    tokenizer=_clip_tokenizer(root / 'a', '<|endoftext|>'),
+    tokenizer_2=_clip_tokenizer(root / 'b', '!'),
     tokenizer_3=t5_tokenizer(64),
   )
   pipeline.set_progress_bar_config(disable=True)

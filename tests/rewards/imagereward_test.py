@@ -73,7 +73,7 @@ def test_scores(tokenizer, folder):
   )
   out = score(reward.params, media, info)
   net, params = blip.load(folder, **SIZES)
-  seen = vit.fitted(media, 8, imagereward.MEAN, imagereward.STD)
+  seen = vit.fitted(media, 8, vit.CLIP_MEAN, vit.CLIP_STD)
   want = jax.jit(net.apply)(params, seen, ids)
   np.testing.assert_allclose(out.score, want, atol=1e-5)
   assert np.ptp(want) > 1e-2
