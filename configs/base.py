@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     # whether longer ones are cut.
     reader=dict(tokenizer=dict(name=''), length=16, texts={}, truncate=False),
     # Networks that are given features of prompts in place of tokens: a function
-    # of data.embeddings, the text of no prompt (None: it is not needed), a
+    # of data.text_features, the text of no prompt (None: it is not needed), a
     # folder that keeps them between runs ('': none), and how many are held.
     embed=dict(encoder=dict(name=''), negative='', cache='', keep=256),
   )

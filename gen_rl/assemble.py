@@ -32,6 +32,7 @@ from gen_rl.data import (
   pictures,
   pipeline,
   prompts,
+  text_features,
   tokenizers,
 )
 from gen_rl.diffusion import schedules, transitions
@@ -46,7 +47,7 @@ SPECS = {
   'tokenizer': tokenizers,
   'data.prompts': prompts,
   'data.reader.tokenizer': tokenizers,
-  'data.embed.encoder': embeddings,
+  'data.embed.encoder': text_features,
   'eval.prompts': prompts,
   'model': models,
   'model.net': models,
@@ -199,7 +200,7 @@ def setup(
     segments,
     view,
     reader,
-    feeds.embed(config, tokenizer),
+    feeds.embed(config),
   )
 
 

@@ -23,7 +23,6 @@ import safetensors.numpy
 
 from gen_rl.models import weights
 
-BUILDS = ('Encoder',)
 Features = dict[str, np.ndarray]
 
 
@@ -33,6 +32,8 @@ class Encoder(NamedTuple):
   encode: Callable[[Sequence[str]], Features]  # n texts -> {name: [n ...]}
   shapes: Mapping[str, jax.ShapeDtypeStruct]  # {name: of one text}
   identity: str  # other features have another one
+  # Raises ValueError for a text that is too long, without the networks.
+  check: Callable[[Sequence[str]], None] = lambda texts: None
 
 
 class Embed(NamedTuple):
@@ -41,6 +42,7 @@ class Embed(NamedTuple):
   rows: Callable[[Sequence[str]], Features]  # n texts -> {name: [n ...]}
   shapes: Mapping[str, jax.ShapeDtypeStruct]  # {name: of one row}
   identity: str
+  check: Callable[[Sequence[str]], None] = lambda texts: None
 
 
 def cached(
@@ -111,7 +113,8 @@ def cached(
   shapes = dict(encoder.shapes)
   if negative is not None:
     shapes |= {f'null_{name}': x for name, x in encoder.shapes.items()}
-  return Embed(rows, shapes, f'{encoder.identity} negative={negative!r}')
+  identity = f'{encoder.identity} negative={negative!r}'
+  return Embed(rows, shapes, identity, encoder.check)
 
 
 def _read(path: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Features:

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from gen_rl import build
-from gen_rl.data import embeddings, pipeline, prompts, tokenizers
+from gen_rl.data import embeddings, pipeline, prompts, text_features, tokenizers
 
 
 def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
@@ -22,14 +22,14 @@ def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
   )
 
 
-def embed(
-  config: ml_collections.ConfigDict, tokenizer: tokenizers.Tokenizer
-) -> embeddings.Embed | None:
+def embed(config: ml_collections.ConfigDict) -> embeddings.Embed | None:
   """Prompts as networks are given them, `config.data.embed`; None: tokens."""
   spec = config.data.embed
   if not spec.encoder.name:
     return None
-  encoder = build.build(embeddings, spec.encoder, tokenizer=tokenizer)
+  encoder = build.build(
+    text_features, spec.encoder, truncate=config.data.truncate
+  )
   return embeddings.cached(encoder, spec.negative, spec.cache, spec.keep)
 
 

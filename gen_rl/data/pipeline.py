@@ -100,7 +100,10 @@ def gather(
   rows = np.asarray(indices)
   texts = [str(source.texts[i]) for i in rows]
   batch = {
-    'tokens': tokenizer.encode(texts, length, truncate=truncate),
+    # Where features are what a network is given, these are only kept.
+    'tokens': tokenizer.encode(
+      texts, length, truncate=truncate or embed is not None
+    ),
     'prompt_id': source.ids[rows].astype(np.int32),
     'info': {name: column[rows] for name, column in source.info.items()},
   }
@@ -373,7 +376,10 @@ def prompt_batches(
       f' processes; {fits} would'
     )
   weights = _task_weights(source, weights, balance)
-  _check_texts(source, tokenizer, length, truncate)
+  if embed is None:
+    _check_texts(source, tokenizer, length, truncate)
+  elif isinstance(source.texts, tuple):
+    embed.check(source.texts[:20_000])
   if source.answers:
     tokenizers.encode_answers(tokenizer, source.answers, answer_length)
   if weights is None:

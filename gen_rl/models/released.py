@@ -173,7 +173,7 @@ def load(
       own = jnp.dtype(dtype or want.dtype)
       each = of_leaf[leaf]
       if None in each:
-        x = np.ascontiguousarray(read(leaf, each[None]), own)
+        x = np.asarray(read(leaf, each[None]), own, order='C')
       else:
         x = np.empty(want.shape, own)
         for i, name in each.items():
@@ -197,7 +197,7 @@ def tensors(
   for name, place in places(params, names).items():
     x = leaves[place.leaf]
     x = np.asarray(jax.device_get(x if place.index is None else x[place.index]))
-    yield name, np.ascontiguousarray(_to_theirs(place.leaf, x))
+    yield name, np.asarray(_to_theirs(place.leaf, x), order='C')
 
 
 def save(

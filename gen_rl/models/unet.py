@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import ddpm
+from gen_rl.models import folders, options, pixel_transformer, released, resnet
 from gen_rl.models import layers as layers_lib
-from gen_rl.models import options, pixel_transformer, released, resnet
 from gen_rl.models.layers import Dense, Net
 from gen_rl.models.pixel_transformer import Settings, Transformer
 from gen_rl.types import Array, Params, PyTree
@@ -41,6 +41,7 @@ AXES = (
   *pixel_transformer.AXES,
 )
 NAMES = released.Names()
+KINDS = ('UNet2DConditionModel',)
 _LOG = np.float32(np.log(1e4))  # of the slowest wave's period
 
 
@@ -253,24 +254,31 @@ def unet(
   Raises:
     ValueError: sizes that do not fit each other, naming them.
   """
-  levels = len(channels)
-  every = {'heads': heads, 'depth': depth, 'attention': attention}
-  every = {
-    name: (x,) * levels if isinstance(x, int) else tuple(x)
-    for name, x in every.items()
-  }
-  wrong = [f'{len(x)} {name}' for name, x in every.items() if len(x) != levels]
+  said = _sizes(
+    image, channels, blocks=blocks, attention=attention, heads=heads,
+    depth=depth, text_width=text_width, linear=linear, groups=groups, eps=eps,
+    guidance_width=guidance_width,
+  ) | dict(
+    betas=betas, beta_start=beta_start, beta_end=beta_end,
+    train_steps=train_steps, prediction=prediction, boundary=boundary,
+  )  # fmt: skip
+  levels, heads = len(channels), said['heads']
+  wrong = [
+    f'{len(said[name])} of {name}'
+    for name in ('attention', 'heads', 'depth')
+    if len(said[name]) != levels
+  ]
   if wrong:
     raise ValueError(f'unet: {levels} levels of channels, {", ".join(wrong)}')
-  for c, n in zip(channels, every['heads'], strict=True):
+  for c, n in zip(channels, heads, strict=True):
     if c % n or c % groups:
       raise ValueError(
         f'unet: {c} channels are not divisible by heads={n} and groups={groups}'
       )
   module = UNet(
     tuple(channels), blocks,
-    tuple(n * on for n, on in zip(every['heads'], every['attention'])),
-    every['heads'][-1], every['depth'], guidance_width, guidance,
+    tuple(n * on for n, on in zip(heads, said['attention'])),
+    heads[-1], said['depth'], guidance_width, guidance,
     Settings(groups, eps, linear, remat, implementation, jnp.dtype(dtype)),
   )  # fmt: skip
   times = ddpm.flow_times(betas, beta_start, beta_end, train_steps)
@@ -290,13 +298,35 @@ def unet(
   def null(cond: PyTree) -> PyTree:
     if 'null_text' not in cond:
       raise ValueError(
-        'unet: guidance and dropped prompts need cond["null_text"] [b l d], '
-        f'and cond has {", ".join(cond)}; put the features of "" there'
+        'guidance needs the features of no prompt: set data.embed.negative to '
+        "'' or another text, or policy.guidance_scale=1"
       )
     return {**cond, 'text': cond['null_text']}
 
+  def load(folder: str, dtype: str) -> Params:
+    part = released.locate(folder, 'unet')
+    found = config(released.config(part, KINDS))
+    options.same(part, _sizes(**found), said)
+    at = released.locate(folder, 'scheduler')
+    scheduler = folders.read_json(os.path.join(at, 'scheduler_config.json'))
+    options.same(at, ddpm.config(scheduler), said)
+    like = jax.eval_shape(init, jax.random.key(0))
+    return released.load(part, like, NAMES, dtype)
+
   encode = lambda params, cond: cond['text']
-  return Net(init, apply, tuple(image), null, encode, AXES)
+  return Net(init, apply, tuple(image), null, encode, AXES, load=load)
+
+
+def _sizes(
+  image: Sequence[int], channels: Sequence[int], **others: Any
+) -> dict[str, Any]:
+  """Keywords of `unet` that a checkpoint fixes, in one spelling."""
+  each = {
+    name: (x,) * len(channels) if isinstance(x, int) else tuple(x)
+    for name, x in others.items()
+    if name in ('attention', 'heads', 'depth')
+  }
+  return others | each | dict(channels=tuple(channels), latent=image[-1])
 
 
 _COMPUTED = dict(
@@ -383,8 +413,11 @@ def load(
 ) -> tuple[Net, Params]:
   """A released U-Net.
 
+  `Net.load` is for folders of pipelines, and for a network that a config has
+  described.
+
   Args:
-    folder: with config.json and weights, see `released.locate`.
+    folder: with config.json and weights.
     param_dtype: of the parameters; `dtype` in `overrides` is that of the
       arithmetic.
     **overrides: keywords of `unet` over those of the config, `ddpm.config` of
@@ -397,7 +430,7 @@ def load(
     WeightsError: see `released.load`.
     ValueError: see `config` and `unet`.
   """
-  said = released.config(folder, ('UNet2DConditionModel',))
+  said = released.config(folder, KINDS)
   net = unet(**config(said) | overrides)
   like = jax.eval_shape(net.init, jax.random.key(0))
   return net, released.load(folder, like, NAMES, param_dtype)

@@ -36,6 +36,7 @@ from gen_rl.types import Array, Axes, Params
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
   'gelu': functools.partial(nn.gelu, approximate=False),
   'gelu_pytorch_tanh': functools.partial(nn.gelu, approximate=True),
+  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
 }
 AXES = (
   (r'(^|/)([qkv]_proj|qkv)/kernel$', ('embed', 'heads')),
@@ -78,6 +79,7 @@ class Patches(nn.Module):
   width: int
   patch: int
   dtype: Any = jnp.float32
+  bias: bool = True
 
   @nn.compact
   def __call__(self, pixels: Array) -> Array:
@@ -90,16 +92,22 @@ class Patches(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), (p, p, c, self.width)
     )
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
     x = einops.rearrange(
       pixels.astype(self.dtype), 'b (h p) (w q) c -> b h w (p q c)', p=p, q=p
     )
     kernel = kernel.reshape(-1, self.width).astype(self.dtype)
-    return x @ kernel + bias.astype(self.dtype)
+    x = x @ kernel
+    if self.bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.width,))
+      x += bias.astype(self.dtype)
+    return x
 
 
 class Attention(nn.Module):
-  """Every place sees every other one: [b i d] -> [b i d]."""
+  """Every place sees every other one: [b i d] -> [b i d].
+
+  With a mask, broadcastable to [b n i j], those that it says.
+  """
 
   heads: int
   bias: bool = True  # of queries, keys and values
@@ -107,13 +115,13 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, mask: Array | None = None) -> Array:
     dense = functools.partial(Dense, x.shape[-1], dtype=self.dtype)
     q, k, v = (
       split_heads(dense(use_bias=self.bias, name=f'{n}_proj')(x), self.heads)
       for n in 'qkv'
     )
-    seen = layers_lib.sdpa(q, k, v, implementation=self.attention)
+    seen = layers_lib.sdpa(q, k, v, mask, self.attention)
     return dense(name='out_proj')(seen.reshape(x.shape))
 
 
@@ -142,12 +150,12 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, mask: Array | None = None) -> Array:
     norm = functools.partial(nn.LayerNorm, self.eps, dtype=self.dtype)
     attention = Attention(
       self.heads, attention=self.attention, dtype=self.dtype, name='self_attn'
     )
-    x += attention(norm(name='layer_norm1')(x))
+    x += attention(norm(name='layer_norm1')(x), mask)
     mlp = Mlp(self.mlp, self.act, self.dtype, name='mlp')
     x += mlp(norm(name='layer_norm2')(x))
     return constrain(x, 'batch', None, None)

@@ -44,6 +44,7 @@ def params():
       'linear_1/kernel': numbers(2, 7),
       'table/embedding': numbers(4, 2),
       'gate': numbers(2, 3),
+      'temperature': np.float32(0.5).reshape(()),
     }
   )
 
@@ -71,6 +72,7 @@ def test_names_and_orientation(params, tmp_path):
     'linear_1.weight': (7, 2),
     'table.weight': (4, 2),
     'gate': (2, 3),
+    'temperature': (),
   }
   blocks = params['blocks']['to_q']['kernel']
   np.testing.assert_array_equal(found['blocks.2.to_q.weight'], blocks[1].T)

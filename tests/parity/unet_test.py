@@ -192,7 +192,7 @@ def test_null_text():
   net = unet.unet(channels=(8, 8), attention=(True, False), heads=2, groups=2)
   cond = dict(text=jnp.ones((1, 2, 3)), null_text=jnp.zeros((1, 2, 3)))
   assert not net.encode(None, net.null(cond)).any()
-  with pytest.raises(ValueError, match='null_text.*cond has text;'):
+  with pytest.raises(ValueError, match='data.embed.negative'):
     net.null(dict(text=cond['text']))
 
 
@@ -218,10 +218,34 @@ def test_what_is_refused(loaded):
     unet.config(said | dict(center_input_sample=True, new=1))
   with pytest.raises(ValueError, match='cross_attention_dim is missing'):
     unet.config({k: x for k, x in said.items() if k != 'cross_attention_dim'})
-  with pytest.raises(ValueError, match='2 levels of channels, 3 heads'):
+  with pytest.raises(ValueError, match='2 levels of channels, 3 of heads'):
     unet.unet(channels=(8, 8), attention=(True, True), heads=(1, 2, 3))
   with pytest.raises(ValueError, match='8 channels.*heads=3'):
     unet.unet(channels=(8, 8), attention=(True, True), heads=3, groups=4)
+
+
+def test_folders_of_pipelines(loaded, tmp_path):
+  """A network that a config describes takes the weights of its own kind."""
+  model, _, net, params = loaded('lcm')
+  model.save_pretrained(tmp_path / 'unet')
+  scheduler = diffusers.LCMScheduler()
+  scheduler.save_pretrained(tmp_path / 'scheduler')
+  said = dict(
+    image=(16, 16, 4), channels=(8, 16), blocks=1, attention=[True, False],
+    heads=4, text_width=D, groups=4, guidance_width=16, boundary=10.0,
+  )  # fmt: skip
+  folder = str(tmp_path)
+  assert tree.equal(unet.unet(**said).load(folder, 'float32'), params)
+  kept = jax.tree.leaves(unet.unet(**said).load(folder, 'bfloat16'))
+  assert {x.dtype for x in kept} == {jnp.dtype('bfloat16')}
+  for change, words in (
+    (dict(heads=2), r'heads=\(4, 4\) and not \(2, 2\)'),
+    (dict(boundary=None), 'boundary=10.0 and not None'),
+    (dict(beta_end=0.02), 'beta_end=0.012 and not 0.02'),
+    (dict(image=(8, 8, 3)), 'latent=4 and not 3'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      unet.unet(**said | change).load(folder, 'float32')
 
 
 def test_sizes_of_released_ones():

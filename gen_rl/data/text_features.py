@@ -1,0 +1,275 @@
+"""Text encoders of released image generators, as their pipelines use them.
+
+Stable Diffusion 1.5 is given the states of CLIP L/14. Stable Diffusion 3 is
+given the states before the last block of CLIP L/14 and bigG side by side, with
+zeros up to the width of T5's, and T5's states after them; pooled are both
+projected vectors, side by side. FLUX is given T5's states, and pooled is CLIP
+L/14's vector, not projected. Padding is not masked anywhere.
+
+Folders are those of diffusers: text_encoder, text_encoder_2, text_encoder_3 and
+tokenizer, tokenizer_2, tokenizer_3. Without a folder features are drawn, the
+text being the seed: they say nothing, but a run with drawn weights can be timed
+and tested.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import hashlib
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_rl.data import embeddings, tokenizers
+from gen_rl.data.embeddings import Encoder, Features
+from gen_rl.models import clip, folders, t5
+
+_CLIP_LENGTH = 77
+
+
+def sd15_text(
+  folder: str = '',
+  truncate: bool = False,
+  dtype: str = 'float32',
+  chunk: int = 16,
+  width: int = 768,
+) -> Encoder:
+  """Of Stable Diffusion 1.5: text [77 width].
+
+  Args:
+    folder: of the pipeline; '': features are drawn.
+    truncate: cut texts that are too long, as the pipelines do, in place of an
+      error.
+    dtype: of the parameters, the arithmetic and the features.
+    chunk: texts encoded at a time.
+    width: where features are drawn.
+  """
+  if not folder:
+    return _drawn(dict(text=(_CLIP_LENGTH, width)), dtype)
+  parts = {'': _CLIP_LENGTH}
+  width = _hidden(folder, 'text_encoder')
+
+  def load() -> Callable[..., Features]:
+    net, params = _clip(folder, 'text_encoder', dtype)
+    run = jax.jit(lambda params, ids: dict(text=net.text(params, ids).last))
+    return functools.partial(run, params)
+
+  shapes = dict(text=(_CLIP_LENGTH, width))
+  return _encoder(folder, parts, shapes, load, truncate, dtype, chunk)
+
+
+def sd3_text(
+  folder: str = '',
+  truncate: bool = False,
+  t5_length: int = 256,
+  use_t5: bool = True,
+  dtype: str = 'bfloat16',
+  chunk: int = 8,
+  width: int = 4096,
+  pooled: int = 2048,
+) -> Encoder:
+  """Of Stable Diffusion 3 and 3.5: text [77 + t5_length, width], pooled.
+
+  Args:
+    folder: of the pipeline; '': features are drawn.
+    truncate: cut texts that are too long, as the pipelines do, in place of an
+      error.
+    t5_length: tokens of T5; 128 in Flow-GRPO.
+    use_t5: False has zeros in place of its states, as the pipeline without it.
+    dtype: of the parameters, the arithmetic and the features.
+    chunk: texts encoded at a time.
+    width: of a token, where features are drawn or T5 is not used.
+    pooled: where features are drawn.
+  """
+  length = _CLIP_LENGTH + t5_length
+  if not folder:
+    return _drawn(dict(text=(length, width), pooled=(pooled,)), dtype)
+  names = 'text_encoder', 'text_encoder_2'
+  parts = {'': _CLIP_LENGTH, '_2': _CLIP_LENGTH}
+  if use_t5:
+    parts['_3'] = t5_length
+    width = _hidden(folder, 'text_encoder_3')
+
+  def load() -> Callable[..., Features]:
+    both = [_clip(folder, name, dtype, projected=True) for name in names]
+    nets = [net for net, _ in both]
+    params = [params for _, params in both]
+    if use_t5:
+      net3, params3 = t5.load(
+        folders.locate(folder, 'text_encoder_3'), dtype, dtype=dtype
+      )
+      params.append(params3)
+
+    def run(params: list, *ids: jax.Array) -> Features:
+      said = [
+        net.text(p, i) for net, p, i in zip(nets, params, ids, strict=False)
+      ]
+      text = jnp.concatenate([s.before for s in said], -1)
+      text = jnp.pad(text, ((0, 0), (0, 0), (0, width - text.shape[-1])))
+      if use_t5:
+        more = net3.apply(params[2], ids[2])
+      else:
+        more = jnp.zeros((len(text), t5_length, width))
+      return dict(
+        text=jnp.concatenate([text, more], 1),
+        pooled=jnp.concatenate([s.projected for s in said], -1),
+      )
+
+    return functools.partial(jax.jit(run), params)
+
+  size = sum(clip.config(_config(folder, name))['projection'] for name in names)
+  shapes = dict(text=(length, width), pooled=(size,))
+  return _encoder(folder, parts, shapes, load, truncate, dtype, chunk)
+
+
+def flux_text(
+  folder: str = '',
+  truncate: bool = False,
+  t5_length: int = 512,
+  dtype: str = 'bfloat16',
+  chunk: int = 8,
+  width: int = 4096,
+  pooled: int = 768,
+) -> Encoder:
+  """Of FLUX.1: text [t5_length width], pooled.
+
+  Args:
+    folder: of the pipeline; '': features are drawn.
+    truncate: cut texts that are too long, as the pipelines do, in place of an
+      error.
+    t5_length: tokens of T5; 256 for schnell.
+    dtype: of the parameters, the arithmetic and the features.
+    chunk: texts encoded at a time.
+    width: of a token, where features are drawn.
+    pooled: likewise.
+  """
+  if not folder:
+    return _drawn(dict(text=(t5_length, width), pooled=(pooled,)), dtype)
+  parts = {'': _CLIP_LENGTH, '_2': t5_length}
+
+  def load() -> Callable[..., Features]:
+    net, params = _clip(folder, 'text_encoder', dtype)
+    net2, params2 = t5.load(
+      folders.locate(folder, 'text_encoder_2'), dtype, dtype=dtype
+    )
+
+    def run(params: tuple, ids: jax.Array, ids2: jax.Array) -> Features:
+      return dict(
+        text=net2.apply(params[1], ids2),
+        pooled=net.text(params[0], ids).pooled,
+      )
+
+    return functools.partial(jax.jit(run), (params, params2))
+
+  shapes = dict(
+    text=(t5_length, _hidden(folder, 'text_encoder_2')),
+    pooled=(_hidden(folder, 'text_encoder'),),
+  )
+  return _encoder(folder, parts, shapes, load, truncate, dtype, chunk)
+
+
+def _config(folder: str, part: str) -> dict[str, Any]:
+  return folders.config(folders.locate(folder, part))
+
+
+def _hidden(folder: str, part: str) -> int:
+  found = _config(folder, part)
+  return found['d_model'] if 'd_model' in found else found['hidden_size']
+
+
+def _clip(folder: str, part: str, dtype: str, projected: bool = False):
+  kind = 'CLIPTextModelWithProjection' if projected else 'CLIPTextModel'
+  return clip.load(folders.locate(folder, part), dtype, (kind,), dtype=dtype)
+
+
+def _encoder(
+  folder: str,
+  parts: Mapping[str, int],
+  shapes: Mapping[str, tuple[int, ...]],
+  load: Callable[[], Callable[..., Features]],
+  truncate: bool,
+  dtype: str,
+  chunk: int,
+) -> Encoder:
+  """Tokenizers and networks that are loaded when they are needed.
+
+  Args:
+    folder: of the pipeline.
+    parts: {ending of a tokenizer's folder: tokens}, in the order that `load`'s
+      function takes their ids.
+    shapes: of a text's features.
+    load: gives the function of ids [n l] of each tokenizer.
+    truncate: cut what is too long.
+    dtype: of the features.
+    chunk: texts encoded at a time.
+  """
+  run = functools.cache(load)
+
+  @functools.cache
+  def readers() -> list[tokenizers.Tokenizer]:
+    paths = [folders.locate(folder, f'tokenizer{end}') for end in parts]
+    return [tokenizers.pretrained(path) for path in paths]
+
+  def ids(texts: Sequence[str]) -> list[np.ndarray]:
+    pairs = zip(readers(), parts.values(), strict=True)
+    return [read.encode(texts, l, truncate=truncate) for read, l in pairs]
+
+  def encode(texts: Sequence[str]) -> Features:
+    made = embeddings.in_chunks(run(), chunk, *ids(texts))
+    return {name: x.astype(jnp.dtype(dtype)) for name, x in made.items()}
+
+  def check(texts: Sequence[str]) -> None:
+    if not truncate:
+      ids(texts)
+
+  return Encoder(
+    encode,
+    {n: jax.ShapeDtypeStruct(x, jnp.dtype(dtype)) for n, x in shapes.items()},
+    f'{_fingerprint(folder)} {dict(parts)} {dict(shapes)} {truncate} {dtype}',
+    check,
+  )
+
+
+def _fingerprint(folder: str) -> str:
+  """Of configs, tokenizers' vocabularies and sizes of weights in a folder."""
+  digest = hashlib.sha256()
+  root = folders.locate(folder)
+  for part in sorted(os.listdir(root)):
+    if not part.startswith(('text_encoder', 'tokenizer')):
+      continue
+    for name in sorted(os.listdir(os.path.join(root, part))):
+      path = os.path.join(root, part, name)
+      if not os.path.isfile(path):
+        continue
+      digest.update(f'{part}/{name} {os.path.getsize(path)}'.encode())
+      if name.endswith(('.json', '.txt', '.model')):
+        with open(path, 'rb') as f:
+          digest.update(f.read())
+  return digest.hexdigest()[:16]
+
+
+def _drawn(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Encoder:
+  """Normal numbers that a text is the seed of."""
+
+  def of(text: str) -> Features:
+    seed = hashlib.sha256(text.encode()).digest()
+    rng = np.random.default_rng(list(seed))
+    return {
+      name: rng.standard_normal(shape, np.float32)
+      for name, shape in shapes.items()
+    }
+
+  def encode(texts: Sequence[str]) -> Features:
+    each = [of(text) for text in texts]
+    return {
+      name: np.stack([x[name] for x in each]).astype(jnp.dtype(dtype))
+      for name in shapes
+    }
+
+  return Encoder(
+    encode,
+    {n: jax.ShapeDtypeStruct(x, jnp.dtype(dtype)) for n, x in shapes.items()},
+    f'drawn {dict(shapes)} {dtype}',
+  )

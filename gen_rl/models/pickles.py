@@ -1,0 +1,175 @@
+"""Tensors of torch's own files, read without torch and without trust.
+
+A file of torch.save is a zip archive: data.pkl, a pickle of the object,
+and data/0, data/1, ..., the bytes of its storages. A pickle is a program. Here
+it may build dicts, lists, numbers, strings and tensors, and call nothing else:
+whatever else it names is refused before it runs.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import io
+import math
+import os
+import pickle
+from typing import Any, NamedTuple
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from gen_rl.models.weights import WeightsError
+
+# torch's name of a storage -> (type of its numbers, name in safetensors)
+_STORAGES = {
+  'FloatStorage': (np.float32, 'F32'),
+  'HalfStorage': (np.float16, 'F16'),
+  'BFloat16Storage': (ml_dtypes.bfloat16, 'BF16'),
+  'DoubleStorage': (np.float64, 'F64'),
+  'LongStorage': (np.int64, 'I64'),
+  'IntStorage': (np.int32, 'I32'),
+  'ShortStorage': (np.int16, 'I16'),
+  'CharStorage': (np.int8, 'I8'),
+  'ByteStorage': (np.uint8, 'U8'),
+  'BoolStorage': (np.bool_, 'BOOL'),
+}
+
+
+class _Storage(NamedTuple):
+  kind: str  # of _STORAGES
+  key: str  # file in the archive
+
+
+class Lazy(NamedTuple):
+  """A tensor in a file, with the methods of a safetensors slice."""
+
+  file: Any
+  storage: _Storage
+  offset: int  # in numbers
+  shape: tuple[int, ...]
+  stride: tuple[int, ...]
+
+  def get_shape(self) -> list[int]:
+    return list(self.shape)
+
+  def get_dtype(self) -> str:
+    return _STORAGES[self.storage.kind][1]
+
+  def __getitem__(self, at: Any) -> np.ndarray:
+    return self.file.read(self)[at]
+
+
+class _Reader(pickle.Unpickler):
+  """Builds plain data and tensors."""
+
+  def __init__(self, data: bytes, path: str, file: Any):
+    super().__init__(io.BytesIO(data))
+    self.path, self.file = path, file
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) == ('collections', 'OrderedDict'):
+      return collections.OrderedDict
+    if module == 'torch' and name in _STORAGES:
+      return name
+    if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
+      return self._tensor
+    if (module, name) == ('torch._utils', '_rebuild_parameter'):
+      return lambda data, *_: data
+    raise WeightsError(
+      f'{self.path} names {module}.{name}, and only tensors in dicts and lists '
+      'are read; save its state_dict() alone, or as safetensors.'
+    )
+
+  def persistent_load(self, pid: Any) -> _Storage:
+    if not isinstance(pid, tuple) or pid[0] != 'storage':
+      raise WeightsError(f'{self.path} refers to {pid!r}, which is no storage.')
+    return _Storage(pid[1], str(pid[2]))
+
+  def _tensor(
+    self,
+    storage: _Storage,
+    offset: int,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    *_: Any,
+  ) -> Lazy:
+    return Lazy(self.file, storage, offset, tuple(shape), tuple(stride))
+
+
+class File:
+  """An open file, with the methods of `safetensors.safe_open`."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Reads what there is, but no tensor.
+
+    Raises:
+      WeightsError: no such file, not one of torch's, or anything in it that is
+        not plain data.
+    """
+    self.path = os.fspath(path)
+    try:
+      self._zip = zipfile.ZipFile(self.path)
+    except FileNotFoundError:
+      raise WeightsError(f'There is no weights file {self.path}.') from None
+    except zipfile.BadZipFile:
+      raise WeightsError(
+        f'{self.path} ({os.path.getsize(self.path)} bytes) is truncated, or '
+        'not of torch 1.6 or newer: it is no zip archive.'
+      ) from None
+    inside = [n for n in self._zip.namelist() if n.endswith('/data.pkl')]
+    if len(inside) != 1:
+      raise WeightsError(
+        f'{self.path} is no file of torch.save: it has no data.pkl.'
+      )
+    self._root = inside[0].removesuffix('data.pkl')
+    try:
+      whole = _Reader(self._zip.read(inside[0]), self.path, self).load()
+    except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+      raise WeightsError(f'{self.path} is broken: {error}.') from None
+    self._tensors = dict(_flat(whole))
+
+  def __enter__(self) -> 'File':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._zip.close()
+
+  def keys(self) -> list[str]:
+    """Names of the tensors; those inside of dicts as "a.b"."""
+    return list(self._tensors)
+
+  def get_slice(self, name: str) -> Lazy:
+    return self._tensors[name]
+
+  def get_tensor(self, name: str) -> np.ndarray:
+    return self.read(self._tensors[name])
+
+  def read(self, lazy: Lazy) -> np.ndarray:
+    """The numbers of a tensor."""
+    dtype, _ = _STORAGES[lazy.storage.kind]
+    data = self._zip.read(f'{self._root}data/{lazy.storage.key}')
+    numbers = np.frombuffer(data, dtype)
+    last = lazy.offset + sum(
+      (n - 1) * s for n, s in zip(lazy.shape, lazy.stride, strict=True)
+    )
+    if math.prod(lazy.shape) and last >= len(numbers):
+      raise WeightsError(
+        f'{self.path} is broken: a tensor {list(lazy.shape)} ends beyond its '
+        f'storage of {len(numbers)} numbers.'
+      )
+    return np.lib.stride_tricks.as_strided(
+      numbers[lazy.offset :], lazy.shape,
+      [s * numbers.itemsize for s in lazy.stride], writeable=False,
+    )  # fmt: skip
+
+
+def _flat(whole: Any, above: str = ''):
+  """(name, tensor) of all tensors in nested dicts and lists."""
+  if isinstance(whole, Lazy):
+    yield above.removesuffix('.') or 'tensor', whole
+  elif isinstance(whole, Mapping):
+    for name, value in whole.items():
+      yield from _flat(value, f'{above}{name}.')
+  elif isinstance(whole, list | tuple):
+    for i, value in enumerate(whole):
+      yield from _flat(value, f'{above}{i}.')

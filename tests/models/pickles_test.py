@@ -1,0 +1,96 @@
+"""Torch's files: the same numbers, and nothing that runs."""
+
+import collections
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from gen_rl.models import pickles
+from gen_rl.models.weights import WeightsError
+
+torch = pytest.importorskip('torch')
+
+
+def test_tensors_of_all_kinds(tmp_path):
+  base = torch.arange(24.0).reshape(4, 6)
+  saved = collections.OrderedDict(
+    whole=base, part=base[1:3, ::2], turned=base.T, half=base.half(),
+    brain=base.bfloat16(), count=torch.tensor(7), none=torch.zeros(0, 3),
+    flags=base > 3, parameter=torch.nn.Parameter(base + 1),
+  )  # fmt: skip
+  path = tmp_path / 'model.pth'
+  torch.save(saved, path)
+  with pickles.File(path) as file:
+    assert file.keys() == list(saved)
+    for name, x in saved.items():
+      x = x.detach()
+      want = x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
+      got = file.get_tensor(name)
+      assert got.shape == tuple(x.shape) == tuple(file.get_slice(name).shape)
+      np.testing.assert_array_equal(got.astype(want.dtype), want)
+    assert file.get_tensor('half').dtype == np.float16
+    assert file.get_slice('brain').get_dtype() == 'BF16'
+    np.testing.assert_array_equal(file.get_slice('whole')[1:2], base[1:2])
+
+
+def test_dicts_in_dicts(tmp_path):
+  model = torch.nn.Linear(2, 3)
+  path = tmp_path / 'model.pt'
+  torch.save(dict(epoch=3, state_dict=model.state_dict(), other=[]), path)
+  with pickles.File(path) as file:
+    assert file.keys() == ['state_dict.weight', 'state_dict.bias']
+    np.testing.assert_array_equal(
+      file.get_tensor('state_dict.weight'), model.weight.detach()
+    )
+
+
+class _Runs:
+  def __reduce__(self):
+    return os.mkdir, ('ran',)
+
+
+def test_nothing_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  torch.save(dict(a=torch.ones(2), b=_Runs()), 'bad.pt')
+  with pytest.raises(WeightsError, match=r'bad\.pt names \w+\.mkdir, and only'):
+    pickles.File('bad.pt')
+  torch.save(torch.nn.Linear(2, 3), 'module.pt')
+  with pytest.raises(WeightsError, match=r'names torch\.nn.*state_dict\(\)'):
+    pickles.File('module.pt')
+  with zipfile.ZipFile('eval.pt', 'w') as f:
+    f.writestr('x/data.pkl', b"cbuiltins\neval\n(S\"open('ran', 'w')\"\ntR.")
+  with pytest.raises(WeightsError, match=r'names builtins\.eval'):
+    pickles.File('eval.pt')
+  assert not os.path.exists('ran')
+
+
+def test_files_that_are_none(tmp_path):
+  with pytest.raises(WeightsError, match='There is no weights file'):
+    pickles.File(tmp_path / 'absent.pt')
+  path = tmp_path / 'x.pt'
+  torch.save(dict(a=torch.ones(200)), path)
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-100])
+  with pytest.raises(WeightsError, match='is truncated, or not of torch'):
+    pickles.File(path)
+  path.write_bytes(pickle.dumps({}))
+  with pytest.raises(WeightsError, match='no zip archive'):
+    pickles.File(path)
+  with zipfile.ZipFile(path, 'w') as f:
+    f.writestr('other', 'x')
+  with pytest.raises(WeightsError, match=r'has no data\.pkl'):
+    pickles.File(path)
+
+
+def test_a_tensor_beyond_its_storage(tmp_path):
+  path, other = tmp_path / 'x.pt', tmp_path / 'y.pt'
+  torch.save(dict(a=torch.ones(200)), path)
+  with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, 'w') as new:
+    for name in old.namelist():
+      data = old.read(name)
+      new.writestr(name, data[:8] if name.endswith('data/0') else data)
+  with pytest.raises(WeightsError, match='beyond its storage of 2 numbers'):
+    pickles.File(other).get_tensor('a')

@@ -1,0 +1,92 @@
+"""Features of prompts against the pipelines that use them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl.data import embeddings, text_features
+
+torch = pytest.importorskip('torch')
+
+TEXTS = ['a red square', 'two', 'a photo of 3 blue circles, and one cube.', '']
+
+
+def far(found, want):
+  want = want.detach().float().numpy()
+  assert found.shape == want.shape
+  return np.abs(np.float32(found) - want).max() / np.abs(want).max()
+
+
+@pytest.mark.parametrize('use_t5', [True, False])
+def test_sd3(sd3_pipeline, use_t5):
+  pipeline, folder = sd3_pipeline
+  encoder = text_features.sd3_text(
+    str(folder), t5_length=40, use_t5=use_t5, dtype='float32', chunk=3, width=32
+  )
+  made = encoder.encode(TEXTS)
+  whole = pipeline.text_encoder_3
+  try:
+    if not use_t5:
+      pipeline.text_encoder_3 = None
+    with torch.no_grad():
+      text, _, pooled, _ = pipeline.encode_prompt(
+        TEXTS, None, None, max_sequence_length=40,
+        do_classifier_free_guidance=False,
+      )  # fmt: skip
+  finally:
+    pipeline.text_encoder_3 = whole
+  assert far(made['text'], text) < 1e-5
+  assert far(made['pooled'], pooled) < 1e-5
+  assert {n: (x.shape[1:], x.dtype) for n, x in made.items()} == {
+    n: (x.shape, x.dtype) for n, x in encoder.shapes.items()
+  }
+
+
+def test_long_prompts(sd3_pipeline):
+  pipeline, folder = sd3_pipeline
+  long = ['short', 'many words ' * 20]
+  strict = text_features.sd3_text(str(folder), t5_length=40, dtype='float32')
+  with pytest.raises(
+    ValueError, match=r"'many words .* the limit is 77;.*trunc"
+  ):
+    strict.check(long)
+  strict.check(['short'])
+  loose = text_features.sd3_text(
+    str(folder), truncate=True, t5_length=40, dtype='float32'
+  )
+  loose.check(long)
+  with torch.no_grad():
+    text, _, pooled, _ = pipeline.encode_prompt(
+      long, None, None, max_sequence_length=40,
+      do_classifier_free_guidance=False,
+    )  # fmt: skip
+  made = loose.encode(long)
+  assert far(made['text'], text) < 1e-5
+  assert far(made['pooled'], pooled) < 1e-5
+
+
+def test_another_encoder_has_another_identity(sd3_pipeline):
+  _, folder = sd3_pipeline
+  one = text_features.sd3_text(str(folder), t5_length=40)
+  assert (
+    one.identity == text_features.sd3_text(str(folder), t5_length=40).identity
+  )
+  others = [
+    text_features.sd3_text(str(folder), t5_length=41),
+    text_features.sd3_text(str(folder), t5_length=40, use_t5=False),
+    text_features.sd3_text(str(folder), t5_length=40, dtype='float32'),
+    text_features.sd3_text('', t5_length=40),
+  ]
+  assert len({one.identity, *(x.identity for x in others)}) == 5
+
+
+@pytest.mark.parametrize('name', ['sd15_text', 'sd3_text', 'flux_text'])
+def test_without_a_folder_features_are_drawn(name):
+  encoder = getattr(text_features, name)('', dtype='bfloat16')
+  a, b = (encoder.encode(x) for x in (['one', 'two'], ['two']))
+  for key, x in encoder.shapes.items():
+    assert a[key].shape == (2, *x.shape) and a[key].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(a[key][1], b[key][0])
+    assert not np.array_equal(a[key][0], a[key][1])
+  rows = embeddings.cached(encoder).rows(['one'])
+  assert set(rows) == {*encoder.shapes, *(f'null_{n}' for n in encoder.shapes)}
