@@ -18,13 +18,8 @@ and 16 heads, eps 1e-6; texts of 35 tokens of bert-base-uncased and two more
 that are never said (30,524 rows), 12 layers of width 768 and 12 heads, eps
 1e-12. The first token stays [CLS]; BLIP's own [ENC] is not put in its place.
 
-Its file, ImageReward.pt, is torch's pickle; its config, med_config.json, is of
-the text encoder. To read them here, write the tensors as model.safetensors and
-the config as config.json into a folder, with torch, once:
-
-  state = torch.load('ImageReward.pt', map_location='cpu')
-  safetensors.torch.save_file(
-    {k: v.clone().contiguous() for k, v in state.items()}, 'model.safetensors')
+Its file, ImageReward.pt, is torch's pickle, and its med_config.json is the text
+encoder's config; `torch_file.rewrite` makes a folder of them that is read here.
 """
 
 from collections.abc import Callable, Mapping
@@ -419,10 +414,11 @@ def load(
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   **overrides: Any,
 ) -> tuple[Scorer, Params]:
-  """ImageReward from a folder, see the module docstring.
+  """ImageReward from a folder, see `torch_file.rewrite`.
 
   Args:
-    folder: with config.json (their med_config.json) and model.safetensors.
+    folder: with config.json (their med_config.json) and model.safetensors, or
+      an id, see `released.locate`.
     param_dtype: of the parameters; `dtype` in `overrides` is that of the
       arithmetic.
     **overrides: keywords of `image_reward`; sizes of the vision transformer

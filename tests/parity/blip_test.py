@@ -4,7 +4,6 @@ The vision transformer and the text encoder of transformers, and the linear
 layers of ImageReward behind them, are written as ImageReward's file is.
 """
 
-import json
 import re
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import blip, released
+from gen_rl.models import blip, released, torch_file
 from gen_rl.models.weights import WeightsError
 from gen_rl.utils import tree
 
@@ -115,8 +114,9 @@ def loaded(tmp_path_factory):
     ('blip.vision_proj.weight', 'blip.text_proj.bias'), numbers
   )
   extra['blip.text_encoder.embeddings.position_ids'] = np.arange(10)[None]
-  safetensors.numpy.save_file(file | extra, folder / 'model.safetensors')
-  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  state = {n: torch.from_numpy(x) for n, x in (file | extra).items()}
+  torch.save(state, folder / 'ImageReward.pt')
+  torch_file.rewrite(folder / 'ImageReward.pt', folder, CONFIG)
   return model, folder, *blip.load(folder, **VISION)
 
 
