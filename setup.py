@@ -37,6 +37,7 @@ _REQUIRES = [
   'einops>=0.8',  # axes by name
   'jaxtyping>=0.3.5',  # shapes in signatures; the tests check them
   'PyYAML>=6',  # configs as text, in the report
+  'ml_dtypes>=0.5',  # bfloat16 of torch's files
   'numpy>=2.1',  # everything on the host
   'pillow>=11',  # PNG, host JPEG, the font of rendered text
 ]

@@ -167,7 +167,7 @@ def setup(
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  errors = build.field_errors(config)
+  errors = build.field_errors(config) + _drawn_errors(config)
   said = config.policy.get('length')
   if source.answers and said is not None and said <= config.data.answer_length:
     errors.append(
@@ -202,6 +202,24 @@ def setup(
     reader,
     feeds.embed(config),
   )
+
+
+def _drawn_errors(config: ml_collections.ConfigDict) -> list[str]:
+  """Rewards without weights where the policy has some."""
+  parts = dict(rewards=config.rewards, monitors=config.monitors)
+  parts['eval.gold'] = config.eval.gold
+  drawn = [
+    f'config.{part}.{label}.folder'
+    for part, specs in parts.items()
+    for label, spec in specs.items()
+    if spec.get('folder') == 'drawn'
+  ]
+  if not config.released or not drawn:
+    return []
+  return [
+    f'the network is a released one, and {", ".join(drawn)} is "drawn": such a '
+    'score means nothing; give the folder of its weights'
+  ]
 
 
 def row_errors(

@@ -12,7 +12,7 @@ from gen_rl import (
   sharding,
 )
 from gen_rl.data import feeds
-from gen_rl.rewards import combine
+from gen_rl.rewards import combine, detections
 from gen_rl.rewards import evaluate as host
 
 CONFIGS = {
@@ -25,8 +25,27 @@ VARIANTS = [
   for variant in ('', *module.VARIANTS)
   if variant != 'tiny'
 ]
+# What a person has to give before a variant builds: files, and a function.
+NEEDED = {
+  ('sd3_flow_grpo', 'ocr'): ('quoted', {}),
+  ('sd3_flow_grpo', 'geneval'): (
+    'geneval', {'rewards.geneval.detector': 'tests.configs_test:finds_nothing'},
+  ),
+  ('sd3_flow_grpo', 'files'): ('txt', {}),
+}  # fmt: skip
+FILES = dict(
+  quoted='a sign that says "go"\n',
+  txt='a sign\n',
+  geneval='{"prompt": "a photo of a cat", "tag": "single_object", '
+  '"include": [{"class": "cat", "count": 1}]}\n',
+)
 # Compiled and run: every config, and the main job with every variant.
 RUN = [v for v in VARIANTS if not v[1] or v[0] == 'flow_grpo']
+
+
+def finds_nothing():
+  """A detector, for configs that need one; it is not called."""
+  return detections.Finder((), lambda params, images: None)
 
 
 def _two_steps(config):
@@ -79,10 +98,16 @@ def test_two_tiny_steps_and_one_compilation(name, variant):
 
 
 @pytest.mark.parametrize('name, variant', VARIANTS)
-def test_builds_at_full_size(name, variant):
+def test_builds_at_full_size(name, variant, tmp_path):
   """Shapes only: no parameter is drawn and nothing is compiled."""
   config = CONFIGS[name].get_config(variant)
   config.lock()  # as on the command line: fields exist and keep their types
+  if (name, variant) in NEEDED:
+    kind, fields = NEEDED[name, variant]
+    (tmp_path / 'prompts').write_text(FILES[kind])
+    path = str(tmp_path / 'prompts')
+    fields = {'data.prompts.path': path, 'eval.prompts.path': path} | fields
+    config.update_from_flattened_dict(fields)
   built = assemble.setup(config)
   assemble.make_step(config, built, sharding.one_device())
   assemble.make_evaluator(config, built)

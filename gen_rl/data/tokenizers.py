@@ -15,6 +15,7 @@ second and is imported by the two functions that need it.
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,6 +209,17 @@ def to_transformers(tokenizer: Tokenizer):
     unk_token=UNK,
     padding_side='right',
   )
+
+
+def clip(folder: str = '') -> Tokenizer:
+  """CLIP's, of a released pipeline; '': words, for networks that are drawn.
+
+  Raises:
+    ValueError: see `pretrained`.
+  """
+  if not folder:
+    return shapes_words()
+  return pretrained(os.path.join(folder, 'tokenizer'))
 
 
 def pretrained(path: str, **kwargs) -> Tokenizer:

@@ -18,8 +18,8 @@ and 16 heads, eps 1e-6; texts of 35 tokens of bert-base-uncased and two more
 that are never said (30,524 rows), 12 layers of width 768 and 12 heads, eps
 1e-12. The first token stays [CLS]; BLIP's own [ENC] is not put in its place.
 
-Its file, ImageReward.pt, is torch's pickle, and its med_config.json is the text
-encoder's config; `torch_file.rewrite` makes a folder of them that is read here.
+Its file, ImageReward.pt, and med_config.json, the text encoder's config, are
+read as they are.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.models import folders, released, vit
 from gen_rl.models import layers as layers_lib
-from gen_rl.models import released, vit
 from gen_rl.models.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
 
@@ -414,11 +414,11 @@ def load(
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   **overrides: Any,
 ) -> tuple[Scorer, Params]:
-  """ImageReward from a folder, see `torch_file.rewrite`.
+  """ImageReward from its folder.
 
   Args:
-    folder: with config.json (their med_config.json) and model.safetensors, or
-      an id, see `released.locate`.
+    folder: with med_config.json or config.json, and ImageReward.pt or
+      model.safetensors; or an id, see `released.locate`.
     param_dtype: of the parameters; `dtype` in `overrides` is that of the
       arithmetic.
     **overrides: keywords of `image_reward`; sizes of the vision transformer
@@ -432,7 +432,11 @@ def load(
     ValueError: see `config`.
   """
   folder = released.locate(folder)
-  options = config(released.config(folder)) | overrides
+  own = os.path.join(folder, 'med_config.json')
+  said = (
+    folders.read_json(own) if os.path.isfile(own) else released.config(folder)
+  )
+  options = config(said) | overrides
   net = image_reward(**options)
   like = jax.eval_shape(net.init, jax.random.key(0))
   return net, released.load(folder, like, NAMES, param_dtype)

@@ -21,8 +21,8 @@ from gen_rl.models.weights import WeightsError
 FLOATS = dict(F32='float32', BF16='bfloat16', F16='float16')
 STEMS = 'diffusion_pytorch_model', 'model'
 _TORCH = '.bin', '.pt', '.pth'
-# What a hub is asked for: weights in one format, configs, tokenizers.
-_WANTED = '*.json', '*.safetensors', '*.txt', '*.model'
+# What a hub is asked for: weights, configs, tokenizers.
+_WANTED = '*.json', '*.safetensors', '*.txt', '*.model', '*.pt'
 
 
 def locate(

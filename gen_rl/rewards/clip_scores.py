@@ -23,7 +23,8 @@ Prompts are read with CLIP's tokenizer, 77 tokens, through
   data.reader = dict(tokenizer=dict(name='pretrained', path=...), length=77,
                      texts=dict(clip='{prompt}'), truncate=True)
 
-Without a folder a small network is drawn: it means nothing, but runs.
+The folder 'drawn' stands for a small network that is drawn: it means nothing,
+but runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +71,7 @@ def _load(
       'set data.reader.tokenizer to dict(name="pretrained", path=...) and '
       'length to 77'
     )
-  if not folder:
+  if folder == 'drawn':
     return _drawn(reader.size, 77)
   if open_clip.is_file(folder):
     return Model(*open_clip.load(folder, **options))
@@ -119,7 +120,7 @@ def _reward(
 
 def clip_score(
   reader: Tokenizer | None,
-  folder: str = '',
+  folder: str,
   column: str = 'clip',
   w: float = 1.0,
   floor: bool = False,
@@ -129,7 +130,8 @@ def clip_score(
 
   Args:
     reader: bound, the tokenizer of config.data.reader.
-    folder: of a CLIPModel, see `clip.load`; '': a small one is drawn.
+    folder: of a CLIPModel, see `clip.load`; 'drawn': a small one is
+      drawn.
     column: of info that holds the tokens of the prompt.
     w: factor.
     floor: at 0.
@@ -148,7 +150,7 @@ def clip_score(
 
 def pickscore(
   reader: Tokenizer | None,
-  folder: str = '',
+  folder: str,
   column: str = 'clip',
   unit: float = 26.0,
   **options: Any,
@@ -157,7 +159,8 @@ def pickscore(
 
   Args:
     reader: see `clip_score`.
-    folder: PickScore_v1, a CLIPModel; '': a small one is drawn.
+    folder: PickScore_v1, a CLIPModel; 'drawn': a small one is
+      drawn.
     column: see `clip_score`.
     unit: divisor; 1 is the score as published.
     **options: see `clip_score`.
@@ -176,7 +179,7 @@ def pickscore(
 
 def hps(
   reader: Tokenizer | None,
-  folder: str = '',
+  folder: str,
   column: str = 'clip',
   **options: Any,
 ) -> Reward:
@@ -231,12 +234,12 @@ def affine_head(path: str | os.PathLike[str], width: int) -> dict[str, Array]:
   )
 
 
-def aesthetic(folder: str = '', head: str = '', **options: Any) -> Reward:
+def aesthetic(folder: str, head: str = '', **options: Any) -> Reward:
   """(4).
 
   Args:
-    folder: of CLIP ViT-L/14, whole or of pictures alone; '': a small network
-      is drawn, and a head.
+    folder: of CLIP ViT-L/14, whole or of pictures alone; 'drawn': a small
+      network and a head are drawn.
     head: file with LAION's weights, sac+logos+ava1-l14-linearMSE.pth.
     **options: see `clip_score`.
 
@@ -244,11 +247,11 @@ def aesthetic(folder: str = '', head: str = '', **options: Any) -> Reward:
     ConfigError: a folder without a head.
     WeightsError: see `clip.load` and `affine_head`.
   """
-  if bool(folder) != bool(head):
+  if folder != 'drawn' and not head:
     raise ConfigError(
       f'aesthetic: folder={folder!r} and head={head!r}; it needs both'
     )
-  if folder:
+  if folder != 'drawn':
     kinds = 'CLIPModel', 'CLIPVisionModelWithProjection'
     model = Model(*clip.load(folders.locate(folder), kinds=kinds, **options))
     width = model.params['visual_projection']['kernel'].shape[-1]

@@ -113,8 +113,8 @@ def test_gradients_reach_the_pixels(saved, seen):
   reader, inputs, *_ = seen
   for reward in (
     clip_scores.pickscore(reader, folder),
-    clip_scores.pickscore(reader),
-    clip_scores.aesthetic(),
+    clip_scores.pickscore(reader, 'drawn'),
+    clip_scores.aesthetic('drawn'),
   ):
     assert reward.differentiable
 
@@ -130,7 +130,10 @@ def test_gradients_reach_the_pixels(saved, seen):
 def test_broken_pictures_are_not_valid(seen):
   reader, inputs, *_ = seen
   media = inputs.media.at[1, 3, 3].set(jnp.nan)
-  for reward in clip_scores.hps(reader), clip_scores.aesthetic():
+  for reward in (
+    clip_scores.hps(reader, 'drawn'),
+    clip_scores.aesthetic('drawn'),
+  ):
     out = reward.score(reward.params, inputs._replace(media=media), KEY)
     np.testing.assert_array_equal(out.valid, [True, False, True, True])
     assert jnp.isfinite(out.score).all()

@@ -1,0 +1,168 @@
+"""Flow-GRPO of Stable Diffusion 3.5 medium at 512 x 512 (arXiv 2505.05470).
+
+  python -m gen_rl.main --config=configs/sd3_flow_grpo.py:pickscore,files \
+    --config.released=/models/stable-diffusion-3.5-medium \
+    --config.rewards.pickscore.folder=/models/PickScore_v1 \
+    --config.data.prompts.path=/data/pickscore/train.txt \
+    --config.eval.prompts.path=/data/pickscore/test.txt
+
+`released` is a folder as diffusers keeps it: transformer, vae, text_encoder,
+text_encoder_2, text_encoder_3, tokenizer, tokenizer_2, tokenizer_3. Without it
+all weights are drawn: enough to plan a run (gen_rl.plan) and to time it.
+Prompts are those of ShapesWorld unless `files` is among the variants. Rewards
+that read prompts with CLIP's tokenizer take it from `released`.
+
+Hyperparameters are the published ones: groups of 24, 48 of them a rollout in
+two updates, ten steps trained and forty evaluated, adapters of rank 32,
+guidance 4.5. Features of prompts are computed once each, and
+--config.data.embed.cache keeps them in a folder between runs. Nothing was
+measured with released weights: this project has only had drawn ones.
+
+Variants, joined by commas:
+  pickscore   reward: PickScore, judged by HPS v2.1 (the default)
+  ocr         reward: the quoted text as RapidOCR reads it, on the host
+  geneval     reward: GenEval's checks of what a detector finds (a function of
+              yours, --config.rewards.geneval.detector=module:function)
+  fast        trains a window of 3 of the first 5 steps, without a KL term
+  fast_nocfg  the same without guidance
+  cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
+  guard       ratio normalisation (GRPO-Guard, arXiv 2510.22319)
+  files       prompts from files, one a line
+  tiny        two quick steps of all of it with tiny drawn weights, for tests
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import base
+from gen_rl.models import lora
+
+VARIANTS = (
+  'pickscore', 'ocr', 'geneval', 'fast', 'fast_nocfg', 'cps', 'guard', 'files',
+  'tiny',
+)  # fmt: skip
+EXCLUSIVE = (('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'))
+# What Flow-GRPO adapts: all products of the joint attention.
+LORA = r'/attn/(add_[qkv]_proj|to_add_out|to_[qkv]|to_out_0)$'
+KL = dict(pickscore=0.01, ocr=0.04, geneval=0.04)
+
+
+def model() -> ml_collections.ConfigDict:
+  """Stable Diffusion 3.5 medium, for latents of 64 x 64."""
+  return config_dict.create(
+    name='latent',
+    net=dict(
+      name='mmdit', image=(64, 64, 16), layers=24, heads=24, dual=13,
+      qk_norm=True, grid=384, sample_size=128, scan=True, remat='full',
+      attention='xla', dtype='bfloat16',
+    ),
+    vae=dict(
+      latent=16, scale=1.5305, shift=0.0609, quant=False, post_quant=False,
+      dtype='bfloat16',
+    ),
+    decode_rows=4,
+    vae_dtype='bfloat16',
+  )  # fmt: skip
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
+  reward = next((v for v in EXCLUSIVE[0] if v in variants), 'pickscore')
+  c = base.get_config()
+  c.name = 'sd3_flow_grpo' + (f':{arg}' if arg else '')
+  c.model = model()
+  c.lora.update(pattern=LORA, rank=32, alpha=64.0)
+  c.trainable = lora.TRAINABLE
+  c.frozen_dtype = 'bfloat16'
+  c.steps = 1000
+  c.data.prompts.split = 'train+rl'
+  c.data.update(prompts_per_step=48, group_size=24, length=77)
+  c.data.embed.encoder = config_dict.create(
+    name='sd3_text',
+    folder=c.get_ref('released'),
+    t5_length=128,
+    dtype='bfloat16',
+    width=4096,
+    pooled=2048,
+  )
+  c.policy.update(
+    steps=10, shift=3.0, guidance_scale=4.5, noise=0.7,
+    transition=dict(name='flow_sde'),
+  )  # fmt: skip
+  c.advantage = dict(name='grpo', std='global')
+  c.objective.pg = config_dict.create(name='clipped_pg', clip=1e-4, weight=1.0)
+  c.objective.kl = config_dict.create(name='kl', ref='ref', weight=KL[reward])
+  c.optimizer.update(lr=3e-4, b2=0.999, weight_decay=1e-4, grad_clip=1.0)
+  c.updates = 2
+  c.microbatches = 72
+  c.rollout_chunks = 24
+  c.ema = 0.987  # 0.9 every eight updates
+  c.eval.update(every=30, num_prompts=64, samples=1, steps=40, shown=16)
+  c.checkpoint.every = 30
+  _rewards(c, reward)
+  if 'fast' in variants or 'fast_nocfg' in variants:
+    c.policy.update(
+      window=3, window_high=5, window_start=dict(name='random_window'),
+      noise=0.8,
+    )  # fmt: skip
+    c.objective.pg.clip = 1e-5
+    c.objective.kl.weight = 0.0
+  if 'fast_nocfg' in variants:
+    c.policy.guidance_scale = 1.0
+    c.data.embed.negative = None
+  if 'cps' in variants:
+    c.policy.transition.name = 'cps'
+    c.policy.noise = 0.8
+  if 'guard' in variants:
+    c.objective.pg.ratio = 'guard'
+  if 'files' in variants and reward == 'pickscore':
+    c.data.prompts = config_dict.create(name='txt', path='')
+    c.eval.prompts = config_dict.create(name='txt', path='')
+  if 'tiny' in variants:
+    _make_tiny(c)
+  return c
+
+
+def _rewards(c: ml_collections.ConfigDict, reward: str) -> None:
+  """The reward, its prompts, and who judges it."""
+  c.data.reader = config_dict.create(
+    tokenizer=dict(name='clip', folder=c.get_ref('released')), length=77,
+    texts=dict(clip='{prompt}'), truncate=True,
+  )  # fmt: skip
+  if reward == 'pickscore':
+    c.rewards.pickscore = config_dict.create(
+      name='pickscore', folder='drawn', weight=1.0
+    )
+  elif reward == 'ocr':
+    c.rewards.ocr = config_dict.create(name='read_text', weight=1.0)
+    c.data.prompts = config_dict.create(name='quoted', path='')
+    c.eval.prompts = config_dict.create(name='quoted', path='')
+  else:
+    c.rewards.geneval = config_dict.create(
+      name='detected_geneval', detector='', weight=1.0
+    )
+    c.data.prompts = config_dict.create(name='geneval', path='')
+    c.eval.prompts = config_dict.create(name='geneval', path='')
+  c.eval.gold = config_dict.create(hps=dict(name='hps', folder='drawn'))
+
+
+def _make_tiny(c: ml_collections.ConfigDict) -> None:
+  """Shrinks it; every part stays."""
+  c.steps = 2
+  c.model.net.update(
+    image=(8, 8, 16), layers=3, heads=2, head_dim=8, dual=1, text=32,
+    pooled=24, grid=8, sample_size=8, dtype='float32',
+  )  # fmt: skip
+  c.model.vae.update(channels=(8, 16), blocks=1, groups=4, dtype='float32')
+  c.model.vae_dtype = 'float32'
+  c.frozen_dtype = 'float32'
+  c.data.update(prompts_per_step=4, group_size=4)
+  c.data.embed.encoder.update(width=32, pooled=24, t5_length=4, dtype='float32')
+  c.policy.steps = 4
+  c.policy.window_high = min(c.policy.window_high, 3)
+  c.microbatches = c.rollout_chunks = 2
+  c.optimizer.warmup = 1
+  c.eval.update(every=1, num_prompts=7, samples=2, steps=4, shown=4)
+  c.log.tensorboard = False
+  c.checkpoint.every = 1
