@@ -20,86 +20,25 @@ makes: a cond has text [b l e] and pooled [b p], and for guidance null_text and
 null_pooled.
 """
 
-from collections.abc import Mapping, Sequence
-import contextlib
+from collections.abc import Sequence
 import functools
-import os
 from typing import Any, Literal, NamedTuple
 
 import einops
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gen_rl.models import folders, options, released
+from gen_rl.models import adaln, mmdit_files, options, released, vit
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
-from gen_rl.models.weights import WeightsError
 from gen_rl.types import Array, Params, PyTree
 
 AXES = (
-  (r'(^|/)(add_)?[qkv]_proj/kernel$', ('embed', 'heads')),
-  (r'(^|/)to_[qkv]/kernel$', ('embed', 'heads')),
-  (r'(^|/)to_(out_0|add_out)/kernel$', ('heads', 'embed')),
-  (r'(^|/)net_0/proj/kernel$', ('embed', 'mlp')),
-  (r'(^|/)net_0/proj/bias$', ('mlp',)),
-  (r'(^|/)net_2/kernel$', ('mlp', 'embed')),
-  (r'(^|/)(linear|linear_2|proj_out)/kernel$', ('embed', None)),
-  (r'(^|/)(linear_1|context_embedder|pos_embed/proj)/kernel$', (None, 'embed')),
+  (r'(^|/)pos_embed/proj/kernel$', (None, 'embed')),
+  *adaln.AXES,
   (r'/(bias|scale)$', (None,)),
 )
-_EPS = 1e-6
-_TABLE = 'pos_embed.pos_embed'  # follows from the sizes
-
-
-class Modulation(nn.Module):
-  """(1): [b d] -> `parts` vectors [b 1 d]."""
-
-  width: int
-  parts: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, y: Array) -> list[Array]:
-    out = Dense(self.parts * self.width, dtype=self.dtype, name='linear')
-    return jnp.split(out(nn.silu(y))[:, None], self.parts, -1)
-
-
-class TwoLayers(nn.Module):
-  """[b f] -> [b d], through a layer of d."""
-
-  width: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    dense = functools.partial(Dense, self.width, dtype=self.dtype)
-    return dense(name='linear_2')(nn.silu(dense(name='linear_1')(x)))
-
-
-class Projection(nn.Module):
-  """A layer, then GELU."""
-
-  width: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    return nn.gelu(Dense(self.width, dtype=self.dtype, name='proj')(x))
-
-
-class FeedForward(nn.Module):
-  """[b i d] -> [b i d], through four times as many."""
-
-  width: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    x = Projection(4 * self.width, self.dtype, name='net_0')(x)
-    x = constrain(x, 'batch', None, 'mlp')
-    return Dense(self.width, dtype=self.dtype, name='net_2')(x)
 
 
 class Attention(nn.Module):
@@ -129,7 +68,7 @@ class Attention(nn.Module):
           dense(name=name)(x), 'b i (n c) -> b i n c', n=self.heads
         )
         if self.qk_norm and norm:
-          a = nn.RMSNorm(epsilon=_EPS, dtype=self.dtype, name=norm)(a)
+          a = nn.RMSNorm(epsilon=adaln.EPS, dtype=self.dtype, name=norm)(a)
         out.append(constrain(a, 'batch', None, 'heads', None))
       return out
 
@@ -170,16 +109,16 @@ class Block(nn.Module):
   ) -> tuple[tuple[Array, Array], None]:
     x, text = carry
     d = x.shape[-1]
-    norm = nn.LayerNorm(
-      epsilon=_EPS, use_bias=False, use_scale=False, dtype=self.dtype
-    )
+    norm = adaln.norm(self.dtype)
     part = self.heads, self.head_dim, self.qk_norm
     kinds = functools.partial(
       Attention, *part, attention=self.attention, dtype=self.dtype
     )
-    ours = Modulation(d, 9 if self.dual else 6, self.dtype, name='norm1')(y)
+    ours = adaln.Modulation(d, 9 if self.dual else 6, self.dtype, name='norm1')(
+      y
+    )
     shift, scale, gate, shift_m, scale_m, gate_m, *second = ours
-    theirs = Modulation(
+    theirs = adaln.Modulation(
       d, 2 if self.last else 6, self.dtype, name='norm1_context'
     )(y)
     # The last block's vectors are in the other order, and there are two.
@@ -196,7 +135,7 @@ class Block(nn.Module):
         normed * (1 + scale_2) + shift_2
       )
       x += gate_2 * again
-    feed = functools.partial(FeedForward, d, self.dtype)
+    feed = functools.partial(adaln.FeedForward, d, self.dtype)
     x += gate_m * feed(name='ff')(norm(x) * (1 + scale_m) + shift_m)
     if not self.last:
       gate_t, shift_f, scale_f, gate_f = theirs[2:]
@@ -207,8 +146,8 @@ class Block(nn.Module):
     return (x, constrain(text, 'batch', None, None)), None
 
 
-class Patches(nn.Module):
-  """[b h w c] -> [b (h/p w/p) d], one product; `proj` is a convolution."""
+class PatchEmbed(nn.Module):
+  """[b h w c] -> [b h/p w/p d]."""
 
   patch: int
   width: int
@@ -216,29 +155,7 @@ class Patches(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    p, d = self.patch, self.width
-    x = einops.rearrange(x, 'b (h p) (w q) c -> b (h w) (p q c)', p=p, q=p)
-    return _Kernel((p, p), d, self.dtype, name='proj')(x)
-
-
-class _Kernel(nn.Module):
-  """A convolution of patches that are rows already."""
-
-  size: tuple[int, int]
-  width: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    p, q = self.size
-    kernel = self.param(
-      'kernel',
-      nn.initializers.lecun_normal(),
-      (p, q, x.shape[-1] // (p * q), self.width),
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
-    x, kernel, bias = (jnp.asarray(a, self.dtype) for a in (x, kernel, bias))
-    return x @ kernel.reshape(-1, self.width) + bias
+    return vit.Patches(self.width, self.patch, self.dtype, name='proj')(x)
 
 
 class _Embedders(nn.Module):
@@ -248,48 +165,14 @@ class _Embedders(nn.Module):
   dtype: Any
 
   def setup(self):
-    self.timestep_embedder = TwoLayers(self.width, self.dtype)
-    self.text_embedder = TwoLayers(self.width, self.dtype)
+    self.timestep_embedder = adaln.TwoLayers(self.width, self.dtype)
+    self.text_embedder = adaln.TwoLayers(self.width, self.dtype)
 
   def time(self, t: Array) -> Array:
-    return self.timestep_embedder(time_features(1000.0 * t))
+    return self.timestep_embedder(adaln.time_features(1000.0 * t))
 
   def text(self, pooled: Array) -> Array:
     return self.text_embedder(pooled)
-
-
-def time_features(t: Array, size: int = 256) -> Array:
-  """Cosines and sines of t at frequencies from 1 to 1e-4: [b] -> [b size]."""
-  half = size // 2
-  frequency = jnp.exp(-np.log(1e4) * jnp.arange(half) / half)
-  angle = t.astype(jnp.float32)[:, None] * frequency
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-
-
-def positions(
-  height: int, width: int, d: int, grid: int, base: int
-) -> np.ndarray:
-  """The middle of a grid of sines and cosines: float32 [(height width) d].
-
-  Args:
-    height: rows of tokens.
-    width: columns of tokens.
-    d: numbers of a token; the first half says the column, the second the row.
-    grid: side of the grid.
-    base: side of the grid that a place is measured in.
-  """
-
-  def along(count: int) -> np.ndarray:
-    place = np.arange(grid)[(grid - count) // 2 :][:count] / (grid / base)
-    omega = 1e4 ** -(np.arange(d // 4) / (d / 4))
-    angle = place[:, None] * omega
-    return np.concatenate([np.sin(angle), np.cos(angle)], 1)
-
-  rows, columns = along(height), along(width)
-  table = np.concatenate(
-    np.broadcast_arrays(columns[None, :], rows[:, None]), -1
-  )
-  return table.reshape(height * width, d).astype(np.float32)
 
 
 class Encoded(NamedTuple):
@@ -318,7 +201,7 @@ class MMDiT(nn.Module):
 
   def setup(self):
     d, p, channels = self.heads * self.head_dim, self.patch, self.image[-1]
-    self.pos_embed = Patches(p, d, self.dtype)
+    self.pos_embed = PatchEmbed(p, d, self.dtype)
     self.time_text_embed = _Embedders(d, self.dtype)
     self.context_embedder = Dense(d, dtype=self.dtype)
     block = layers_lib.rematerialized(Block, self.remat, in_scan=self.scan)
@@ -348,10 +231,8 @@ class MMDiT(nn.Module):
         )
         for i in range(self.layers)
       ]  # fmt: skip
-    self.norm_out = Modulation(d, 2, self.dtype)
-    self.norm = nn.LayerNorm(
-      epsilon=_EPS, use_bias=False, use_scale=False, dtype=self.dtype
-    )
+    self.norm_out = adaln.Modulation(d, 2, self.dtype)
+    self.norm = adaln.norm(self.dtype)
     self.proj_out = Dense(p * p * channels, dtype=self.dtype)
 
   def encode(self, text: Array, pooled: Array) -> Encoded:
@@ -365,7 +246,8 @@ class MMDiT(nn.Module):
     p, (height, width, _) = self.patch, x.shape[1:]
     h = self.pos_embed(x)
     d = h.shape[-1]
-    place = positions(height // p, width // p, d, self.grid, self.base)
+    h = h.reshape(len(x), -1, d)
+    place = adaln.positions(height // p, width // p, d, self.grid, self.base)
     h += jnp.asarray(place, self.dtype)
     y = self.time_text_embed.time(t) + encoded.pooled
     carry = h, encoded.text.astype(self.dtype)
@@ -480,137 +362,14 @@ def mmdit(
 
   def load(folder: str, dtype: str) -> Params:
     folder = released.locate(folder, 'transformer')
-    options.same(folder, config(released.config(folder, KINDS)), said)
-    names = names_of(layers, len(dual), scan)
-    _same_positions(folder, said)
+    options.same(
+      folder,
+      mmdit_files.config(released.config(folder, mmdit_files.KINDS)),
+      said,
+    )
+    names = mmdit_files.names_of(layers, len(dual), scan)
+    mmdit_files.same_positions(folder, said)
     like = jax.eval_shape(init, jax.random.key(0))
     return released.load(folder, like, names, dtype)
 
-  return Net(init, apply, image, null, encode, AXES, load=load)
-
-
-KINDS = ('SD3Transformer2DModel',)
-
-
-def null(cond: PyTree) -> PyTree:
-  """The features of no prompt in place of the prompt's.
-
-  Raises:
-    ValueError: there are none.
-  """
-  if 'null_text' not in cond:
-    raise ValueError(
-      'guidance needs the features of no prompt: set data.embed.negative to '
-      "'' or another text, or policy.guidance_scale=1"
-    )
-  return {
-    **cond, 'text': cond['null_text'], 'pooled': cond['null_pooled'],
-  }  # fmt: skip
-
-
-def names_of(layers: int, dual: int, scan: bool) -> released.Names:
-  """Names of parameters, scanned or not."""
-  if not scan:
-    return released.Names(ignored=(rf'^{_TABLE}$',))
-  stacked = dict(
-    dual_blocks=('transformer_blocks', 0),
-    blocks=('transformer_blocks', dual),
-  )
-  rename = ((r'^last_block\.', f'transformer_blocks.{layers - 1}.'),)
-  return released.Names(rename, stacked, (rf'^{_TABLE}$',))
-
-
-def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
-  """Keywords of `mmdit`, and channels, for the config of such a transformer.
-
-  Raises:
-    ValueError: options that are missing or not computed, all in one sentence.
-  """
-  get = config_json.get
-  inputs = get('in_channels', 16)
-  options.check(
-    'SD3Transformer2DModel',
-    config_json,
-    dict(
-      out_channels=(16, inputs, None) if inputs == 16 else (inputs, None),
-      qk_norm=(None, 'rms_norm'),
-      caption_projection_dim=(
-        get('num_attention_heads', 18) * get('attention_head_dim', 64),
-      ),
-    ),
-    free=(
-      'sample_size', 'patch_size', 'in_channels', 'num_layers',
-      'attention_head_dim', 'num_attention_heads', 'joint_attention_dim',
-      'pooled_projection_dim', 'pos_embed_max_size', 'dual_attention_layers',
-    ),
-  )  # fmt: skip
-  return dict(
-    patch=get('patch_size', 2),
-    channels=inputs,
-    layers=get('num_layers', 18),
-    heads=get('num_attention_heads', 18),
-    head_dim=get('attention_head_dim', 64),
-    dual=tuple(get('dual_attention_layers', ())),
-    qk_norm=get('qk_norm') == 'rms_norm',
-    text=get('joint_attention_dim', 4096),
-    pooled=get('pooled_projection_dim', 2048),
-    grid=get('pos_embed_max_size', 96),
-    sample_size=get('sample_size', 128),
-  )
-
-
-def _same_positions(folder: str, said: Mapping[str, Any]) -> None:
-  """Positions are computed; those of the file have to be the same.
-
-  Of the middle 64 x 64 (or fewer) of the grid.
-
-  Raises:
-    WeightsError: they are not.
-  """
-  grid, d = said['grid'], said['heads'] * said['head_dim']
-  side = min(grid, 64)
-  with contextlib.ExitStack() as stack:
-    files = folders.open_tensors(folder, stack)
-    if _TABLE not in files:
-      return
-    part = files[_TABLE].get_slice(_TABLE)
-    shape = list(part.get_shape())
-    if shape != [1, grid * grid, d]:
-      raise WeightsError(
-        f'{folder}: {_TABLE} is {shape} where [1, {grid * grid}, {d}] is wanted'
-      )
-    first = (grid - side) // 2
-    rows = slice(first * grid, (first + side) * grid)
-    table = np.asarray(part[:, rows], np.float32)
-  table = table.reshape(side, grid, d)[:, first : first + side]
-  base = said['sample_size'] // said['patch']
-  want = positions(side, side, d, grid, base).reshape(table.shape)
-  far = np.abs(table - want).max()
-  if far > 5e-3:  # files may be float16
-    raise WeightsError(
-      f'{folder}: {_TABLE} differs by {far:.2g} from the sines and cosines of '
-      f'grid={grid} and sample_size={said["sample_size"]}, which are computed '
-      'here.'
-    )
-
-
-def save(
-  folder: str | os.PathLike[str],
-  params: Params,
-  config_json: Mapping[str, Any],
-  scan: bool = False,
-) -> None:
-  """Writes a folder that diffusers can load, positions included.
-
-  Args:
-    folder: see `released.save`.
-    params: of `mmdit`, without adapters.
-    config_json: of the transformer.
-    scan: see `mmdit`.
-  """
-  said = config(config_json)
-  d = said['heads'] * said['head_dim']
-  base = said['sample_size'] // said['patch']
-  table = positions(said['grid'], said['grid'], d, said['grid'], base)
-  names = names_of(said['layers'], len(said['dual']), scan)
-  released.save(folder, params, names, config_json, extra={_TABLE: table[None]})
+  return Net(init, apply, image, adaln.null, encode, AXES, load=load)

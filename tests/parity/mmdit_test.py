@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gen_rl.build import ConfigError
-from gen_rl.models import lora, mmdit, released
+from gen_rl.models import adaln, lora, mmdit, mmdit_files, released
 from gen_rl.models.weights import WeightsError
 from gen_rl.utils import tree
 
@@ -58,7 +58,7 @@ def folder_of(tmp_path_factory):
 
 
 def net_of(folder, **options):
-  said = mmdit.config(released.config(folder / 'transformer'))
+  said = mmdit_files.config(released.config(folder / 'transformer'))
   said.pop('channels')
   net = mmdit.mmdit(image=SHAPE, **said, **options)
   return net, net.load(str(folder), 'float32')
@@ -127,7 +127,7 @@ def test_back_to_diffusers(folder_of, tmp_path, kind, scan):
   model, folder = folder_of(kind)
   _, params = net_of(folder, scan=scan)
   config = released.config(folder / 'transformer')
-  mmdit.save(tmp_path, params, config, scan)
+  mmdit_files.save(tmp_path, params, config, scan)
   again = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path)
   want = model.state_dict()
   assert set(again.state_dict()) == set(want)
@@ -186,28 +186,28 @@ def test_the_adapters_of_flow_grpo(folder_of):
 def test_no_prompt_needs_features():
   cond = dict(text=1, pooled=2)
   with pytest.raises(ValueError, match=r'data\.embed\.negative'):
-    mmdit.null(cond)
+    adaln.null(cond)
   cond |= dict(null_text=3, null_pooled=4)
-  assert mmdit.null(cond) == cond | dict(text=3, pooled=4)
+  assert adaln.null(cond) == cond | dict(text=3, pooled=4)
 
 
 def test_what_cannot_be_loaded(folder_of, tmp_path):
   _, folder = folder_of('sd3')
   said = released.config(folder / 'transformer')
-  keys = mmdit.config(said)
+  keys = mmdit_files.config(said)
   keys.pop('channels')
   other = mmdit.mmdit(image=SHAPE, **keys | dict(layers=3, qk_norm=True))
   with pytest.raises(ConfigError) as error:
     other.load(str(folder), 'float32')
   assert 'layers=4 and not 3, qk_norm=False and not True' in str(error.value)
   with pytest.raises(ValueError, match="qk_norm='layer_norm'.*new=1"):
-    mmdit.config(said | dict(qk_norm='layer_norm', new=1))
+    mmdit_files.config(said | dict(qk_norm='layer_norm', new=1))
   with pytest.raises(WeightsError, match='has no folder transformer'):
     net_folder = tmp_path / 'empty'
     net_folder.mkdir()
     other.load(str(net_folder), 'float32')
   path = tmp_path / 'transformer'
-  mmdit.save(path, net_of(folder)[1], said)
+  mmdit_files.save(path, net_of(folder)[1], said)
   (path / 'config.json').write_text(
     json.dumps(said | dict(_class_name='FluxTransformer2DModel'))
   )

@@ -1,0 +1,131 @@
+"""Parts that the transformers of Stable Diffusion 3 and FLUX share.
+
+Blocks are moved by vectors of the time and the pooled text, shared by all
+tokens of a row (adaLN, arXiv 2212.09748). Names are diffusers'.
+"""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from gen_rl.models.layers import Dense, constrain
+from gen_rl.types import Array, PyTree
+
+EPS = 1e-6
+AXES = (
+  (r'(^|/)add_[qkv]_proj/kernel$', ('embed', 'heads')),
+  (r'(^|/)to_[qkv]/kernel$', ('embed', 'heads')),
+  (r'(^|/)to_(out_0|add_out)/kernel$', ('heads', 'embed')),
+  (r'(^|/)net_0/proj/kernel$', ('embed', 'mlp')),
+  (r'(^|/)net_0/proj/bias$', ('mlp',)),
+  (r'(^|/)net_2/kernel$', ('mlp', 'embed')),
+  (r'(^|/)(linear|linear_2|proj_out)/kernel$', ('embed', None)),
+  (r'(^|/)(linear_1|(context|x)_embedder)/kernel$', (None, 'embed')),
+)
+
+
+def norm(dtype: Any) -> nn.LayerNorm:
+  """A norm without parameters; its statistics are float32."""
+  return nn.LayerNorm(epsilon=EPS, use_bias=False, use_scale=False, dtype=dtype)
+
+
+class Modulation(nn.Module):
+  """[b d] -> `parts` vectors [b 1 d] for the tokens of a row."""
+
+  width: int
+  parts: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, y: Array) -> list[Array]:
+    out = Dense(self.parts * self.width, dtype=self.dtype, name='linear')
+    return jnp.split(out(nn.silu(y))[:, None], self.parts, -1)
+
+
+class TwoLayers(nn.Module):
+  """[b f] -> [b d], through a layer of d."""
+
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    dense = functools.partial(Dense, self.width, dtype=self.dtype)
+    return dense(name='linear_2')(nn.silu(dense(name='linear_1')(x)))
+
+
+class Projection(nn.Module):
+  """A layer, then GELU."""
+
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    return nn.gelu(Dense(self.width, dtype=self.dtype, name='proj')(x))
+
+
+class FeedForward(nn.Module):
+  """[b i d] -> [b i d], through four times as many."""
+
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    x = Projection(4 * self.width, self.dtype, name='net_0')(x)
+    x = constrain(x, 'batch', None, 'mlp')
+    return Dense(self.width, dtype=self.dtype, name='net_2')(x)
+
+
+def time_features(t: Array, size: int = 256) -> Array:
+  """Cosines and sines of t at frequencies from 1 to 1e-4: [b] -> [b size]."""
+  half = size // 2
+  frequency = jnp.exp(-np.log(1e4) * jnp.arange(half) / half)
+  angle = t.astype(jnp.float32)[:, None] * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def positions(
+  height: int, width: int, d: int, grid: int, base: int
+) -> np.ndarray:
+  """The middle of a grid of sines and cosines: float32 [(height width) d].
+
+  Args:
+    height: rows of tokens.
+    width: columns of tokens.
+    d: numbers of a token; the first half says the column, the second the row.
+    grid: side of the grid.
+    base: side of the grid that a place is measured in.
+  """
+
+  def along(count: int) -> np.ndarray:
+    place = np.arange(grid)[(grid - count) // 2 :][:count] / (grid / base)
+    omega = 1e4 ** -(np.arange(d // 4) / (d / 4))
+    angle = place[:, None] * omega
+    return np.concatenate([np.sin(angle), np.cos(angle)], 1)
+
+  rows, columns = along(height), along(width)
+  table = np.concatenate(
+    np.broadcast_arrays(columns[None, :], rows[:, None]), -1
+  )
+  return table.reshape(height * width, d).astype(np.float32)
+
+
+def null(cond: PyTree) -> PyTree:
+  """The features of no prompt in place of the prompt's.
+
+  Raises:
+    ValueError: there are none.
+  """
+  if 'null_text' not in cond:
+    raise ValueError(
+      'guidance needs the features of no prompt: set data.embed.negative to '
+      "'' or another text, or policy.guidance_scale=1"
+    )
+  return {
+    **cond, 'text': cond['null_text'], 'pooled': cond['null_pooled'],
+  }  # fmt: skip
