@@ -89,9 +89,20 @@ def dynamic_shift(
   mu goes linearly from `base_shift` at `base_tokens` to `max_shift` at
   `max_tokens` (and beyond both).
   """
+  shift = flux_shift(tokens, base_tokens, max_tokens, base_shift, max_shift)
+  return linear(steps, shift)
+
+
+def flux_shift(
+  tokens: int,
+  base_tokens: int = 256,
+  max_tokens: int = 4096,
+  base_shift: float = 0.5,
+  max_shift: float = 1.15,
+) -> float:
+  """The shift of (1) that is FLUX's for a number of image tokens."""
   slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-  mu = base_shift + slope * (tokens - base_tokens)
-  return linear(steps, math.exp(mu))
+  return math.exp(base_shift + slope * (tokens - base_tokens))
 
 
 def ddim(
