@@ -88,7 +88,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )
   c.policy.update(
     steps=10, shift=3.0, guidance_scale=4.5, noise=0.7,
-    transition=dict(name='flow_sde'),
+    transition=dict(name='flow_sde'), grid=dict(name='sd3', shift=3.0),
   )  # fmt: skip
   c.advantage = dict(name='grpo', std='global')
   c.objective.pg = config_dict.create(name='clipped_pg', clip=1e-4, weight=1.0)

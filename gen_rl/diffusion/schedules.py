@@ -93,6 +93,27 @@ def dynamic_shift(
   return linear(steps, shift)
 
 
+def sd3(
+  steps: int, shift: float = 3.0, train_steps: int = 1000
+) -> Float32[Array, ' {steps}+1']:
+  """The grid of Stable Diffusion 3 in diffusers, and so that of Flow-GRPO.
+
+  T times from 1 to (1) of 1 / train_steps, evenly spaced, are shifted by (1)
+  once more, and 0 follows: the last step is short, the others are longer than
+  those of `linear`.
+
+  Args:
+    steps: T, at least 2.
+    shift: s of (1).
+    train_steps: of the process that the network was trained on.
+  """
+  if steps < 2:
+    raise ValueError(f'sd3: steps={steps}; this grid needs at least 2')
+  (last,) = shift_time(np.array([1 / train_steps]), shift)
+  t = shift_time(np.linspace(1.0, last, steps), shift)
+  return jnp.asarray(np.append(t, 0.0), jnp.float32)
+
+
 def flux_shift(
   tokens: int,
   base_tokens: int = 256,

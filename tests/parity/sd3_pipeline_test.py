@@ -1,0 +1,167 @@
+"""The pipeline of Stable Diffusion 3: from a folder, through our samplers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import sd3_flow_grpo
+from gen_rl import assemble, build, train
+from gen_rl.data import feeds
+from gen_rl.diffusion import schedules, transitions
+from gen_rl.models import t5
+from gen_rl.rollout import make_rows
+from gen_rl.utils import rng as rng_lib
+
+torch = pytest.importorskip('torch')
+diffusers = pytest.importorskip('diffusers')
+
+TEXTS = ['a red square', 'two blue circles']
+STEPS, GUIDANCE = 10, 4.5
+
+
+def far(found, want):
+  want = np.asarray(want)
+  assert found.shape == want.shape
+  return np.abs(np.asarray(found) - want).max() / np.abs(want).max()
+
+
+@pytest.fixture(scope='module')
+def config(sd3_pipeline, tmp_path_factory):
+  """The published config at the size of the folder, its weights from there."""
+  c = sd3_flow_grpo.get_config('tiny')
+  c.released = str(sd3_pipeline[1])
+  c.model.net.update(layers=3, pooled=18)
+  c.policy.update(steps=STEPS, guidance_scale=GUIDANCE)
+  c.eval.steps = STEPS
+  c.data.embed.encoder.t5_length = 40
+  c.data.truncate = True
+  c.data.embed.cache = str(tmp_path_factory.mktemp('features'))
+  # Rewards are to say something where the network does.
+  c.rewards = dict(chroma=dict(name='saturation', weight=1.0))
+  c.eval.gold = dict(jpeg=dict(name='jpeg_compressibility'))
+  c.data.reader.tokenizer.name = ''
+  return c
+
+
+@pytest.fixture(scope='module')
+def sampled(config):
+  """(what the config builds, parameters, rows, samples of the ODE)."""
+  built = assemble.setup(config)
+  params = assemble.initial_params(config, built.policy)
+  batch = dict(
+    tokens=np.zeros((2, 4), np.int32), prompt_id=np.arange(2, dtype=np.int32),
+    info={}, cond=built.embed.rows(TEXTS),
+  )  # fmt: skip
+  rows = make_rows(batch, 1, jax.random.key(0), jnp.int32(0))
+  return built, params, rows, jax.jit(built.sampler)(params, rows)
+
+
+def noise(rows, shape):
+  drawn = rng_lib.normal(rng_lib.stream_keys(rows.keys, 'init'), shape)
+  return torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2)
+
+
+def test_ten_steps_with_guidance(sd3_pipeline, sampled):
+  pipeline, _ = sd3_pipeline
+  built, params, rows, latents = sampled
+  arguments = dict(
+    prompt=TEXTS, height=16, width=16, num_inference_steps=STEPS,
+    guidance_scale=GUIDANCE, max_sequence_length=40,
+    latents=noise(rows, (8, 8, 16)),
+  )  # fmt: skip
+  with torch.no_grad():
+    want = pipeline(**arguments, output_type='latent').images
+    pictures = pipeline(**arguments, output_type='np').images
+  assert far(latents, want.permute(0, 2, 3, 1)) < 1e-4
+  assert far(built.policy.decode(params, latents), pictures) < 1e-4
+
+
+def test_the_grid_of_times():
+  for steps in 2, 10, 40:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    found = schedules.sd3(steps, 3.0)
+    np.testing.assert_allclose(found, scheduler.sigmas, atol=1e-6)
+
+
+def by_flow_grpo(x, v, s, s_next, a, first):
+  """Equation 9 of arXiv 2505.05470, and its log-prob, in float64."""
+  root = first if s == 1 else s
+  sigma = a * np.sqrt(root / (1 - root))
+  dt = s_next - s
+  mean = x * (1 + sigma**2 / (2 * s) * dt)
+  mean += v * (1 + sigma**2 * (1 - s) / (2 * s)) * dt
+  return mean, sigma * np.sqrt(-dt)
+
+
+def test_trained_steps_are_those_of_flow_grpo(sampled):
+  """Mean, deviation and log-prob of every decision of a rollout."""
+  built, params, rows, _ = sampled
+  traj = jax.jit(built.policy.rollout)(params, rows, jnp.int32(0))
+  dist = built.policy.dist(params, traj)
+  v = np.float64(
+    built.policy.velocity(params, traj.states, traj.times[..., 0], traj.cond)
+  )
+  grid = np.float64(schedules.sd3(STEPS, 3.0))
+  assert traj.times.shape == (2, STEPS - 1, 2)
+  for j in range(STEPS - 1):
+    x, action = (np.float64(a[:, j]) for a in (traj.states, traj.actions))
+    mean, std = by_flow_grpo(x, v[:, j], grid[j], grid[j + 1], 0.7, grid[1])
+    np.testing.assert_allclose(dist.mean[:, j], mean, atol=1e-5)
+    np.testing.assert_allclose(np.ravel(dist.std[:, j])[0], std, rtol=1e-5)
+    log_prob = -((action - mean) ** 2) / (2 * std**2) - np.log(std)
+    log_prob -= np.log(np.sqrt(2 * np.pi))
+    want = log_prob.mean((1, 2, 3))
+    np.testing.assert_allclose(traj.log_prob[:, j], want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+      dist.log_prob(traj.actions)[:, j], want, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_steps_that_keep_coefficients():
+  """Flow-CPS (arXiv 2509.05952) on the same grid, in float64."""
+  grid = np.float64(schedules.sd3(STEPS, 3.0))
+  rng = np.random.default_rng(0)
+  x, v = rng.normal(size=(2, 3, 5))
+  for s, s_next in zip(grid[:-1], grid[1:], strict=True):
+    std = s_next * np.sin(0.8 * np.pi / 2)
+    clean, pure = x - s * v, x + (1 - s) * v
+    mean = (1 - s_next) * clean + np.sqrt(s_next**2 - std**2) * pure
+    t = np.full((3,), 1.0, np.float32)
+    found = transitions.cps()(
+      jnp.float32(x), jnp.float32(v), s * t, s_next * t, 0.8 * t
+    )
+    np.testing.assert_allclose(found[0], mean, atol=1e-5)
+    np.testing.assert_allclose(np.ravel(found[1])[0], std, atol=1e-5)
+
+
+def test_a_run_from_the_folder(config, tmp_path, monkeypatch):
+  """Two updates of adapters on released weights; features from their files."""
+  c = config.copy_and_resolve_references()
+  c.policy.steps = c.eval.steps = 4
+  first = train.train_and_evaluate(c, str(tmp_path / 'run'))
+  assert first['steps'] == 2 and first['updates_skipped'] == 0
+  # Another process does not load an encoder.
+  monkeypatch.setattr(t5, 'load', None)
+  assert feeds.evaluation(c, assemble.setup(c))[0]['cond']['text'].any()
+
+
+def test_a_score_that_means_nothing_is_refused(config):
+  c = config.copy_and_resolve_references()
+  c.eval.gold = dict(hps=dict(name='hps', folder='drawn'))
+  with pytest.raises(build.ConfigError, match=r'eval\.gold\.hps\.folder is "d'):
+    assemble.setup(c)
+
+
+def test_another_model_than_the_config_says(config):
+  c = config.copy_and_resolve_references()
+  c.model.net.layers = 4
+  built = assemble.setup(c)
+  with pytest.raises(build.ConfigError, match='there layers=3 and not 4'):
+    assemble.initial_params(c, built.policy)
+  c.model.net.layers = 3
+  c.model.vae.scale = 1.0
+  built = assemble.setup(c)
+  with pytest.raises(build.ConfigError, match=r'vae holds .* scale=1\.5305'):
+    assemble.initial_params(c, built.policy)
