@@ -57,7 +57,9 @@ _TEST = [
 
 _PARITY = [
   'qwix>=0.1.8',  # adapters (LoRA) to compare ours with
-  'torch>=2.13',  # language models of transformers run on it
+  'torch>=2.13',  # the networks of diffusers and transformers run on it
+  'diffusers>=0.36',  # released image generators to compare ours with
+  'peft>=0.18',  # adapters of theirs
 ]
 
 _OCR = [
