@@ -168,7 +168,8 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   """Shrinks a config to two quick steps that still use all of its parts."""
   c.steps = 2
   c.init = ''
-  c.model.update(width=16, layers=1, heads=2)
+  if c.model.name != 'latent':
+    c.model.update(width=16, layers=1, heads=2)
   if c.model.name == 'dit':
     c.model.update(text_width=16, text_layers=1)
   elif c.model.name == 'vlm':

@@ -137,25 +137,18 @@ def config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: options that are not computed, in one sentence.
   """
-  options.check(
-    'scheduler',
-    scheduler,
-    dict(
-      trained_betas=(None,),
-      clip_sample=(False,),
-      thresholding=(False,),
-      rescale_betas_zero_snr=(False,),
-      beta_schedule=('scaled_linear', 'linear', 'squaredcos_cap_v2'),
-      prediction_type=('epsilon', 'v_prediction'),
-    ),
-    free=(
-      'num_train_timesteps', 'beta_start', 'beta_end', 'clip_sample_range',
-      'dynamic_thresholding_ratio', 'sample_max_value', 'steps_offset',
-      'set_alpha_to_one', 'timestep_spacing', 'original_inference_steps',
-      'timestep_scaling', 'skip_prk_steps',
-    ),
-    required=('beta_start', 'beta_end', 'beta_schedule'),
-  )  # fmt: skip
+  computed = dict(
+    trained_betas=(None,),
+    clip_sample=(False,),
+    thresholding=(False,),
+    rescale_betas_zero_snr=(False,),
+    beta_schedule=('scaled_linear', 'linear', 'squaredcos_cap_v2'),
+    prediction_type=('epsilon', 'v_prediction'),
+  )
+  needed = 'beta_start', 'beta_end', 'beta_schedule'
+  # The others say how to sample, some of them what another sampler had to know.
+  said = {k: v for k, v in scheduler.items() if k in computed or k in needed}
+  options.check('scheduler', said, computed, needed, needed)
   consistent = scheduler.get('_class_name') == 'LCMScheduler'
   return dict(
     betas=scheduler['beta_schedule'],

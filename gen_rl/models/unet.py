@@ -205,10 +205,10 @@ def unet(
   image: tuple[int, int, int] = (64, 64, 4),
   channels: Sequence[int] = (320, 640, 1280, 1280),
   blocks: int = 2,
-  attention: Sequence[bool] = (True, True, True, False),
+  transformers: Sequence[bool] = (True, True, True, False),
   heads: int | Sequence[int] = 8,
   depth: int | Sequence[int] = 1,
-  text_width: int = 768,
+  text: int = 768,
   linear: bool = False,
   groups: int = 32,
   eps: float = 1e-5,
@@ -221,7 +221,7 @@ def unet(
   beta_end: float = 0.012,
   train_steps: int = 1000,
   remat: Literal['none', 'dots', 'full'] = 'none',
-  implementation: Literal['xla', 'cudnn'] = 'xla',
+  attention: Literal['xla', 'cudnn'] = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The U-Net as a velocity network.
@@ -230,10 +230,10 @@ def unet(
     image: h w c of the latent.
     channels: of the levels.
     blocks: per level on the way down; there is one more on the way up.
-    attention: which levels have transformers.
+    transformers: which levels have them.
     heads: of attention, of all levels or each.
     depth: blocks of a transformer, of all levels or each.
-    text_width: d of the text.
+    text: d, numbers of a text token.
     linear: the products around transformers are products, or convolutions of
       one pixel.
     groups: of norms.
@@ -248,15 +248,15 @@ def unet(
     beta_end: see betas.
     train_steps: see betas.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    implementation: of attention, see `layers.sdpa`.
+    attention: see `layers.sdpa`; 'cudnn' in bfloat16 only.
     dtype: of the arithmetic; parameters and the velocity are float32.
 
   Raises:
     ValueError: sizes that do not fit each other, naming them.
   """
   said = _sizes(
-    image, channels, blocks=blocks, attention=attention, heads=heads,
-    depth=depth, text_width=text_width, linear=linear, groups=groups, eps=eps,
+    image, channels, blocks=blocks, transformers=transformers, heads=heads,
+    depth=depth, text=text, linear=linear, groups=groups, eps=eps,
     guidance_width=guidance_width,
   ) | dict(
     betas=betas, beta_start=beta_start, beta_end=beta_end,
@@ -265,7 +265,7 @@ def unet(
   levels, heads = len(channels), said['heads']
   wrong = [
     f'{len(said[name])} of {name}'
-    for name in ('attention', 'heads', 'depth')
+    for name in ('transformers', 'heads', 'depth')
     if len(said[name]) != levels
   ]
   if wrong:
@@ -275,23 +275,24 @@ def unet(
       raise ValueError(
         f'unet: {c} channels are not divisible by heads={n} and groups={groups}'
       )
+  if attention == 'cudnn' and dtype != 'bfloat16':
+    raise ValueError('unet: attention="cudnn" needs dtype="bfloat16"')
   module = UNet(
     tuple(channels), blocks,
-    tuple(n * on for n, on in zip(heads, said['attention'])),
+    tuple(n * on for n, on in zip(heads, said['transformers'])),
     heads[-1], said['depth'], guidance_width, guidance,
-    Settings(groups, eps, linear, remat, implementation, jnp.dtype(dtype)),
+    Settings(groups, eps, linear, remat, attention, jnp.dtype(dtype)),
   )  # fmt: skip
   times = ddpm.flow_times(betas, beta_start, beta_end, train_steps)
 
   def init(key: Array) -> Params:
-    text = jnp.zeros((1, 1, text_width))
-    return module.init(key, jnp.zeros((1, *image)), jnp.zeros(1), text)[
-      'params'
-    ]
+    few = jnp.zeros((1, 2**levels, 2**levels, image[-1]))
+    words = jnp.zeros((1, 1, text))
+    return module.init(key, few, jnp.zeros(1), words)['params']
 
-  def apply(params: Params, x: Array, t: Array, text: Array) -> Array:
+  def apply(params: Params, x: Array, t: Array, words: Array) -> Array:
     return ddpm.velocity(
-      lambda x, i: module.apply({'params': params}, x, i, text),
+      lambda x, i: module.apply({'params': params}, x, i, words),
       x.astype(jnp.float32), t, times, prediction, boundary,
     )  # fmt: skip
 
@@ -324,7 +325,7 @@ def _sizes(
   each = {
     name: (x,) * len(channels) if isinstance(x, int) else tuple(x)
     for name, x in others.items()
-    if name in ('attention', 'heads', 'depth')
+    if name in ('transformers', 'heads', 'depth')
   }
   return others | each | dict(channels=tuple(channels), latent=image[-1])
 
@@ -362,17 +363,17 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   down = tuple(get('down_block_types') or ())
   mirrored = tuple(x.replace('Down', 'Up') for x in reversed(down))
   channels = get('in_channels', 4)
-  text_width = get('cross_attention_dim')
-  if isinstance(text_width, list) and len(set(text_width)) == 1:
-    text_width = text_width[0]
-  one = isinstance(text_width, int)
+  text = get('cross_attention_dim')
+  if isinstance(text, list) and len(set(text)) == 1:
+    text = text[0]
+  one = isinstance(text, int)
   known = {'CrossAttnDownBlock2D', 'DownBlock2D'}
   options.check(
     'UNet2DConditionModel',
-    {**config_json, 'cross_attention_dim': text_width},
+    {**config_json, 'cross_attention_dim': text},
     dict(
       _COMPUTED,
-      cross_attention_dim=(text_width if one else 'one number',),
+      cross_attention_dim=(text if one else 'one number',),
       out_channels=(channels,),
       down_block_types=(down if set(down) <= known else known,),
       up_block_types=(mirrored,),
@@ -393,12 +394,12 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     image=(*size, channels),
     channels=tuple(config_json['block_out_channels']),
     blocks=get('layers_per_block', 2),
-    attention=tuple(x.startswith('Cross') for x in down)[:levels],
+    transformers=tuple(x.startswith('Cross') for x in down)[:levels],
     # The number of heads, whatever the name says: diffusers keeps an old error
     # for the sake of configs.
     heads=each(get('attention_head_dim', 8)),
     depth=each(get('transformer_layers_per_block', 1)),
-    text_width=text_width,
+    text=text,
     linear=get('use_linear_projection', False),
     groups=get('norm_num_groups', 32),
     eps=get('norm_eps', 1e-5),

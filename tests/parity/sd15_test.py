@@ -304,9 +304,12 @@ def test_what_is_refused():
     dict(rescale_betas_zero_snr=True),
     dict(trained_betas=[0.1]),
     dict(beta_schedule='sigmoid'),
-    dict(use_karras_sigmas=True),
+    dict(prediction_type='sample'),
+    dict(beta_end=None),
   ):
-    with pytest.raises(ValueError, match='of this scheduler.*not computed'):
+    with pytest.raises(
+      ValueError, match='of this scheduler.*not computed|missing'
+    ):
       ddpm.config(said | option)
   with pytest.raises(ValueError, match='betas=.cosine. is none of'):
     ddpm.flow_times('cosine')

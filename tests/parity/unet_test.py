@@ -189,7 +189,9 @@ def test_bfloat16(loaded):
 
 
 def test_null_text():
-  net = unet.unet(channels=(8, 8), attention=(True, False), heads=2, groups=2)
+  net = unet.unet(
+    channels=(8, 8), transformers=(True, False), heads=2, groups=2
+  )
   cond = dict(text=jnp.ones((1, 2, 3)), null_text=jnp.zeros((1, 2, 3)))
   assert not net.encode(None, net.null(cond)).any()
   with pytest.raises(ValueError, match='data.embed.negative'):
@@ -219,9 +221,9 @@ def test_what_is_refused(loaded):
   with pytest.raises(ValueError, match='cross_attention_dim is missing'):
     unet.config({k: x for k, x in said.items() if k != 'cross_attention_dim'})
   with pytest.raises(ValueError, match='2 levels of channels, 3 of heads'):
-    unet.unet(channels=(8, 8), attention=(True, True), heads=(1, 2, 3))
+    unet.unet(channels=(8, 8), transformers=(True, True), heads=(1, 2, 3))
   with pytest.raises(ValueError, match='8 channels.*heads=3'):
-    unet.unet(channels=(8, 8), attention=(True, True), heads=3, groups=4)
+    unet.unet(channels=(8, 8), transformers=(True, True), heads=3, groups=4)
 
 
 def test_folders_of_pipelines(loaded, tmp_path):
@@ -231,8 +233,8 @@ def test_folders_of_pipelines(loaded, tmp_path):
   scheduler = diffusers.LCMScheduler()
   scheduler.save_pretrained(tmp_path / 'scheduler')
   said = dict(
-    image=(16, 16, 4), channels=(8, 16), blocks=1, attention=[True, False],
-    heads=4, text_width=D, groups=4, guidance_width=16, boundary=10.0,
+    image=(16, 16, 4), channels=(8, 16), blocks=1, transformers=[True, False],
+    heads=4, text=D, groups=4, guidance_width=16, boundary=10.0,
   )  # fmt: skip
   folder = str(tmp_path)
   assert tree.equal(unet.unet(**said).load(folder, 'float32'), params)
