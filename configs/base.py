@@ -160,7 +160,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     every=50,  # steps
     keep=2,  # newest ones that stay
   )
-  c.export = ''  # name of a safetensors file to write at the end, or none
+  # Name of a safetensors file to write at the end, or none; of a released
+  # network, a folder that diffusers can load.
+  c.export = ''
   return c
 
 

@@ -1,8 +1,9 @@
-"""Flow-GRPO of Stable Diffusion 3.5 medium at 512 x 512 (arXiv 2505.05470).
+r"""Flow-GRPO of Stable Diffusion 3.5 medium at 512 x 512 (arXiv 2505.05470).
 
   python -m gen_rl.main --config=configs/sd3_flow_grpo.py:pickscore,files \
     --config.released=/models/stable-diffusion-3.5-medium \
     --config.rewards.pickscore.folder=/models/PickScore_v1 \
+    --config.eval.gold.hps.folder=/models/HPS_v2.1_compressed.pt \
     --config.data.prompts.path=/data/pickscore/train.txt \
     --config.eval.prompts.path=/data/pickscore/test.txt
 
@@ -120,7 +121,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.data.prompts = config_dict.create(name='txt', path='')
     c.eval.prompts = config_dict.create(name='txt', path='')
   if 'tiny' in variants:
-    _make_tiny(c)
+    shrink(c)
   return c
 
 
@@ -147,7 +148,7 @@ def _rewards(c: ml_collections.ConfigDict, reward: str) -> None:
   c.eval.gold = config_dict.create(hps=dict(name='hps', folder='drawn'))
 
 
-def _make_tiny(c: ml_collections.ConfigDict) -> None:
+def shrink(c: ml_collections.ConfigDict) -> None:
   """Shrinks it; every part stays."""
   c.steps = 2
   c.model.net.update(

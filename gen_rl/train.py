@@ -32,7 +32,7 @@ from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate
-from gen_rl.types import Params
+from gen_rl.types import Params, Policy
 from gen_rl.utils import files, hosts, image, progress, system, tree
 
 
@@ -333,7 +333,7 @@ def train_and_evaluate(
       base_result = evaluate_params(placed(base))
     stop_if_asked(config.steps)
     if config.export:
-      export(config, workdir, trained, trained_result)
+      export(config, workdir, trained, trained_result, built.policy)
 
   environment = system.environment()
   result = dict(
@@ -394,11 +394,14 @@ def export(
   workdir: str,
   params: Params,
   result: evaluate_lib.Evaluation,
+  policy: Policy,
 ) -> None:
   """Writes the averaged parameters to `workdir`/<config.export>.safetensors.
 
   Adapters are merged into the kernels they belong to. As float16, half
-  the bytes; `initial_params` reads them back as float32.
+  the bytes; `initial_params` reads them back as float32. Of a released network
+  a folder of that name is written, for diffusers: its adapters as they are, or
+  without any the whole network.
   """
   facts = dict(
     config=config.name,
@@ -406,7 +409,12 @@ def export(
     seed=str(config.seed),
     heldout=json.dumps(result.summary()),
   )
-  params = lora.merge(hosts.fetch(params))
+  params = hosts.fetch(params)
+  if policy.save:
+    if jax.process_index() == 0:
+      policy.save(f'{workdir}/{config.export}', params)
+    return
+  params = lora.merge(params)
   half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
   if jax.process_index() == 0:
     weights.save(f'{workdir}/{config.export}.safetensors', half, facts)

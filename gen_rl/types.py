@@ -121,6 +121,8 @@ class Policy(NamedTuple):
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
   # (folder of a released model, type of its parameters) -> params
   load: Callable[[str, str], Params] | None = None
+  # (folder, params) -> None: writes what diffusers can load
+  save: Callable[[str, Params], None] | None = None
 
 
 class RewardInputs(NamedTuple):

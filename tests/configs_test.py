@@ -32,6 +32,7 @@ NEEDED = {
     'geneval', {'rewards.geneval.detector': 'tests.configs_test:finds_nothing'},
   ),
   ('sd3_flow_grpo', 'files'): ('txt', {}),
+  ('flux_flow_grpo', 'files'): ('txt', {}),
 }  # fmt: skip
 FILES = dict(
   quoted='a sign that says "go"\n',

@@ -21,7 +21,6 @@ features (`data.text_features.flux_text`): a cond has text [b l e] and pooled
 
 from collections.abc import Mapping, Sequence
 import functools
-import os
 from typing import Any, Literal, NamedTuple
 
 import einops
@@ -30,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models import adaln, options, released
+from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
 from gen_rl.types import Array, Params, PyTree
@@ -372,7 +371,12 @@ def flux(
     like = jax.eval_shape(init, jax.random.key(0))
     return released.load(folder, like, names_of(scan), dtype)
 
-  return Net(init, apply, image, adaln.null, encode, AXES, load=load)
+  def save(folder: str, params: Params) -> None:
+    peft.save_network(
+      folder, params, names_of(scan), 'transformer', config_json(said)
+    )
+
+  return Net(init, apply, image, adaln.null, encode, AXES, load=load, save=save)
 
 
 def names_of(scan: bool) -> released.Names:
@@ -414,18 +418,19 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def save(
-  folder: str | os.PathLike[str],
-  params: Params,
-  config_json: Mapping[str, Any],
-  scan: bool = False,
-) -> None:
-  """Writes a folder that diffusers can load.
-
-  Args:
-    folder: see `released.save`.
-    params: of `flux`, without adapters.
-    config_json: of the transformer.
-    scan: see `flux`.
-  """
-  released.save(folder, params, names_of(scan), config_json)
+def config_json(said: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of a transformer for keywords of `flux`: `config` undone."""
+  return dict(
+    _class_name=KINDS[0],
+    patch_size=1,
+    in_channels=4 * said['channels'],
+    out_channels=None,
+    num_layers=said['double'],
+    num_single_layers=said['single'],
+    num_attention_heads=said['heads'],
+    attention_head_dim=said['head_dim'],
+    axes_dims_rope=list(said['turns']),
+    joint_attention_dim=said['text'],
+    pooled_projection_dim=said['pooled'],
+    guidance_embeds=said['guided'],
+  )

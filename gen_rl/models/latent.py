@@ -97,6 +97,11 @@ def latent(
     params = released.load(part, like, vae_lib.NAMES, vae_dtype)
     return dict(net=inner.load(folder, dtype), vae=params)
 
+  def save(folder: str, params: Params) -> None:
+    if inner.save is None:
+      raise ConfigError(f'latent: {net} cannot be written as a released folder')
+    inner.save(folder, params['net'])
+
   return Net(
     init,
     apply,
@@ -107,4 +112,5 @@ def latent(
     decode,
     compress,
     load,
+    save,
   )

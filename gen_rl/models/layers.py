@@ -44,6 +44,9 @@ class Net(NamedTuple):
   compress: Callable[[Params, Array], Array] | None = None
   # (folder of a released model, type of its parameters) -> params
   load: Callable[[str, str], Params] | None = None
+  # (folder, params) -> None: writes what diffusers can load, its adapters or,
+  # where there are none, the whole network
+  save: Callable[[str, Params], None] | None = None
 
 
 class TokenNet(NamedTuple):

@@ -372,4 +372,7 @@ def mmdit(
     like = jax.eval_shape(init, jax.random.key(0))
     return released.load(folder, like, names, dtype)
 
-  return Net(init, apply, image, adaln.null, encode, AXES, load=load)
+  def save(folder: str, params: Params) -> None:
+    mmdit_files.save_network(folder, params, said, scan)
+
+  return Net(init, apply, image, adaln.null, encode, AXES, load=load, save=save)

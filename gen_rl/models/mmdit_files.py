@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 import contextlib
-import os
 from typing import Any
 
 import numpy as np
 
-from gen_rl.models import folders, options, released
+from gen_rl.models import folders, options, peft, released
 from gen_rl.models.adaln import positions
 from gen_rl.models.weights import WeightsError
 from gen_rl.types import Params
@@ -102,23 +101,42 @@ def same_positions(folder: str, said: Mapping[str, Any]) -> None:
     )
 
 
-def save(
-  folder: str | os.PathLike[str],
-  params: Params,
-  config_json: Mapping[str, Any],
-  scan: bool = False,
+def config_json(said: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of a transformer for keywords of `mmdit`: `config` undone."""
+  return dict(
+    _class_name=KINDS[0],
+    patch_size=said['patch'],
+    in_channels=said['channels'],
+    out_channels=said['channels'],
+    num_layers=said['layers'],
+    num_attention_heads=said['heads'],
+    attention_head_dim=said['head_dim'],
+    caption_projection_dim=said['heads'] * said['head_dim'],
+    dual_attention_layers=list(said['dual']),
+    qk_norm='rms_norm' if said['qk_norm'] else None,
+    joint_attention_dim=said['text'],
+    pooled_projection_dim=said['pooled'],
+    pos_embed_max_size=said['grid'],
+    sample_size=said['sample_size'],
+  )
+
+
+def save_network(
+  folder: str, params: Params, said: Mapping[str, Any], scan: bool
 ) -> None:
-  """Writes a folder that diffusers can load, positions included.
+  """Writes what diffusers can load, positions included.
 
   Args:
-    folder: see `released.save`.
-    params: of `mmdit`, without adapters.
-    config_json: of the transformer.
+    folder: see `peft.save_network`.
+    params: of `mmdit`.
+    said: its keywords, and channels.
     scan: see `mmdit`.
   """
-  said = config(config_json)
   d = said['heads'] * said['head_dim']
   base = said['sample_size'] // said['patch']
   table = positions(said['grid'], said['grid'], d, said['grid'], base)
   names = names_of(said['layers'], len(said['dual']), scan)
-  released.save(folder, params, names, config_json, extra={_TABLE: table[None]})
+  peft.save_network(
+    folder, params, names, 'transformer', config_json(said),
+    extra={_TABLE: table[None]},
+  )  # fmt: skip

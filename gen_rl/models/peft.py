@@ -93,6 +93,32 @@ def save(
   weights.write(path, data)
 
 
+def save_network(
+  folder: str,
+  params: Params,
+  names: released.Names,
+  part: str,
+  config: Mapping[str, Any],
+  extra: Mapping[str, np.ndarray] | None = None,
+) -> None:
+  """Adapters into a folder, or all of a network without any into its part.
+
+  Args:
+    folder: for `load_lora_weights`, or whose `part` is for `from_pretrained`.
+    params: of the network.
+    names: of the network.
+    part: see `save`.
+    config: see `released.save`.
+    extra: see `released.save`.
+  """
+  os.makedirs(folder, exist_ok=True)
+  if _kernels(params):
+    save(os.path.join(folder, FILE), params, names, part)
+    return
+  at = os.path.join(folder, part)
+  released.save(at, params, names, config, extra=extra)
+
+
 def load(
   path: str | os.PathLike[str],
   params: Params,

@@ -351,6 +351,7 @@ def denoising(
     finish=finish,
     axes=net.axes,
     load=net.load,
+    save=net.save,
   )
 
 

@@ -125,10 +125,11 @@ def test_velocity_and_gradients(folder_of, kind, scan):
 @pytest.mark.parametrize('kind', KINDS)
 def test_back_to_diffusers(folder_of, tmp_path, kind, scan):
   model, folder = folder_of(kind)
-  _, params = net_of(folder, scan=scan)
-  config = released.config(folder / 'transformer')
-  mmdit_files.save(tmp_path, params, config, scan)
-  again = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path)
+  net, params = net_of(folder, scan=scan)
+  net.save(str(tmp_path), params)
+  again = diffusers.SD3Transformer2DModel.from_pretrained(
+    tmp_path / 'transformer'
+  )
   want = model.state_dict()
   assert set(again.state_dict()) == set(want)
   for name, x in again.state_dict().items():
@@ -207,7 +208,8 @@ def test_what_cannot_be_loaded(folder_of, tmp_path):
     net_folder.mkdir()
     other.load(str(net_folder), 'float32')
   path = tmp_path / 'transformer'
-  mmdit_files.save(path, net_of(folder)[1], said)
+  net, params = net_of(folder)
+  net.save(str(tmp_path), params)
   (path / 'config.json').write_text(
     json.dumps(said | dict(_class_name='FluxTransformer2DModel'))
   )

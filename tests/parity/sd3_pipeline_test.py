@@ -136,12 +136,17 @@ def test_steps_that_keep_coefficients():
     np.testing.assert_allclose(np.ravel(found[1])[0], std, atol=1e-5)
 
 
-def test_a_run_from_the_folder(config, tmp_path, monkeypatch):
+def test_a_run_from_the_folder(sd3_pipeline, config, tmp_path, monkeypatch):
   """Two updates of adapters on released weights; features from their files."""
   c = config.copy_and_resolve_references()
   c.policy.steps = c.eval.steps = 4
+  c.export = 'adapters'
   first = train.train_and_evaluate(c, str(tmp_path / 'run'))
   assert first['steps'] == 2 and first['updates_skipped'] == 0
+  pipeline = sd3_pipeline[0]
+  pipeline.load_lora_weights(str(tmp_path / 'run' / 'adapters'))
+  assert pipeline.get_active_adapters()
+  pipeline.unload_lora_weights()
   # Another process does not load an encoder.
   monkeypatch.setattr(t5, 'load', None)
   assert feeds.evaluation(c, assemble.setup(c))[0]['cond']['text'].any()
