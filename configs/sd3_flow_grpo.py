@@ -29,6 +29,8 @@ Variants, joined by commas:
   cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
   guard       ratio normalisation (GRPO-Guard, arXiv 2510.22319)
   files       prompts from files, one a line
+  short       150 updates of tiny drawn weights: the score of a drawn CLIP rises
+              on held-out prompts, in three minutes on a laptop
   tiny        two quick steps of all of it with tiny drawn weights, for tests
 """
 
@@ -40,9 +42,11 @@ from gen_rl.models import lora
 
 VARIANTS = (
   'pickscore', 'ocr', 'geneval', 'fast', 'fast_nocfg', 'cps', 'guard', 'files',
-  'tiny',
+  'short', 'tiny',
 )  # fmt: skip
-EXCLUSIVE = (('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'))
+EXCLUSIVE = (
+  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'), ('short', 'tiny'),
+)  # fmt: skip
 # What Flow-GRPO adapts: all products of the joint attention.
 LORA = r'/attn/(add_[qkv]_proj|to_add_out|to_[qkv]|to_out_0)$'
 KL = dict(pickscore=0.01, ocr=0.04, geneval=0.04)
@@ -120,8 +124,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'files' in variants and reward == 'pickscore':
     c.data.prompts = config_dict.create(name='txt', path='')
     c.eval.prompts = config_dict.create(name='txt', path='')
-  if 'tiny' in variants:
+  if 'tiny' in variants or 'short' in variants:
     shrink(c)
+  if 'short' in variants:
+    c.steps = 150
+    c.data.update(prompts_per_step=8, group_size=8)
+    c.optimizer.lr = 5e-3
+    c.objective.pg.update(clip=1e-2, ratio='guard')
+    c.objective.kl.weight = 0.0
+    c.eval.update(every=75, num_prompts=32, shown=8)
+    c.checkpoint.every = 150
   return c
 
 

@@ -1,0 +1,111 @@
+"""A network in the latents of an autoencoder: who sees what, and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_rl import build, models, sharding
+from gen_rl.build import ConfigError
+from gen_rl.models import latent, vae
+from gen_rl.models.layers import Net
+from gen_rl.policies import denoising
+from gen_rl.utils import tree
+
+NET = dict(
+  name='mmdit', image=(8, 8, 4), layers=2, heads=2, head_dim=8, dual=1, text=12,
+  pooled=10, grid=8, sample_size=8,
+)  # fmt: skip
+VAE = dict(channels=(8, 16), blocks=1, groups=4, latent=4, scale=2.0, shift=0.5)
+KEY = jax.random.key(0)
+
+
+def make(**options) -> Net:
+  return latent.latent(NET, VAE, vocab=5, length=4, **options)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return make().init(KEY)
+
+
+def latents(b=3):
+  return jax.random.normal(jax.random.key(1), (b, 8, 8, 4))
+
+
+def test_pictures_are_the_autoencoders(params):
+  net, coder = make(), vae.vae(**VAE)
+  y = latents()
+  pictures = net.decode(params, y)
+  assert pictures.shape == (3, 16, 16, 3)
+  np.testing.assert_array_equal(pictures, coder.decode(params['vae'], y))
+  back = net.compress(params, pictures)
+  want = coder.scaled(coder.encode(params['vae'], pictures).mean)
+  np.testing.assert_array_equal(back, want)
+
+
+@pytest.mark.parametrize('rows', [1, 2, 3, 4])
+def test_rows_decoded_in_parts_are_the_same(params, rows):
+  y = latents()
+  want = make().decode(params, y)
+  got = make(decode_rows=rows).decode(params, y)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_the_policy_decodes_by_it(params):
+  policy = denoising.denoising(make(), steps=3)
+  np.testing.assert_array_equal(
+    policy.decode(params, latents()), make().decode(params, latents())
+  )
+
+
+def test_gradients_reach_latents_and_not_the_autoencoder(params):
+  net = make()
+  grads, dy = jax.grad(lambda p, y: net.decode(p, y).sum(), (0, 1))(
+    params, latents()
+  )
+  assert float(jnp.abs(dy).max()) > 0
+  assert all(not x.any() for x in jax.tree.leaves(grads))
+
+
+def test_data_are_compressed_before_they_are_noised(params):
+  """The loss of pictures is that of their latents, with the same keys."""
+  policy = denoising.denoising(make(), steps=3)
+  pictures = jax.random.uniform(KEY, (2, 16, 16, 3))
+  cond = dict(text=jnp.ones((2, 3, 12)), pooled=jnp.ones((2, 10)))
+  keys = jax.random.split(KEY, 2)
+  found = policy.nll(params, 2 * pictures - 1, cond, keys)
+  small = make().compress(params, pictures)
+  np.testing.assert_allclose(
+    found, policy.nll(params, small, cond, keys), rtol=1e-5
+  )
+
+
+def test_every_parameter_has_axes(params):
+  net = make()
+  for name, x in tree.named(params).items():
+    sharding.logical_axes(name, x.ndim, net.axes)
+
+
+def test_types_of_the_parts():
+  drawn = make(vae_dtype='bfloat16').init(KEY)
+  assert {x.dtype.name for x in jax.tree.leaves(drawn['vae'])} == {'bfloat16'}
+  assert {x.dtype.name for x in jax.tree.leaves(drawn['net'])} == {'float32'}
+
+
+def test_parts_that_do_not_fit():
+  with pytest.raises(ConfigError, match='4 channels and the autoencoder makes'):
+    latent.latent(NET, VAE | dict(latent=3), vocab=5, length=4)
+  small = dict(name='dit', image=(24, 24, 4), patch=12, width=16, heads=2)
+  net = latent.latent(small, VAE, vocab=9, length=4)
+  with pytest.raises(
+    ConfigError, match='cannot be read from a released'
+  ):
+    net.load('nowhere', 'float32')
+  with pytest.raises(ConfigError, match='cannot be written as a released'):
+    net.save('nowhere', {})
+
+
+def test_by_name():
+  spec = dict(name='latent', net=NET, vae=VAE)
+  assert build.build(models, spec, vocab=5, length=4).shape == (8, 8, 4)
