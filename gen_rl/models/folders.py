@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -158,7 +158,7 @@ def open_tensors(
   twice = []
   for path in paths:
     try:
-      file = stack.enter_context(safetensors.safe_open(path, 'numpy'))
+      file = _Part(path)
     except Exception as error:
       raise WeightsError(
         f'{path} ({os.path.getsize(path)} bytes) is truncated or not a'
@@ -187,6 +187,45 @@ def _torch_file(folder: str) -> str | None:
   return os.path.join(folder, found[0]) if len(found) == 1 else None
 
 
+class _Part:
+  """A safetensors file that is open only while a tensor is read.
+
+  An open one is mapped, and what was read of it counts as memory of the process
+  until it is closed.
+  """
+
+  def __init__(self, path: str):
+    self._path = path
+    with safetensors.safe_open(path, 'numpy') as file:
+      names = file.keys()  # a method: the file is no mapping
+      slices = {name: file.get_slice(name) for name in names}
+      self._header = {
+        name: _Header(x.get_shape(), x.get_dtype())
+        for name, x in slices.items()
+      }
+
+  def keys(self) -> list[str]:
+    return list(self._header)
+
+  def get_slice(self, name: str) -> '_Header':
+    return self._header[name]
+
+  def get_tensor(self, name: str) -> np.ndarray:
+    with safetensors.safe_open(self._path, 'numpy') as file:
+      return file.get_tensor(name)
+
+
+class _Header(NamedTuple):
+  shape: list[int]
+  dtype: str
+
+  def get_shape(self) -> list[int]:
+    return self.shape
+
+  def get_dtype(self) -> str:
+    return self.dtype
+
+
 class Held:
   """Tensors in memory, with the methods of an open file."""
 
@@ -196,20 +235,10 @@ class Held:
   def get_tensor(self, name: str) -> np.ndarray:
     return self._tensors[name]
 
-  def get_slice(self, name: str) -> '_Slice':
-    return _Slice(self._tensors[name])
-
-
-class _Slice:
-  def __init__(self, x: np.ndarray):
-    self._x = x
-
-  def get_shape(self) -> list[int]:
-    return list(self._x.shape)
-
-  def get_dtype(self) -> str:
-    name = self._x.dtype.name
-    return next((k for k, v in FLOATS.items() if v == name), name)
+  def get_slice(self, name: str) -> _Header:
+    x = self._tensors[name]
+    kinds = {value: key for key, value in FLOATS.items()}
+    return _Header(list(x.shape), kinds.get(x.dtype.name, x.dtype.name))
 
 
 def check(

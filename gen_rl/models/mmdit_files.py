@@ -88,7 +88,7 @@ def same_positions(folder: str, said: Mapping[str, Any]) -> None:
       )
     first = (grid - side) // 2
     rows = slice(first * grid, (first + side) * grid)
-    table = np.asarray(part[:, rows], np.float32)
+    table = files[_TABLE].get_tensor(_TABLE)[:, rows].astype(np.float32)
   table = table.reshape(side, grid, d)[:, first : first + side]
   base = said['sample_size'] // said['patch']
   want = positions(side, side, d, grid, base).reshape(table.shape)

@@ -98,9 +98,7 @@ def test_parts_that_do_not_fit():
     latent.latent(NET, VAE | dict(latent=3), vocab=5, length=4)
   small = dict(name='dit', image=(24, 24, 4), patch=12, width=16, heads=2)
   net = latent.latent(small, VAE, vocab=9, length=4)
-  with pytest.raises(
-    ConfigError, match='cannot be read from a released'
-  ):
+  with pytest.raises(ConfigError, match='cannot be read from a released'):
     net.load('nowhere', 'float32')
   with pytest.raises(ConfigError, match='cannot be written as a released'):
     net.save('nowhere', {})

@@ -217,3 +217,43 @@ def test_an_id_without_a_network(monkeypatch):
   with pytest.raises(WeightsError, match='as the id of a released model') as e:
     released.locate('someone/something')
   assert '\n' not in str(e.value)
+
+
+_MEMORY = """
+import re
+import sys
+import numpy as np
+from gen_rl.models import released
+
+def peak():  # of this program alone, KiB
+  text = open('/proc/self/status').read()
+  return int(re.search(r'VmHWM:\\s+(\\d+)', text)[1])
+
+like = {f'block_{i}': {'kernel': np.empty((4096, 4096), np.float32)}
+        for i in range(10)}
+released.load(sys.argv[2], {'few': {'kernel': np.empty((2, 2), np.float32)}})
+before = peak()
+params = released.load(sys.argv[1], like)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='Linux')
+def test_files_are_not_held_beside_the_parameters(tmp_path):
+  """640 MiB in ten files need little more than themselves."""
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=(4096, 4096)).astype(np.float32)
+  params = {f'block_{i}': {'kernel': kernel + i} for i in range(10)}
+  released.save(tmp_path / 'many', params, released.PLAIN, CONFIG, 2**26)
+  few = {'few': {'kernel': kernel[:2, :2]}}
+  released.save(tmp_path / 'few', few, released.PLAIN, CONFIG)
+  del params
+  out = subprocess.run(
+    [sys.executable, '-c', _MEMORY, tmp_path / 'many', tmp_path / 'few'],
+    check=True,
+    capture_output=True,
+    cwd=pathlib.Path(__file__).parents[2],
+    env=os.environ | dict(JAX_PLATFORMS='cpu'),
+  ).stdout
+  more = int(out) / 2**10  # MiB
+  assert 600 < more < 640 + 4 * 64 + 60
