@@ -30,7 +30,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   c.tokenizer = dict(name='shapes_words')  # a function of data.tokenizers
   c.data = config_dict.create(
-    # a function of data.prompts: shapes, txt, metadata_jsonl, tfds
+    # a function of data.prompts: shapes, txt, metadata_jsonl, geneval, quoted,
+    # tfds
     prompts=dict(name='shapes', split='rl'),
     prompts_per_step=12,  # P, different prompts per rollout
     group_size=8,  # G, samples per prompt
