@@ -6,8 +6,8 @@ Two ways to run the same arithmetic:
          one call that keeps what its backward pass needs, the reference
          (adapters off) in a call of its own, one denoising step at a time
   tuned  what one would do next: blocks compiled by torch.compile, no backward
-         pass through the unconditional half, a fused optimizer, rematerialised
-         blocks so that more rows fit in a call, or as many as fit without
+         pass through the unconditional half, a fused optimizer, and decisions
+         of several steps in a call, as many as fit
 
 Attention is scaled_dot_product_attention in both, weights are bfloat16 on a
 GPU (float32 on a CPU), adapters and their optimizer float32. Equations are
@@ -71,9 +71,14 @@ def sigmas(steps: int, shift: float, device) -> torch.Tensor:
   return shift * t / (1 + (shift - 1) * t)
 
 
-def move(task: Task, grid: torch.Tensor, i: int, x, v, x_next=None):
-  """Equation 9 of the paper: (next latent, log-prob [b], mean, deviation)."""
-  s, s_next = grid[i], grid[i + 1]
+def move(task: Task, grid: torch.Tensor, i, x, v, x_next=None):
+  """Equation 9 of the paper: (next latent, log-prob [b], mean, deviation).
+
+  `i` is a step, or one for each row [b].
+  """
+  if isinstance(i, int):
+    i = torch.full((x.shape[0],), i, device=x.device)
+  s, s_next = (grid[j][:, None, None, None] for j in (i, i + 1))
   root = torch.where(s == 1, grid[1], s)
   sigma = task.noise * torch.sqrt(root / (1 - root))
   dt = s_next - s
@@ -94,9 +99,7 @@ def move(task: Task, grid: torch.Tensor, i: int, x, v, x_next=None):
 class Step:
   """One step of training, in two parts that can be timed."""
 
-  def __init__(
-    self, task: Task, device: str, tuned: bool, rows: int, remat: bool
-  ):
+  def __init__(self, task: Task, device: str, tuned: bool, rows: int):
     self.task, self.device, self.tuned, self.rows = task, device, tuned, rows
     self.half = torch.bfloat16 if device == 'cuda' else torch.float32
     torch.manual_seed(0)
@@ -112,9 +115,6 @@ class Step:
     self.trained = [p for p in model.parameters() if p.requires_grad]
     for p in self.trained:
       p.data = p.data.float()
-    if remat:
-      model.enable_gradient_checkpointing()
-    model.train(remat)  # there is no dropout; it switches checkpoints on
     if tuned:
       for i, block in enumerate(model.transformer_blocks):
         model.transformer_blocks[i] = torch.compile(block)
@@ -124,44 +124,48 @@ class Step:
     )
     sizes = task.transformer
     self.grid = sigmas(task.steps, task.shift, device)
-    n = task.rows
     texts, width = sizes['joint_attention_dim'], sizes['pooled_projection_dim']
 
     def draw(*shape):
       return torch.randn(shape, device=device, dtype=self.half)
 
     # The prompt and no prompt, of one group.
-    self.text = [draw(1, task.text, texts).expand(n, -1, -1) for _ in range(2)]
-    self.pooled = [draw(1, width).expand(n, -1) for _ in range(2)]
+    self.text = [draw(1, task.text, texts) for _ in range(2)]
+    self.pooled = [draw(1, width) for _ in range(2)]
 
   def autocast(self):
     if self.device != 'cuda':
       return contextlib.nullcontext()
     return torch.autocast('cuda', torch.bfloat16)
 
-  def net(self, x, i: int, at: slice, halves=(0, 1)):
-    """Velocities of some rows, one for each half, from one call."""
+  def net(self, x, i, halves=(0, 1)):
+    """Velocities of rows, one for each half, from one call."""
     with self.autocast():
       n = x.shape[0]
+      time = (1000 * self.grid[i]).expand(n)
       out = self.model(
         hidden_states=torch.cat([x.to(self.half)] * len(halves)),
-        timestep=(1000 * self.grid[i]).expand(n * len(halves)),
-        encoder_hidden_states=torch.cat([self.text[h][at] for h in halves]),
-        pooled_projections=torch.cat([self.pooled[h][at] for h in halves]),
+        timestep=torch.cat([time] * len(halves)),
+        encoder_hidden_states=torch.cat(
+          [self.text[h].expand(n, -1, -1) for h in halves]
+        ),
+        pooled_projections=torch.cat(
+          [self.pooled[h].expand(n, -1) for h in halves]
+        ),
         return_dict=False,
       )[0]
     return out.float().chunk(len(halves))
 
-  def velocity(self, x, i: int, at: slice):
+  def velocity(self, x, i):
     scale = self.task.guidance
     if scale == 1:
-      return self.net(x, i, at, (0,))[0]
+      return self.net(x, i, (0,))[0]
     if self.tuned and torch.is_grad_enabled():
       with torch.no_grad():
-        (free,) = self.net(x, i, at, (1,))
-      (cond,) = self.net(x, i, at, (0,))
+        (free,) = self.net(x, i, (1,))
+      (cond,) = self.net(x, i, (0,))
     else:
-      cond, free = self.net(x, i, at)
+      cond, free = self.net(x, i)
     return free + scale * (cond - free)
 
   @torch.no_grad()
@@ -169,9 +173,8 @@ class Step:
     task = self.task
     x = torch.randn((task.rows, *task.latent), device=self.device)
     kept, scores = [x], []
-    whole = slice(0, task.rows)
     for i in range(task.steps):
-      v = self.velocity(x, i, whole)
+      v = self.velocity(x, i)
       if i + 1 < task.steps:
         x, log_prob, _, _ = move(task, self.grid, i, x, v)
         scores.append(log_prob)
@@ -192,25 +195,33 @@ class Step:
     score = rollout.pictures.amax(1) - rollout.pictures.amin(1)
     score = score.mean((1, 2))
     adv = ((score - score.mean()) / (score.std() + 1e-4)).clamp(-5, 5)
-    parts = task.rows // self.rows * (task.steps - 1)
-    for j in range(0, task.rows, self.rows):
-      at = slice(j, j + self.rows)
-      for i in range(task.steps - 1):
-        x, x_next = rollout.latents[i][at], rollout.latents[i + 1][at]
-        v = self.velocity(x, i, at)
-        _, log_prob, mean, std = move(task, self.grid, i, x, v, x_next)
-        ratio = torch.exp(log_prob - rollout.log_prob[i][at])
-        bounded = ratio.clamp(1 - task.clip, 1 + task.clip)
-        loss = torch.maximum(-adv[at] * ratio, -adv[at] * bounded).mean()
-        if task.kl:
-          with torch.no_grad():
-            self.model.disable_adapters()
-            ref = self.velocity(x, i, at)
-            self.model.enable_adapters()
-            _, _, ref_mean, _ = move(task, self.grid, i, x, ref, x_next)
-          far = ((mean - ref_mean) ** 2).mean((1, 2, 3)) / (2 * std**2)
-          loss = loss + task.kl * far.mean()
-        (loss / parts).backward()
+    trained = task.steps - 1
+    step, row = (
+      a.reshape(-1).to(self.device)
+      for a in torch.meshgrid(
+        torch.arange(trained), torch.arange(task.rows), indexing='ij'
+      )
+    )
+    # Decisions of one step at a time, or as many as a call takes.
+    calls = torch.arange(len(step), device=self.device).split(self.rows)
+    before, after = rollout.latents[:-2], rollout.latents[1:-1]
+    for at in calls:
+      i, j = step[at], row[at]
+      x, x_next = before[i, j], after[i, j]
+      v = self.velocity(x, i)
+      _, log_prob, mean, std = move(task, self.grid, i, x, v, x_next)
+      ratio = torch.exp(log_prob - rollout.log_prob[i, j])
+      bounded = ratio.clamp(1 - task.clip, 1 + task.clip)
+      loss = torch.maximum(-adv[j] * ratio, -adv[j] * bounded).mean()
+      if task.kl:
+        with torch.no_grad():
+          self.model.disable_adapters()
+          ref = self.velocity(x, i)
+          self.model.enable_adapters()
+          _, _, ref_mean, _ = move(task, self.grid, i, x, ref, x_next)
+        far = (mean - ref_mean) ** 2 / (2 * std**2)
+        loss = loss + task.kl * far.mean()
+      (loss * len(at) / len(step)).backward()
     norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)

@@ -4,15 +4,16 @@ Blocks are moved by vectors of the time and the pooled text, shared by all
 tokens of a row (adaLN, arXiv 2212.09748). Names are diffusers'.
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.models.layers import Dense, constrain
-from gen_rl.types import Array, PyTree
+from gen_rl.types import Array, Params, PyTree
 
 EPS = 1e-6
 AXES = (
@@ -129,3 +130,64 @@ def null(cond: PyTree) -> PyTree:
   return {
     **cond, 'text': cond['null_text'], 'pooled': cond['null_pooled'],
   }  # fmt: skip
+
+
+class Embedders(nn.Module):
+  """What time, guidance and pooled text become; their names in files."""
+
+  width: int
+  guided: bool
+  dtype: Any
+
+  def setup(self):
+    self.timestep_embedder = TwoLayers(self.width, self.dtype)
+    self.text_embedder = TwoLayers(self.width, self.dtype)
+    if self.guided:
+      self.guidance_embedder = TwoLayers(self.width, self.dtype)
+
+  def time(self, t: Array) -> Array:
+    return self.timestep_embedder(time_features(1000.0 * t))
+
+  def text(self, pooled: Array, guidance: float = 0.0) -> Array:
+    out = self.text_embedder(pooled)
+    if self.guided:
+      scale = jnp.full(len(pooled), 1000.0 * guidance)
+      out += self.guidance_embedder(time_features(scale))
+    return out
+
+
+class Encoded(NamedTuple):
+  """What the blocks need of the prompts: the same at every denoising step."""
+
+  text: Array  # [b l d]
+  pooled: Array  # [b d], with the scale of guidance
+
+
+def functions(
+  module: nn.Module, few: tuple[int, int, int], text: int, pooled: int
+) -> tuple[Callable, Callable, Callable]:
+  """(init, apply, encode) of a `layers.Net`, of a module with these methods.
+
+  Args:
+    module: has encode(text, pooled) -> Encoded and denoise(x, t, Encoded).
+    few: h w c of a latent that is enough to make parameters.
+    text: numbers of a text token.
+    pooled: numbers of the pooled text.
+  """
+
+  def init(key: Array) -> Params:
+    words = jnp.zeros((1, 1, text)), jnp.zeros((1, pooled))
+    return module.init(key, jnp.zeros((1, *few)), jnp.zeros(1), *words)[
+      'params'
+    ]
+
+  def encode(params: Params, cond: PyTree) -> Encoded:
+    return module.apply(
+      {'params': params}, cond['text'], cond['pooled'], method='encode'
+    )
+
+  def apply(params: Params, x: Array, t: Array, encoded: Encoded) -> Array:
+    v = module.apply({'params': params}, x, t, encoded, method='denoise')
+    return v.astype(jnp.float32)
+
+  return init, apply, encode

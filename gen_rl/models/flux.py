@@ -32,7 +32,7 @@ import numpy as np
 from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
-from gen_rl.types import Array, Params, PyTree
+from gen_rl.types import Array, Params
 
 AXES = (
   (r'(^|/)proj_mlp/kernel$', ('embed', 'mlp')),
@@ -187,37 +187,6 @@ class Single(nn.Module):
     return constrain(x, 'batch', None, None), None
 
 
-class _Embedders(nn.Module):
-  """What time, guidance and pooled text become."""
-
-  width: int
-  guided: bool
-  dtype: Any
-
-  def setup(self):
-    self.timestep_embedder = adaln.TwoLayers(self.width, self.dtype)
-    self.text_embedder = adaln.TwoLayers(self.width, self.dtype)
-    if self.guided:
-      self.guidance_embedder = adaln.TwoLayers(self.width, self.dtype)
-
-  def time(self, t: Array) -> Array:
-    return self.timestep_embedder(adaln.time_features(1000.0 * t))
-
-  def text(self, pooled: Array, guidance: float) -> Array:
-    out = self.text_embedder(pooled)
-    if self.guided:
-      scale = jnp.full(len(pooled), 1000.0 * guidance)
-      out += self.guidance_embedder(adaln.time_features(scale))
-    return out
-
-
-class Encoded(NamedTuple):
-  """What the blocks need of the prompts: the same at every denoising step."""
-
-  text: Array  # [b l d]
-  pooled: Array  # [b d], with the scale of guidance
-
-
 class Flux(nn.Module):
   """See the module docstring. `encode`, then `denoise`."""
 
@@ -236,7 +205,9 @@ class Flux(nn.Module):
   def setup(self):
     d = self.heads * self.head_dim
     dense = functools.partial(Dense, dtype=self.dtype)
-    self.time_text_embed = _Embedders(d, self.guidance is not None, self.dtype)
+    self.time_text_embed = adaln.Embedders(
+      d, self.guidance is not None, self.dtype
+    )
     self.context_embedder, self.x_embedder = dense(d), dense(d)
     settings = self.heads, self.head_dim, self.attention, self.dtype
 
@@ -258,14 +229,14 @@ class Flux(nn.Module):
     self.norm = adaln.norm(self.dtype)
     self.proj_out = dense(4 * self.image[-1])
 
-  def encode(self, text: Array, pooled: Array) -> Encoded:
+  def encode(self, text: Array, pooled: Array) -> adaln.Encoded:
     """[b l e], [b p] -> what does not change."""
-    return Encoded(
+    return adaln.Encoded(
       self.context_embedder(text),
       self.time_text_embed.text(pooled, self.guidance or 0.0),
     )
 
-  def denoise(self, x: Array, t: Array, encoded: Encoded) -> Array:
+  def denoise(self, x: Array, t: Array, encoded: adaln.Encoded) -> Array:
     """The velocity, in the type of the arithmetic: [b h w c]."""
     height, width = (n // 2 for n in x.shape[1:3])
     h = einops.rearrange(x, 'b (h p) (w q) c -> b (h w) (c p q)', p=2, q=2)
@@ -351,19 +322,7 @@ def flux(
     guided=guidance is not None,
   )  # fmt: skip
 
-  def init(key: Array) -> Params:
-    few = jnp.zeros((1, 2, 2, image[-1]))
-    words = jnp.zeros((1, 1, text)), jnp.zeros((1, pooled))
-    return module.init(key, few, jnp.zeros(1), *words)['params']
-
-  def encode(params: Params, cond: PyTree) -> Encoded:
-    return module.apply(
-      {'params': params}, cond['text'], cond['pooled'], method='encode'
-    )
-
-  def apply(params: Params, x: Array, t: Array, encoded: Encoded) -> Array:
-    v = module.apply({'params': params}, x, t, encoded, method='denoise')
-    return v.astype(jnp.float32)
+  init, apply, encode = adaln.functions(module, (2, 2, image[-1]), text, pooled)
 
   def load(folder: str, dtype: str) -> Params:
     folder = released.locate(folder, 'transformer')

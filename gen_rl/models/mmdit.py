@@ -22,7 +22,7 @@ null_pooled.
 
 from collections.abc import Sequence
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import einops
 from flax import linen as nn
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from gen_rl.models import adaln, mmdit_files, options, released, vit
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
-from gen_rl.types import Array, Params, PyTree
+from gen_rl.types import Array, Params
 
 AXES = (
   (r'(^|/)pos_embed/proj/kernel$', (None, 'embed')),
@@ -158,30 +158,6 @@ class PatchEmbed(nn.Module):
     return vit.Patches(self.width, self.patch, self.dtype, name='proj')(x)
 
 
-class _Embedders(nn.Module):
-  """What the time and the pooled text become; released names of the two."""
-
-  width: int
-  dtype: Any
-
-  def setup(self):
-    self.timestep_embedder = adaln.TwoLayers(self.width, self.dtype)
-    self.text_embedder = adaln.TwoLayers(self.width, self.dtype)
-
-  def time(self, t: Array) -> Array:
-    return self.timestep_embedder(adaln.time_features(1000.0 * t))
-
-  def text(self, pooled: Array) -> Array:
-    return self.text_embedder(pooled)
-
-
-class Encoded(NamedTuple):
-  """What the blocks need of the prompts: the same at every denoising step."""
-
-  text: Array  # [b l d]
-  pooled: Array  # [b d]
-
-
 class MMDiT(nn.Module):
   """See the module docstring. `encode`, then `denoise`."""
 
@@ -202,7 +178,7 @@ class MMDiT(nn.Module):
   def setup(self):
     d, p, channels = self.heads * self.head_dim, self.patch, self.image[-1]
     self.pos_embed = PatchEmbed(p, d, self.dtype)
-    self.time_text_embed = _Embedders(d, self.dtype)
+    self.time_text_embed = adaln.Embedders(d, False, self.dtype)
     self.context_embedder = Dense(d, dtype=self.dtype)
     block = layers_lib.rematerialized(Block, self.remat, in_scan=self.scan)
     settings = (
@@ -235,13 +211,13 @@ class MMDiT(nn.Module):
     self.norm = adaln.norm(self.dtype)
     self.proj_out = Dense(p * p * channels, dtype=self.dtype)
 
-  def encode(self, text: Array, pooled: Array) -> Encoded:
+  def encode(self, text: Array, pooled: Array) -> adaln.Encoded:
     """[b l e], [b p] -> what does not change."""
-    return Encoded(
+    return adaln.Encoded(
       self.context_embedder(text), self.time_text_embed.text(pooled)
     )
 
-  def denoise(self, x: Array, t: Array, encoded: Encoded) -> Array:
+  def denoise(self, x: Array, t: Array, encoded: adaln.Encoded) -> Array:
     """The velocity, in the type of the arithmetic: [b h w c]."""
     p, (height, width, _) = self.patch, x.shape[1:]
     h = self.pos_embed(x)
@@ -346,19 +322,9 @@ def mmdit(
     grid=grid, sample_size=sample_size,
   )  # fmt: skip
 
-  def init(key: Array) -> Params:
-    few = jnp.zeros((1, patch, patch, image[-1]))
-    words = jnp.zeros((1, 1, text)), jnp.zeros((1, pooled))
-    return module.init(key, few, jnp.zeros(1), *words)['params']
-
-  def encode(params: Params, cond: PyTree) -> Encoded:
-    return module.apply(
-      {'params': params}, cond['text'], cond['pooled'], method='encode'
-    )
-
-  def apply(params: Params, x: Array, t: Array, encoded: Encoded) -> Array:
-    v = module.apply({'params': params}, x, t, encoded, method='denoise')
-    return v.astype(jnp.float32)
+  init, apply, encode = adaln.functions(
+    module, (patch, patch, image[-1]), text, pooled
+  )
 
   def load(folder: str, dtype: str) -> Params:
     folder = released.locate(folder, 'transformer')

@@ -9,9 +9,10 @@ from configs import sd3_flow_grpo
 from gen_rl import assemble, build, train
 from gen_rl.data import feeds
 from gen_rl.diffusion import schedules, transitions
-from gen_rl.models import t5
+from gen_rl.models import lora, t5
 from gen_rl.rollout import make_rows
 from gen_rl.utils import rng as rng_lib
+from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
@@ -62,19 +63,47 @@ def noise(rows, shape):
   return torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2)
 
 
-def test_ten_steps_with_guidance(sd3_pipeline, sampled):
-  pipeline, _ = sd3_pipeline
-  built, params, rows, latents = sampled
-  arguments = dict(
+def drawing(rows):
+  """Arguments of the pipeline for the same pictures."""
+  return dict(
     prompt=TEXTS, height=16, width=16, num_inference_steps=STEPS,
     guidance_scale=GUIDANCE, max_sequence_length=40,
     latents=noise(rows, (8, 8, 16)),
   )  # fmt: skip
+
+
+def test_ten_steps_with_guidance(sd3_pipeline, sampled):
+  pipeline, _ = sd3_pipeline
+  built, params, rows, latents = sampled
+  arguments = drawing(rows)
   with torch.no_grad():
     want = pipeline(**arguments, output_type='latent').images
     pictures = pipeline(**arguments, output_type='np').images
   assert far(latents, want.permute(0, 2, 3, 1)) < 1e-4
   assert far(built.policy.decode(params, latents), pictures) < 1e-4
+
+
+def test_pictures_of_our_adapters(sd3_pipeline, sampled, tmp_path):
+  """The pipeline draws them from the folder that a run ends with."""
+  pipeline, _ = sd3_pipeline
+  built, params, rows, plain = sampled
+  adapted = lora.add(params, sd3_flow_grpo.LORA, 3, 5.0, jax.random.key(1))
+  leaves = tree.named(adapted)
+  rng = np.random.default_rng(0)
+  for name, x in leaves.items():
+    if name.endswith('_lora_b'):
+      leaves[name] = jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)
+  adapted = tree.nest(leaves)
+  latents = jax.jit(built.sampler)(adapted, rows)
+  assert far(latents, plain) > 0.1
+  built.policy.save(str(tmp_path), adapted)
+  pipeline.load_lora_weights(str(tmp_path))
+  try:
+    with torch.no_grad():
+      want = pipeline(**drawing(rows), output_type='np').images
+  finally:
+    pipeline.unload_lora_weights()
+  assert far(built.policy.decode(adapted, latents), want) < 1e-4
 
 
 def test_the_grid_of_times():
