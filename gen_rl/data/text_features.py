@@ -27,6 +27,7 @@ from gen_rl.data.embeddings import Encoder, Features
 from gen_rl.models import clip, folders, t5
 
 _CLIP_LENGTH = 77
+_KINDS = 'text_encoder', 'tokenizer'
 
 
 def sd15_text(
@@ -224,25 +225,22 @@ def _encoder(
     if not truncate:
       ids(texts)
 
+  said = _fingerprint(folder, parts), dict(parts), dict(shapes)
   return Encoder(
     encode,
     {n: jax.ShapeDtypeStruct(x, jnp.dtype(dtype)) for n, x in shapes.items()},
-    f'{_fingerprint(folder)} {dict(parts)} {dict(shapes)} {truncate} {dtype}',
+    f'{said} {truncate} {dtype}',
     check,
   )
 
 
-def _fingerprint(folder: str) -> str:
-  """Of configs, tokenizers' vocabularies and sizes of weights in a folder."""
+def _fingerprint(folder: str, parts: Mapping[str, int]) -> str:
+  """Of configs, tokenizers' vocabularies and sizes of weights."""
   digest = hashlib.sha256()
-  root = folders.locate(folder)
-  for part in sorted(os.listdir(root)):
-    if not part.startswith(('text_encoder', 'tokenizer')):
-      continue
-    for name in sorted(os.listdir(os.path.join(root, part))):
-      path = os.path.join(root, part, name)
-      if not os.path.isfile(path):
-        continue
+  for part in [f'{kind}{end}' for end in parts for kind in _KINDS]:
+    root = folders.locate(folder, part)
+    for name in sorted(os.listdir(root)):
+      path = os.path.join(root, name)
       digest.update(f'{part}/{name} {os.path.getsize(path)}'.encode())
       if name.endswith(('.json', '.txt', '.model')):
         with open(path, 'rb') as f:

@@ -15,7 +15,6 @@ second and is imported by the two functions that need it.
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,7 +218,9 @@ def clip(folder: str = '') -> Tokenizer:
   """
   if not folder:
     return shapes_words()
-  return pretrained(os.path.join(folder, 'tokenizer'))
+  from gen_rl.models import folders
+
+  return pretrained(folders.locate(folder, 'tokenizer'))
 
 
 def pretrained(path: str, **kwargs) -> Tokenizer:
