@@ -168,6 +168,12 @@ def setup(
   }
   weighted |= own_rewards or {}
   errors = build.field_errors(config) + _drawn_errors(config)
+  if config.released and policy.load is None:
+    errors.append(
+      f'config.released={config.released!r} is the folder of a released model, '
+      f'and the network {config.model.name} is none; set config.init to a '
+      'safetensors file of its own'
+    )
   said = config.policy.get('length')
   if source.answers and said is not None and said <= config.data.answer_length:
     errors.append(
@@ -247,12 +253,6 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   """
   key = jax.random.key(config.seed)
   if config.released and not config.init:
-    if policy.load is None:
-      raise build.ConfigError(
-        f'config.released={config.released!r} is the folder of a released '
-        f'model, and the network {config.model.name} is none; set config.init '
-        'to a safetensors file of its own'
-      )
     # Full precision where all of them are trained.
     frozen = config.lora.pattern and config.trainable == lora.TRAINABLE
     params = policy.load(

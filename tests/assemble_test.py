@@ -65,3 +65,12 @@ def test_answers_and_what_is_said_have_room():
   config.policy.length = 3
   with pytest.raises(ConfigError, match=r'do not fit policy\.length=3.* 4'):
     assemble.setup(config)
+
+
+def test_a_folder_of_a_released_model_needs_such_a_network():
+  config = flow_grpo.get_config('tiny')
+  config.released = 'models/sd3'
+  with pytest.raises(
+    ConfigError, match='and the network dit is none; set conf'
+  ):
+    assemble.setup(config)

@@ -9,6 +9,11 @@ from typing import Any
 def lines(path: str) -> list[tuple[int, str]]:
   """(line number, stripped line) of the non-blank lines of a text file."""
   path = os.path.expanduser(os.fspath(path))
+  if not path:
+    raise ValueError(
+      'no prompt file is named: set config.data.prompts.path, and '
+      'config.eval.prompts.path for the prompts of evaluations'
+    )
   try:
     with open(path, 'rb') as f:
       data = f.read()

@@ -92,6 +92,8 @@ def test_missing_and_empty_files_are_named(tmp_path, read):
   missing = str(tmp_path / 'none.txt')
   with pytest.raises(FileNotFoundError, match='none.txt does not exist'):
     read(missing)
+  with pytest.raises(ValueError, match=r'set config\.data\.prompts\.path'):
+    read('')
   for content in ('', '\n  \n'):
     with pytest.raises(ValueError, match='empty.txt is empty'):
       read(_write(tmp_path, content, 'empty.txt'))
