@@ -70,7 +70,5 @@ def test_answers_and_what_is_said_have_room():
 def test_a_folder_of_a_released_model_needs_such_a_network():
   config = flow_grpo.get_config('tiny')
   config.released = 'models/sd3'
-  with pytest.raises(
-    ConfigError, match='and the network dit is none; set conf'
-  ):
+  with pytest.raises(ConfigError, match='and the network dit is none; set'):
     assemble.setup(config)
