@@ -116,22 +116,6 @@ def positions(
   return table.reshape(height * width, d).astype(np.float32)
 
 
-def null(cond: PyTree) -> PyTree:
-  """The features of no prompt in place of the prompt's.
-
-  Raises:
-    ValueError: there are none.
-  """
-  if 'null_text' not in cond:
-    raise ValueError(
-      'guidance needs the features of no prompt: set data.embed.negative to '
-      "'' or another text, or policy.guidance_scale=1"
-    )
-  return {
-    **cond, 'text': cond['null_text'], 'pooled': cond['null_pooled'],
-  }  # fmt: skip
-
-
 class Embedders(nn.Module):
   """What time, guidance and pooled text become; their names in files."""
 

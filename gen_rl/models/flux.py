@@ -335,7 +335,8 @@ def flux(
       folder, params, names_of(scan), 'transformer', config_json(said)
     )
 
-  return Net(init, apply, image, adaln.null, encode, AXES, load=load, save=save)
+  null = layers_lib.null_features
+  return Net(init, apply, image, null, encode, AXES, load=load, save=save)
 
 
 def names_of(scan: bool) -> released.Names:

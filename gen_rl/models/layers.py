@@ -112,6 +112,28 @@ class Dense(nn.Dense):
     return out.reshape(*x.shape[:-1], self.features)
 
 
+def null_features(cond: PyTree) -> PyTree:
+  """The features of no prompt in place of the prompt's.
+
+  Args:
+    cond: features by name, and those of no prompt as null_<name>.
+
+  Raises:
+    ValueError: there are none of no prompt.
+  """
+  free = {
+    name.removeprefix('null_'): x
+    for name, x in cond.items()
+    if name.startswith('null_')
+  }
+  if not free:
+    raise ValueError(
+      'guidance needs the features of no prompt: set data.embed.negative to '
+      "'' or another text, or policy.guidance_scale=1"
+    )
+  return {**cond, **free}
+
+
 def rematerialized(
   module: type[nn.Module], policy: str, in_scan: bool
 ) -> type[nn.Module]:

@@ -341,4 +341,5 @@ def mmdit(
   def save(folder: str, params: Params) -> None:
     mmdit_files.save_network(folder, params, said, scan)
 
-  return Net(init, apply, image, adaln.null, encode, AXES, load=load, save=save)
+  null = layers_lib.null_features
+  return Net(init, apply, image, null, encode, AXES, load=load, save=save)

@@ -17,7 +17,7 @@ A cond is dict(text [b l d], null_text [b l d]): features of the prompts, and of
 The sizes of Stable Diffusion 1.5 are the defaults: 860M parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 import os
 from typing import Any, Literal
@@ -28,11 +28,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import ddpm
-from gen_rl.models import folders, options, pixel_transformer, released, resnet
+from gen_rl.models import (
+  folders,
+  options,
+  peft,
+  pixel_transformer,
+  released,
+  resnet,
+  unet_files,
+)
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net
 from gen_rl.models.pixel_transformer import Settings, Transformer
-from gen_rl.types import Array, Params, PyTree
+from gen_rl.types import Array, Params
 
 AXES = (
   (r'(^|/)linear_1/kernel$', ('embed', 'mlp')),
@@ -40,8 +48,6 @@ AXES = (
   (r'(^|/)cond_proj/kernel$', (None, 'embed')),
   *pixel_transformer.AXES,
 )
-NAMES = released.Names()
-KINDS = ('UNet2DConditionModel',)
 _LOG = np.float32(np.log(1e4))  # of the slowest wave's period
 
 
@@ -254,7 +260,7 @@ def unet(
   Raises:
     ValueError: sizes that do not fit each other, naming them.
   """
-  said = _sizes(
+  said = unet_files.sizes(
     image, channels, blocks=blocks, transformers=transformers, heads=heads,
     depth=depth, text=text, linear=linear, groups=groups, eps=eps,
     guidance_width=guidance_width,
@@ -296,114 +302,25 @@ def unet(
       x.astype(jnp.float32), t, times, prediction, boundary,
     )  # fmt: skip
 
-  def null(cond: PyTree) -> PyTree:
-    if 'null_text' not in cond:
-      raise ValueError(
-        'guidance needs the features of no prompt: set data.embed.negative to '
-        "'' or another text, or policy.guidance_scale=1"
-      )
-    return {**cond, 'text': cond['null_text']}
-
   def load(folder: str, dtype: str) -> Params:
     part = released.locate(folder, 'unet')
-    found = config(released.config(part, KINDS))
-    options.same(part, _sizes(**found), said)
+    found = unet_files.config(released.config(part, unet_files.KINDS))
+    options.same(part, unet_files.sizes(**found), said)
     at = released.locate(folder, 'scheduler')
     scheduler = folders.read_json(os.path.join(at, 'scheduler_config.json'))
     options.same(at, ddpm.config(scheduler), said)
     like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(part, like, NAMES, dtype)
+    return released.load(part, like, unet_files.NAMES, dtype)
 
   encode = lambda params, cond: cond['text']
-  return Net(init, apply, tuple(image), null, encode, AXES, load=load)
 
+  def save(folder: str, params: Params) -> None:
+    config = unet_files.config_json(said, image)
+    peft.save_network(folder, params, unet_files.NAMES, 'unet', config)
 
-def _sizes(
-  image: Sequence[int], channels: Sequence[int], **others: Any
-) -> dict[str, Any]:
-  """Keywords of `unet` that a checkpoint fixes, in one spelling."""
-  each = {
-    name: (x,) * len(channels) if isinstance(x, int) else tuple(x)
-    for name, x in others.items()
-    if name in ('transformers', 'heads', 'depth')
-  }
-  return others | each | dict(channels=tuple(channels), latent=image[-1])
-
-
-_COMPUTED = dict(
-  layers_per_block=tuple(range(1, 9)), center_input_sample=(False,),
-  flip_sin_to_cos=(True,), freq_shift=(0,), only_cross_attention=(False,),
-  mid_block_type=('UNetMidBlock2DCrossAttn',), downsample_padding=(1,),
-  mid_block_only_cross_attention=(None, False), mid_block_scale_factor=(1,),
-  dropout=(0,), act_fn=('silu', 'swish'), dual_cross_attention=(False,),
-  resnet_time_scale_shift=('default',), resnet_skip_time_act=(False,),
-  resnet_out_scale_factor=(1,), time_embedding_type=('positional',),
-  conv_in_kernel=(3,), conv_out_kernel=(3,), attention_type=('default',),
-  class_embeddings_concat=(False,), num_attention_heads=(None,),
-)  # fmt: skip
-_FREE = (
-  'sample_size', 'in_channels', 'block_out_channels', 'norm_num_groups',
-  'norm_eps', 'transformer_layers_per_block',
-  'attention_head_dim', 'use_linear_projection', 'time_cond_proj_dim',
-  'upcast_attention',  # the softmax is float32 anyway
-  'addition_embed_type_num_heads',  # of an embedding that is refused
-)  # fmt: skip
-
-
-def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
-  """Keywords of `unet` for the config.json of a UNet2DConditionModel.
-
-  The process is not said there, but in the scheduler's (`ddpm.config`).
-
-  Raises:
-    ValueError: options that are missing or not computed, all in one sentence.
-  """
-  get = config_json.get
-  levels = len(get('block_out_channels') or ())
-  down = tuple(get('down_block_types') or ())
-  mirrored = tuple(x.replace('Down', 'Up') for x in reversed(down))
-  channels = get('in_channels', 4)
-  text = get('cross_attention_dim')
-  if isinstance(text, list) and len(set(text)) == 1:
-    text = text[0]
-  one = isinstance(text, int)
-  known = {'CrossAttnDownBlock2D', 'DownBlock2D'}
-  options.check(
-    'UNet2DConditionModel',
-    {**config_json, 'cross_attention_dim': text},
-    dict(
-      _COMPUTED,
-      cross_attention_dim=(text if one else 'one number',),
-      out_channels=(channels,),
-      down_block_types=(down if set(down) <= known else known,),
-      up_block_types=(mirrored,),
-    ),
-    _FREE,
-    required=(
-      'block_out_channels', 'down_block_types', 'up_block_types',
-      'cross_attention_dim',
-    ),
-  )  # fmt: skip
-  side = get('sample_size') or 64
-  size = (side, side) if isinstance(side, int) else tuple(side)
-
-  def each(x: Any) -> Any:
-    return tuple(x) if isinstance(x, list) else x
-
-  return dict(
-    image=(*size, channels),
-    channels=tuple(config_json['block_out_channels']),
-    blocks=get('layers_per_block', 2),
-    transformers=tuple(x.startswith('Cross') for x in down)[:levels],
-    # The number of heads, whatever the name says: diffusers keeps an old error
-    # for the sake of configs.
-    heads=each(get('attention_head_dim', 8)),
-    depth=each(get('transformer_layers_per_block', 1)),
-    text=text,
-    linear=get('use_linear_projection', False),
-    groups=get('norm_num_groups', 32),
-    eps=get('norm_eps', 1e-5),
-    guidance_width=get('time_cond_proj_dim'),
+  null = layers_lib.null_features
+  return Net(
+    init, apply, tuple(image), null, encode, AXES, load=load, save=save
   )
 
 
@@ -431,7 +348,7 @@ def load(
     WeightsError: see `released.load`.
     ValueError: see `config` and `unet`.
   """
-  said = released.config(folder, KINDS)
-  net = unet(**config(said) | overrides)
+  said = released.config(folder, unet_files.KINDS)
+  net = unet(**unet_files.config(said) | overrides)
   like = jax.eval_shape(net.init, jax.random.key(0))
-  return net, released.load(folder, like, NAMES, param_dtype)
+  return net, released.load(folder, like, unet_files.NAMES, param_dtype)

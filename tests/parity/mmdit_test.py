@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gen_rl.build import ConfigError
-from gen_rl.models import adaln, lora, mmdit, mmdit_files, released
+from gen_rl.models import layers, lora, mmdit, mmdit_files, released
 from gen_rl.models.weights import WeightsError
 from gen_rl.utils import tree
 
@@ -130,6 +130,7 @@ def test_back_to_diffusers(folder_of, tmp_path, kind, scan):
   again = diffusers.SD3Transformer2DModel.from_pretrained(
     tmp_path / 'transformer'
   )
+  net.load(str(tmp_path), 'float32')  # its config says the same network
   want = model.state_dict()
   assert set(again.state_dict()) == set(want)
   for name, x in again.state_dict().items():
@@ -187,9 +188,9 @@ def test_the_adapters_of_flow_grpo(folder_of):
 def test_no_prompt_needs_features():
   cond = dict(text=1, pooled=2)
   with pytest.raises(ValueError, match=r'data\.embed\.negative'):
-    adaln.null(cond)
+    layers.null_features(cond)
   cond |= dict(null_text=3, null_pooled=4)
-  assert adaln.null(cond) == cond | dict(text=3, pooled=4)
+  assert layers.null_features(cond) == cond | dict(text=3, pooled=4)
 
 
 def test_what_cannot_be_loaded(folder_of, tmp_path):

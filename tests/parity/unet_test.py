@@ -9,7 +9,7 @@ import pytest
 
 from gen_rl import sharding
 from gen_rl.diffusion import ddpm, process
-from gen_rl.models import released, unet
+from gen_rl.models import released, unet, unet_files
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')
@@ -156,18 +156,24 @@ def test_gradients(loaded):
   grads = jax.jit(jax.grad(value_of, (0, 1, 2)))(params, x, text)
   assert error(grads[1], last(want[0])) < 1e-4
   assert error(grads[2], want[1].numpy()) < 1e-4
-  by_name = dict(released.tensors(grads[0], unet.NAMES))
+  by_name = dict(released.tensors(grads[0], unet_files.NAMES))
   for name, w in zip(kernels, want[2:]):
     assert error(by_name[name], w.numpy()) < 1e-4
 
 
 def test_saved_folders(both, tmp_path):
-  model, folder, _, params = both
-  released.save(tmp_path, params, unet.NAMES, released.config(folder))
-  again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path)
+  model, _, net, params = both
+  net.save(str(tmp_path), params)
+  again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / 'unet')
   want, found = model.state_dict(), again.state_dict()
   assert want.keys() == found.keys()
   assert all(torch.equal(want[name], found[name]) for name in want)
+  # The config says the same network.
+  said = (unet_files.config(dict(x.config)) for x in (model, again))
+  (image, first), (size, second) = (
+    (x['image'], unet_files.sizes(**x)) for x in said
+  )
+  assert image == size and first == second
 
 
 def test_every_parameter_has_axes(loaded):
@@ -215,11 +221,13 @@ def test_what_is_refused(loaded):
     dict(encoder_hid_dim_type='image_proj'),
   ):
     with pytest.raises(ValueError, match='not computed'):
-      unet.config(said | option)
+      unet_files.config(said | option)
   with pytest.raises(ValueError, match='center_input.*; new=1, an option'):
-    unet.config(said | dict(center_input_sample=True, new=1))
+    unet_files.config(said | dict(center_input_sample=True, new=1))
   with pytest.raises(ValueError, match='cross_attention_dim is missing'):
-    unet.config({k: x for k, x in said.items() if k != 'cross_attention_dim'})
+    unet_files.config(
+      {k: x for k, x in said.items() if k != 'cross_attention_dim'}
+    )
   with pytest.raises(ValueError, match='2 levels of channels, 3 of heads'):
     unet.unet(channels=(8, 8), transformers=(True, True), heads=(1, 2, 3))
   with pytest.raises(ValueError, match='8 channels.*heads=3'):
@@ -258,13 +266,13 @@ def test_sizes_of_released_ones():
     up_block_types=['UpBlock2D'] + ['CrossAttnUpBlock2D'] * 3,
     layers_per_block=2, attention_head_dim=8, sample_size=64,
   )  # fmt: skip
-  assert unet.unet(**unet.config(sd15)).shape == (64, 64, 4)
+  assert unet.unet(**unet_files.config(sd15)).shape == (64, 64, 4)
   sd21 = sd15 | dict(
     cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20],
     use_linear_projection=True,
   )  # fmt: skip
   for said, count in ((sd15, 859520964), (sd21, 865910724)):
-    net = unet.unet(**unet.config(said))
+    net = unet.unet(**unet_files.config(said))
     like = jax.eval_shape(net.init, jax.random.key(0))
     assert len(jax.tree.leaves(like)) == 686
     assert tree.size(like) == count
