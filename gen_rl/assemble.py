@@ -277,7 +277,8 @@ def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
     params = lora.add(params, **config.lora, key=key)
   trained, rest = tree.split(params, config.trainable)
   return tree.merge(
-    trained, jax.tree.map(lambda x: x.astype(config.frozen_dtype), rest)
+    trained,
+    jax.tree.map(lambda x: x.astype(config.frozen_dtype, copy=False), rest),
   )
 
 

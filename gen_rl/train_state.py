@@ -1,10 +1,12 @@
 """All that training changes, as one pytree: what a checkpoint holds."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gen_rl.types import Advantage, Array, Critic, Params, PyTree
@@ -56,8 +58,10 @@ def create(
   # Copies throughout: the state is donated to the step, which deletes its
   # buffers, while the caller may still evaluate with what he gave, and one
   # buffer cannot be donated twice.
-  params, reward_params = jax.tree.map(jnp.array, (params, reward_params))
   train, rest = tree.split(params, trainable)
+  train = jax.tree.map(jnp.array, train)
+  # What is on the host stays there until each device is given its part.
+  rest, reward_params = jax.tree.map(_copy, (rest, reward_params))
   aux = {}
   for i, (label, critic) in enumerate((critics or {}).items()):
     drawn = critic.init(jax.random.fold_in(key, i))
@@ -73,6 +77,10 @@ def create(
     skipped=jnp.zeros((), jnp.int32),
     skipped_in_a_row=jnp.zeros((), jnp.int32),
   )
+
+
+def _copy(x: Any) -> Any:
+  return x.copy() if isinstance(x, np.ndarray) else jnp.array(x)
 
 
 def full_params(state: TrainState, which: str = 'params') -> Params:

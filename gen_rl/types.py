@@ -119,7 +119,7 @@ class Policy(NamedTuple):
   # the most likely one at every place
   greedy: Callable[..., Array] | None = None
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
-  # (folder of a released model, type of its parameters) -> params
+  # (folder of a released model, type of its parameters) -> params, on the host
   load: Callable[[str, str], Params] | None = None
   # (folder, params) -> None: writes what diffusers can load
   save: Callable[[str, Params], None] | None = None

@@ -328,7 +328,7 @@ def flux(
     folder = released.locate(folder, 'transformer')
     options.same(folder, config(released.config(folder, KINDS)), said)
     like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(folder, like, names_of(scan), dtype)
+    return released.load(folder, like, names_of(scan), dtype, host=True)
 
   def save(folder: str, params: Params) -> None:
     peft.save_network(

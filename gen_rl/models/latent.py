@@ -94,7 +94,7 @@ def latent(
     found.pop('tile')
     options.same(part, found, coder_options)
     like = jax.eval_shape(coder.init, jax.random.key(0))
-    params = released.load(part, like, vae_lib.NAMES, vae_dtype)
+    params = released.load(part, like, vae_lib.NAMES, vae_dtype, host=True)
     return dict(net=inner.load(folder, dtype), vae=params)
 
   def save(folder: str, params: Params) -> None:

@@ -42,7 +42,7 @@ class Net(NamedTuple):
   # latents are pictures in [-1, 1].
   decode: Callable[[Params, Array], Array] | None = None
   compress: Callable[[Params, Array], Array] | None = None
-  # (folder of a released model, type of its parameters) -> params
+  # (folder of a released model, type of its parameters) -> params, on the host
   load: Callable[[str, str], Params] | None = None
   # (folder, params) -> None: writes what diffusers can load, its adapters or,
   # where there are none, the whole network

@@ -336,7 +336,7 @@ def mmdit(
     names = mmdit_files.names_of(layers, len(dual), scan)
     mmdit_files.same_positions(folder, said)
     like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(folder, like, names, dtype)
+    return released.load(folder, like, names, dtype, host=True)
 
   def save(folder: str, params: Params) -> None:
     mmdit_files.save_network(folder, params, said, scan)

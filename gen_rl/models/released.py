@@ -15,7 +15,7 @@ Scanned blocks hold one leaf [layers ...] for as many tensors. `Names` says what
 else differs. Nothing is skipped: a tensor that finds no place is an error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import itertools
 import json
@@ -132,6 +132,7 @@ def load(
   dtype: str | None = 'float32',
   shardings: PyTree = None,
   variant: str = '',
+  host: bool = False,
 ) -> Params:
   """Parameters of a released model, tensor by tensor.
 
@@ -146,6 +147,8 @@ def load(
     shardings: tree like `like`, where the arrays shall live; None for the
       default device.
     variant: see `folders.open_tensors`.
+    host: leave them in the memory of the host, as numpy arrays, for networks
+      that one device does not hold.
 
   Returns:
     A tree like `like`.
@@ -156,7 +159,8 @@ def load(
   """
   with contextlib.ExitStack() as stack:
     files = folders.open_tensors(folder, stack, variant)
-    return _filled(files, folder, like, names, dtype, shardings)
+    put = (lambda x, _: x) if host else _put
+    return _filled(files, folder, like, names, dtype, shardings, put)
 
 
 def fill(
@@ -189,7 +193,9 @@ def _filled(
   names: Names,
   dtype: str | None,
   shardings: PyTree = None,
+  put: Callable[[np.ndarray, Any], Any] | None = None,
 ) -> Params:
+  put = put or _put
   of_leaf: dict[str, dict[int | None, str]] = {}
   there = places(like, names)
   for name, place in there.items():
@@ -212,7 +218,7 @@ def _filled(
       x = np.empty(want.shape, own)
       for i, name in each.items():
         x[i] = read(leaf, name)
-    leaves.append(_put(x, where.get(leaf)))
+    leaves.append(put(x, where.get(leaf)))
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

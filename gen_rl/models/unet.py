@@ -310,7 +310,7 @@ def unet(
     scheduler = folders.read_json(os.path.join(at, 'scheduler_config.json'))
     options.same(at, ddpm.config(scheduler), said)
     like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(part, like, unet_files.NAMES, dtype)
+    return released.load(part, like, unet_files.NAMES, dtype, host=True)
 
   encode = lambda params, cond: cond['text']
 

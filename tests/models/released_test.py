@@ -124,6 +124,13 @@ np.save(sys.argv[1] + '/whole.npy', kernel)
 """
 
 
+def test_on_the_host(params, tmp_path):
+  released.save(tmp_path, params, NAMES, CONFIG)
+  got = released.load(tmp_path, params, NAMES, 'bfloat16', host=True)
+  assert all(type(x) is np.ndarray for x in jax.tree.leaves(got))
+  same(got, jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params))
+
+
 def test_each_device_holds_its_part(tmp_path):
   params = {'conv': {'kernel': numbers(3, 1, 4, 6)}}
   released.save(tmp_path, params, released.PLAIN, CONFIG)

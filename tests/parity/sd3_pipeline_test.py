@@ -50,6 +50,9 @@ def sampled(config):
   """(what the config builds, parameters, rows, samples of the ODE)."""
   built = assemble.setup(config)
   params = assemble.initial_params(config, built.policy)
+  # On the host, until each device is given its part.
+  frozen = tree.split(params, lora.TRAINABLE)[1]
+  assert all(type(x) is np.ndarray for x in jax.tree.leaves(frozen))
   batch = dict(
     tokens=np.zeros((2, 4), np.int32), prompt_id=np.arange(2, dtype=np.int32),
     info={}, cond=built.embed.rows(TEXTS),
