@@ -155,7 +155,7 @@ def vmapped_runs(
   wall, out = time.time() - started, []
   for i, (c, workdir) in enumerate(zip(configs, workdirs)):
     if c.export:
-      train.export(c, os.fspath(workdir), trained(i), after[i][0])
+      train.export(c, os.fspath(workdir), trained(i), after[i][0], built.policy)
     result = dict(
       schema_version=results.SCHEMA_VERSION,
       config_name=c.name,
