@@ -362,10 +362,10 @@ def _grid(
 
   Where variances are preserved, a state is x / unit. It is 1 at times 1 and 0.
   """
-  if spec and spec['name']:
+  if not (spec and spec['name']):
+    return schedules.linear(steps, shift), (1.0, 1.0)
+  with jax.ensure_compile_time_eval():  # a policy may be made in a program
     times = build.build(schedules, spec, steps=steps)
-  else:
-    times = schedules.linear(steps, shift)
   ends = np.asarray(times, np.float64)[[0, -1]]
   first, last = np.hypot(1 - ends, ends).tolist()
   return times, (first, last)

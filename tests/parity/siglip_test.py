@@ -249,7 +249,7 @@ def test_configs_that_say_little():
   'change, message',
   [
     (dict(model_type='clip'), "model_type='clip'"),
-    (dict(hidden_act='quick_gelu'), 'quick_gelu'),
+    (dict(hidden_act='relu'), 'relu'),
     (dict(num_channels=1), '1 channels'),
   ],
 )
