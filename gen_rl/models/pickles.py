@@ -3,11 +3,15 @@
 A file of torch.save is a zip archive: data.pkl, a pickle of the object,
 and data/0, data/1, ..., the bytes of its storages. A pickle is a program. Here
 it may build dicts, lists, numbers, strings and tensors, and call nothing else:
-whatever else it names is refused before it runs.
+whatever else it names is refused before it runs. A tensor that would reach
+outside of its storage is refused, too: with offset o, shape n and strides s,
+
+  0 <= o,  0 <= s_i,  o + sum_i (n_i - 1) s_i < numbers in the storage   (1)
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import io
 import math
 import os
@@ -81,8 +85,12 @@ class _Reader(pickle.Unpickler):
     )
 
   def persistent_load(self, pid: Any) -> _Storage:
-    if not isinstance(pid, tuple) or pid[0] != 'storage':
-      raise WeightsError(f'{self.path} refers to {pid!r}, which is no storage.')
+    known = isinstance(pid, tuple) and len(pid) > 2 and pid[0] == 'storage'
+    if not known or pid[1] not in _STORAGES:
+      raise WeightsError(
+        f'{self.path} refers to {pid!r}, which is no storage of '
+        f'{", ".join(_STORAGES)}.'
+      )
     return _Storage(pid[1], str(pid[2]))
 
   def _tensor(
@@ -93,6 +101,16 @@ class _Reader(pickle.Unpickler):
     stride: Sequence[int],
     *_: Any,
   ) -> Lazy:
+    numbers = offset, *shape, *stride
+    if (
+      not isinstance(storage, _Storage)
+      or len(shape) != len(stride)
+      or not all(isinstance(n, int) and n >= 0 for n in numbers)
+    ):
+      raise WeightsError(
+        f'{self.path} is broken: it has a tensor of shape {list(shape)}, '
+        f'strides {list(stride)} and offset {offset} in {storage!r}.'
+      )
     return Lazy(self.file, storage, offset, tuple(shape), tuple(stride))
 
 
@@ -122,17 +140,27 @@ class File:
         f'{self.path} is no file of torch.save: it has no data.pkl.'
       )
     self._root = inside[0].removesuffix('data.pkl')
-    try:
+    with self._broken():
       whole = _Reader(self._zip.read(inside[0]), self.path, self).load()
-    except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
-      raise WeightsError(f'{self.path} is broken: {error}.') from None
-    self._tensors = dict(_flat(whole))
+      self._tensors = dict(_flat(whole))
 
   def __enter__(self) -> 'File':
     return self
 
   def __exit__(self, *_: Any) -> None:
     self._zip.close()
+
+  @contextlib.contextmanager
+  def _broken(self) -> Iterator[None]:
+    """Bytes that are no pickle, or no zip, raise whatever they come upon."""
+    try:
+      yield
+    except WeightsError:
+      raise
+    except Exception as error:
+      raise WeightsError(
+        f'{self.path} is broken: {type(error).__name__}: {error}.'
+      ) from None
 
   def keys(self) -> list[str]:
     """Names of the tensors; those inside of dicts as "a.b"."""
@@ -147,8 +175,9 @@ class File:
   def read(self, lazy: Lazy) -> np.ndarray:
     """The numbers of a tensor."""
     dtype, _ = _STORAGES[lazy.storage.kind]
-    data = self._zip.read(f'{self._root}data/{lazy.storage.key}')
-    numbers = np.frombuffer(data, dtype)
+    with self._broken():
+      data = self._zip.read(f'{self._root}data/{lazy.storage.key}')
+      numbers = np.frombuffer(data, dtype)
     last = lazy.offset + sum(
       (n - 1) * s for n, s in zip(lazy.shape, lazy.stride, strict=True)
     )
@@ -163,7 +192,7 @@ class File:
     )  # fmt: skip
 
 
-def _flat(whole: Any, above: str = ''):
+def _flat(whole: Any, above: str = '') -> Iterator[tuple[str, Lazy]]:
   """(name, tensor) of all tensors in nested dicts and lists."""
   if isinstance(whole, Lazy):
     yield above.removesuffix('.') or 'tensor', whole

@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -94,3 +95,77 @@ def test_a_tensor_beyond_its_storage(tmp_path):
       new.writestr(name, data[:8] if name.endswith('data/0') else data)
   with pytest.raises(WeightsError, match='beyond its storage of 2 numbers'):
     pickles.File(other).get_tensor('a')
+
+
+def _text(x):
+  return b'X' + struct.pack('<I', len(x)) + x.encode()
+
+
+def _numbers(*xs):
+  return b''.join(b'J' + struct.pack('<i', x) for x in xs)
+
+
+def _written(path, offset, shape, stride, kind=b'ctorch\nFloatStorage\n'):
+  """A file with one tensor of a storage of four numbers, by hand."""
+  data = (
+    b'\x80\x02}' + _text('a') + b'ctorch._utils\n_rebuild_tensor_v2\n('
+    b'(' + _text('storage') + kind + _text('0') + _text('cpu') + _numbers(4)
+    + b'tQ' + _numbers(offset) + b'(' + _numbers(*shape) + b't'
+    b'(' + _numbers(*stride) + b't\x89}tRs.'
+  )  # fmt: skip
+  with zipfile.ZipFile(path, 'w') as f:
+    f.writestr('x/data.pkl', data)
+    f.writestr('x/data/0', np.arange(4, dtype=np.float32).tobytes())
+  return path
+
+
+def test_only_memory_of_the_storage_is_read(tmp_path):
+  """Equation (1); what breaks it would show memory of the process."""
+  path = tmp_path / 'x.pt'
+  with pickles.File(_written(path, 1, (3,), (1,))) as file:
+    np.testing.assert_array_equal(file.get_tensor('a'), [1, 2, 3])
+  with pickles.File(_written(path, 0, (5,), (0,))) as file:  # torch's expand
+    np.testing.assert_array_equal(file.get_tensor('a'), np.zeros(5))
+  for place in (
+    (0, (64,), (-1,)), (-2, (4,), (1,)), (0, (-1,), (1,)), (0, (4,), (1, 1)),
+  ):  # fmt: skip
+    with pytest.raises(WeightsError, match='is broken: it has a tensor of'):
+      pickles.File(_written(path, *place))
+  for place in ((2, (3,), (1,)), (0, (2, 2), (4, 1))):
+    with (
+      pickles.File(_written(path, *place)) as file,
+      pytest.raises(WeightsError, match='beyond its storage of 4 numbers'),
+    ):
+      file.get_tensor('a')
+  with pytest.raises(WeightsError, match=r"'Odd'.*no storage of FloatStorage"):
+    pickles.File(_written(path, 0, (4,), (1,), _text('Odd')))
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'\x80\x02h\x05.',  # a memo that is not there
+    b'\x80\x02]K\x01K\x02a.',  # a number appended to a number
+    b'\x80\x02ctorch\nFloatStorage\n)R.',  # a string called
+    b'\x80\x02]q\x00h\x00a.',  # a list in itself
+    b'\x80\x09.',  # a protocol to come
+    b'',
+  ],
+)
+def test_bytes_that_are_no_pickle(tmp_path, data):
+  path = tmp_path / 'x.pt'
+  with zipfile.ZipFile(path, 'w') as f:
+    f.writestr('x/data.pkl', data)
+  with pytest.raises(WeightsError, match=r'x\.pt is broken: \w+'):
+    pickles.File(path)
+
+
+def test_a_storage_that_is_not_there(tmp_path):
+  path = _written(tmp_path / 'x.pt', 0, (4,), (1,))
+  with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / 'y', 'w') as f:
+    f.writestr('x/data.pkl', old.read('x/data.pkl'))
+  with (
+    pickles.File(tmp_path / 'y') as file,
+    pytest.raises(WeightsError, match=r'is broken: KeyError.*x/data/0'),
+  ):
+    file.get_tensor('a')
