@@ -350,7 +350,10 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   for name in KINDS[kind]:
     part = config_json
     if kind == 'CLIPModel':
-      part = config_json.get(f'{name}_config') or {}
+      # Old files say it twice, and transformers believes the second.
+      part = config_json.get(f'{name}_config_dict')
+      if part is None:
+        part = config_json.get(f'{name}_config') or {}
     parts[name] = part
   out: dict[str, Any] = dict(text=None, vision=None)
   for name, part in parts.items():
@@ -362,6 +365,11 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
       problems.append(f'{name} hidden_act={out[name]["act"]!r}')
     if part.get('num_channels', 3) != 3:
       problems.append(f'pictures of {part["num_channels"]} channels')
+    # transformers 5 may have lists of these.
+    numbers = dict(text=('eos_token_id',), vision=('image_size', 'patch_size'))
+    for option in numbers[name]:
+      if not isinstance(part.get(option, 0), int):
+        problems.append(f'{name} {option}={part[option]!r}, no number')
   if problems:
     raise ValueError(
       f'config.json asks for what clip does not compute: {"; ".join(problems)}'

@@ -261,8 +261,14 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   get = config_json.get
   problems = [
     f'{name}={get(name)!r}, where it is {want!r}'
-    for name, want in (('feed_forward_proj', 'gated-gelu'),)
-    if get(name, 'relu') != want
+    for name, silent, want in (
+      ('feed_forward_proj', 'relu', 'gated-gelu'),
+      # These follow from it, but a file may say something else.
+      ('dense_act_fn', 'gelu_new', 'gelu_new'),
+      ('is_gated_act', True, True),
+      ('is_decoder', False, False),
+    )
+    if get(name, silent) != want
   ]
   if problems:
     raise ValueError(

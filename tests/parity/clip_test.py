@@ -232,6 +232,61 @@ def test_every_parameter_has_axes(saved):
       sharding.logical_axes(name, x.ndim, net.axes)
 
 
+def test_configs_that_say_it_twice():
+  """Those of openai and laion; transformers believes the second."""
+  said = dict(
+    text_config=dict(hidden_act='quick_gelu', hidden_size=32, eos_token_id=2),
+    text_config_dict=dict(hidden_act='gelu', hidden_size=24, num_attention_heads
+    =3),
+    vision_config=dict(hidden_act='gelu', num_hidden_layers=4),
+    vision_config_dict=dict(hidden_size=48, patch_size=14, eos_token_id=None),
+    projection_dim=9,
+  )  # fmt: skip
+  want = transformers.CLIPConfig(**{
+    name: dict(x) if isinstance(x, dict) else x for name, x in said.items()
+  })  # fmt: skip
+  found = clip.config(said | dict(architectures=['CLIPModel']))
+  text, vision = want.text_config, want.vision_config
+  for part, theirs in ((found['text'], text), (found['vision'], vision)):
+    assert part == dict(
+      width=theirs.hidden_size, layers=theirs.num_hidden_layers,
+      heads=theirs.num_attention_heads, mlp=theirs.intermediate_size,
+      act=theirs.hidden_act, eps=theirs.layer_norm_eps,
+    )  # fmt: skip
+  assert (found['end'], found['vocab']) == (text.eos_token_id, text.vocab_size)
+  assert (found['patch'], found['projection']) == (vision.patch_size, 9)
+
+
+def back(folder, params, names, kind, said, tmp_path):
+  """Saves by ours, loads by theirs: (missing, unequal) tensors."""
+  released.save(tmp_path, params, names, said)
+  old, new = (kind.from_pretrained(x).state_dict() for x in (folder, tmp_path))
+  assert old and set(old) == set(new)
+  return [n for n in old if not torch.equal(old[n], new[n])]
+
+
+@pytest.mark.parametrize('scan', [False, True], ids=['blocks', 'scanned'])
+def test_both_networks_go_back(saved, tmp_path, scan):
+  model, folder = saved('both')
+  _, params = clip.load(folder, scan=scan)
+  names = clip.NAMES if scan else clip.NAMES._replace(stacked={})
+  said = released.config(folder)
+  assert not back(folder, params, names, type(model), said, tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['text', 'text, projected', 'pictures', 't5'])
+def test_one_network_goes_back(saved, tmp_path, kind):
+  model, folder = saved(kind)
+  module = t5 if kind == 't5' else clip
+  _, params = module.load(folder)
+  names = module.NAMES
+  if module is clip:
+    names = clip.ALONE['vision' if kind == 'pictures' else 'text']
+    names = names._replace(stacked={})
+  said = released.config(folder)
+  assert not back(folder, params, names, type(model), said, tmp_path)
+
+
 def test_what_cannot_be_loaded(saved):
   said = released.config(saved('both')[1])
   with pytest.raises(ValueError, match='SiglipModel'):
@@ -241,8 +296,15 @@ def test_what_cannot_be_loaded(saved):
     clip.config(said | dict(vision_config=vision))
   with pytest.raises(WeightsError, match='is of t5 / T5EncoderModel'):
     clip.load(saved('t5')[1])
-  with pytest.raises(ValueError, match='where it is'):
-    t5.config(released.config(saved('t5')[1]) | dict(feed_forward_proj='relu'))
+  said5 = released.config(saved('t5')[1])
+  for option, value in dict(
+    feed_forward_proj='relu', dense_act_fn='gelu', is_gated_act=False
+  ).items():
+    with pytest.raises(ValueError, match=f'{option}={value!r}, where it is'):
+      t5.config(said5 | {option: value})
+  vision = said['vision_config'] | dict(image_size=[12, 12])
+  with pytest.raises(ValueError, match=r'vision image_size=\[12, 12\]'):
+    clip.config(said | dict(vision_config=vision))
   net, params = clip.load(saved('both')[1])
   with pytest.raises(ValueError, match='have 10 tokens and the table'):
     net.text(params, np.zeros((1, 10), np.int32))
