@@ -85,6 +85,8 @@ class Clip(NamedTuple):
   text: Any
   side: int  # of pictures, pixels
   length: int  # of texts, tokens
+  vocab: int  # v, ids of tokens
+  end: int  # id of the end token; 2: the largest id of a text
   axes: Axes = AXES
 
 
@@ -318,6 +320,8 @@ def clip(
     functools.partial(run, 'text') if text else None,
     image,
     length,
+    vocab,
+    end,
   )
 
 

@@ -270,12 +270,13 @@ def fitted(
   mean: Sequence[float],
   std: Sequence[float],
   short: int | None = None,
+  floor: bool = False,
+  rounded: bool = False,
 ) -> Array:
   """Pictures as an encoder is given them: [b h w 3] -> [b side side 3].
 
   The short side becomes `short` pixels, with the antialiased weights of (2), as
   Pillow's bicubic ones; the middle is cut out, and x becomes (x - mean) / std.
-  Numbers are not rounded to 8 bits, so that there is a gradient.
 
   Args:
     images: RGB in [0, 1]; what the kernel overshoots is clipped to that.
@@ -283,16 +284,68 @@ def fitted(
     mean: of each colour.
     std: of each colour.
     short: at least `side`; None: `side`.
+    floor: where the middle begins, if that is half a pixel: transformers take
+      the pixel before, torchvision the even one.
+    rounded: to 8 bits where Pillow does it: before, after the rows and after
+      the columns. The gradient passes as if they were not.
   """
   short = short or side
   h, w = images.shape[1:3]
   sizes = [max(short, int(short * n / min(h, w))) for n in (h, w)]
+  begin = [
+    (new - side) // 2 if floor else round((new - side) / 2) for new in sizes
+  ]
   rows, columns = (
-    resampling(old, new, antialias=True)[round((new - side) / 2) :][:side]
-    for old, new in zip((h, w), sizes, strict=True)
+    resampling(old, new, antialias=True)[at:][:side]
+    for old, new, at in zip((h, w), sizes, begin, strict=True)
   )
-  x = jnp.einsum(
-    'ih,jw,bhwc->bijc', rows, columns, images.astype(jnp.float32),
-    precision=jax.lax.Precision.HIGHEST,
-  )  # fmt: skip
+  x = _scaled(images, rows, columns, rounded)
   return (jnp.clip(x, 0, 1) - np.float32(mean)) / np.float32(std)
+
+
+def framed(
+  images: Array,
+  side: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+  rounded: bool = False,
+) -> Array:
+  """Likewise, whole: the long side becomes `side` pixels, the rest is black.
+
+  As HPS v2 does it: floats are resized, and what the kernel overshoots is kept.
+
+  Args:
+    images: RGB in [0, 1].
+    side: in pixels.
+    mean: of each colour.
+    std: of each colour.
+    rounded: to 8 bits, before.
+  """
+  sizes = images.shape[1:3]
+  new = [round(n * (side / max(sizes))) for n in sizes]
+  rows, columns = (
+    np.pad(
+      resampling(n, m, antialias=True),
+      (((side - m) // 2, side - m - (side - m) // 2), (0, 0)),
+    )
+    for n, m in zip(sizes, new, strict=True)
+  )
+  x = _scaled(_levels(images) if rounded else images, rows, columns, False)
+  return (x - np.float32(mean)) / np.float32(std)
+
+
+def _scaled(
+  images: Array, rows: np.ndarray, columns: np.ndarray, rounded: bool
+) -> Array:
+  """[b h w c] -> [b i j c] by weights [i h] and [j w]."""
+  step = _levels if rounded else lambda x: x
+  product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  x = step(images.astype(jnp.float32))
+  x = step(product('jw,bhwc->bhjc', columns, x))
+  return step(product('ih,bhjc->bijc', rows, x))
+
+
+def _levels(x: Array) -> Array:
+  """In [0, 1], on one of 256 levels; the gradient is that of the clipping."""
+  x = jnp.clip(x, 0, 1)
+  return x + jax.lax.stop_gradient(jnp.floor(255 * x + 0.5) / 255 - x)

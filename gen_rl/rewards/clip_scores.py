@@ -14,9 +14,14 @@ With x and y of `models.clip`, |x| = |y| = 1,
   aesthetic   an affine function of x alone, from CLIP ViT-L/14: 1 to 10
               (LAION's predictor)                                         (4)
 
-Pictures are resized by bicubic weights with antialiasing, as Pillow does it.
-The authors' code rounds to 8 bits before that, ours does not, for the sake of
-gradients, which reach the pixels: scores differ by some 1e-3 of their spread.
+Pictures are resized by Pillow's bicubic weights with antialiasing, and the
+middle is cut out; for (3) the long side is what is resized, and the rest black,
+as its authors do. Transformers' processor rounds to 8 bits before, between rows
+and columns, and after. With rounded=True so do we: pixels are its pixels, and
+gradients pass as if they were not rounded. Without, pixels are a third of a
+level away on average, up to seventeen of the 255 at hard edges, where Pillow
+clips what overshoots; but a score is a continuous function of the picture,
+which does not jump where a sum on other devices has another last bit.
 
 Prompts are read with CLIP's tokenizer, 77 tokens, through
 
@@ -29,6 +34,7 @@ but runs.
 
 from collections.abc import Callable, Mapping
 import contextlib
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -45,6 +51,10 @@ from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 # Of the network that is drawn.
 _SIZES = dict(width=32, layers=2, heads=2, mlp=64, act='gelu', eps=1e-5)
 _HEAD = 'layers.0', 'layers.2', 'layers.4', 'layers.6', 'layers.7'
+
+
+# (pictures, side, mean, std) -> what the network sees
+Fit = Callable[..., Array]
 
 
 class Model(NamedTuple):
@@ -65,6 +75,28 @@ def _drawn(vocab: int, length: int) -> Model:
 def _load(
   folder: str, reader: Tokenizer | None, what: str, options: Mapping[str, Any]
 ) -> Model:
+  model = _read(folder, reader, what, options)
+  if folder != 'drawn':
+    _check_reader(model.net, reader, folder, what)
+  return model
+
+
+def _check_reader(
+  net: clip.Clip, reader: Tokenizer, folder: str, what: str
+) -> None:
+  """Tokens of another model would be taken for words, and score something."""
+  end = reader.size - 1 if net.end == 2 else net.end
+  if reader.size > net.vocab or reader.end_id != end:
+    raise ConfigError(
+      f'{what}: {folder} has {net.vocab} words and its texts end with {end}, '
+      f'and data.reader.tokenizer has {reader.size}, ending with '
+      f'{reader.end_id}; it is to be the tokenizer of CLIP'
+    )
+
+
+def _read(
+  folder: str, reader: Tokenizer | None, what: str, options: Mapping[str, Any]
+) -> Model:
   if reader is None:
     raise ConfigError(
       f'{what} reads prompts with the tokenizer of CLIP, and there is none: '
@@ -81,7 +113,12 @@ def _load(
 
 
 def _similarity(
-  model: Model, params: Params, inputs: RewardInputs, column: str, what: str
+  model: Model,
+  params: Params,
+  inputs: RewardInputs,
+  column: str,
+  what: str,
+  fit: Fit,
 ) -> tuple[Array, Array]:
   """(<x, y> [b], which pictures are finite [b])."""
   if column not in inputs.info:
@@ -90,7 +127,7 @@ def _similarity(
       f'data.reader.texts.{column}="{{prompt}}"'
     )
   images, finite = pixels.finite(inputs.media)
-  x = model.net.image(params, _seen(model, images))
+  x = model.net.image(params, _seen(model, images, fit))
   # A text once for the rows of its group.
   tokens = inputs.info[column][:: inputs.group_size]
   y = model.net.text(params, tokens).projected
@@ -98,8 +135,12 @@ def _similarity(
   return clip.similarity(x, y), finite
 
 
-def _seen(model: Model, images: Array) -> Array:
-  return vit.fitted(images, model.net.side, vit.CLIP_MEAN, vit.CLIP_STD)
+def _seen(model: Model, images: Array, fit: Fit) -> Array:
+  return fit(images, model.net.side, vit.CLIP_MEAN, vit.CLIP_STD)
+
+
+def _cut(rounded: bool) -> Fit:
+  return functools.partial(vit.fitted, floor=True, rounded=rounded)
 
 
 def _reward(
@@ -107,12 +148,13 @@ def _reward(
   model: Model,
   column: str,
   value: Callable[[Params, Array], Array],
+  fit: Fit,
 ) -> Reward:
   """`value` of the parameters and of <x, y>."""
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
-    cosine, finite = _similarity(model, params, inputs, column, name)
+    cosine, finite = _similarity(model, params, inputs, column, name, fit)
     return RewardOut(value(params, cosine), {}, finite)
 
   return Reward(name, model.params, score, differentiable=True)
@@ -124,6 +166,7 @@ def clip_score(
   column: str = 'clip',
   w: float = 1.0,
   floor: bool = False,
+  rounded: bool = False,
   **options: Any,
 ) -> Reward:
   """(1). A picture that is not finite is not valid.
@@ -135,16 +178,19 @@ def clip_score(
     column: of info that holds the tokens of the prompt.
     w: factor.
     floor: at 0.
+    rounded: pixels to 8 bits where Pillow does it, see above.
     **options: of `clip.load`: param_dtype, dtype, scan, remat, attention.
 
   Raises:
-    ConfigError: there is no reader; when scored, no such column.
+    ConfigError: there is no reader, or it is none of CLIP's; when scored, no
+      such column.
     WeightsError: see `clip.load`.
   """
   model = _load(folder, reader, 'clip_score', options)
   return _reward(
     'clip_score', model, column,
     lambda _, cosine: w * (jnp.maximum(cosine, 0.0) if floor else cosine),
+    _cut(rounded),
   )  # fmt: skip
 
 
@@ -153,6 +199,7 @@ def pickscore(
   folder: str,
   column: str = 'clip',
   unit: float = 26.0,
+  rounded: bool = False,
   **options: Any,
 ) -> Reward:
   """(2).
@@ -163,6 +210,7 @@ def pickscore(
       drawn.
     column: see `clip_score`.
     unit: divisor; 1 is the score as published.
+    rounded: see `clip_score`.
     **options: see `clip_score`.
 
   Raises:
@@ -174,6 +222,7 @@ def pickscore(
     lambda params, cosine: (
       jnp.exp(params['logit_scale'].astype(jnp.float32)) * cosine / unit
     ),
+    _cut(rounded),
   )  # fmt: skip
 
 
@@ -181,22 +230,25 @@ def hps(
   reader: Tokenizer | None,
   folder: str,
   column: str = 'clip',
+  rounded: bool = False,
   **options: Any,
 ) -> Reward:
   """(3); the file says if it is version 2 or 2.1.
 
   Args:
     reader: see `clip_score`.
-    folder: a CLIPModel, or a file of open_clip: HPS_v2.1_compressed.pt; '': a
-      small one is drawn.
+    folder: a CLIPModel, or a file of open_clip: HPS_v2.1_compressed.pt;
+      'drawn': a small one is drawn.
     column: see `clip_score`.
+    rounded: pixels to 8 bits before they are resized, and not after.
     **options: see `clip_score`.
 
   Raises:
     ConfigError, WeightsError: see `clip_score`.
   """
   model = _load(folder, reader, 'hps', options)
-  return _reward('hps', model, column, lambda _, cosine: cosine)
+  fit = functools.partial(vit.framed, rounded=rounded)
+  return _reward('hps', model, column, lambda _, cosine: cosine, fit)
 
 
 def affine_head(path: str | os.PathLike[str], width: int) -> dict[str, Array]:
@@ -234,13 +286,16 @@ def affine_head(path: str | os.PathLike[str], width: int) -> dict[str, Array]:
   )
 
 
-def aesthetic(folder: str, head: str = '', **options: Any) -> Reward:
+def aesthetic(
+  folder: str, head: str = '', rounded: bool = False, **options: Any
+) -> Reward:
   """(4).
 
   Args:
     folder: of CLIP ViT-L/14, whole or of pictures alone; 'drawn': a small
       network and a head are drawn.
     head: file with LAION's weights, sac+logos+ava1-l14-linearMSE.pth.
+    rounded: see `clip_score`.
     **options: see `clip_score`.
 
   Raises:
@@ -265,7 +320,7 @@ def aesthetic(folder: str, head: str = '', **options: Any) -> Reward:
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
     images, finite = pixels.finite(inputs.media)
-    x = model.net.image(params['net'], _seen(model, images))
+    x = model.net.image(params['net'], _seen(model, images, _cut(rounded)))
     x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     value = x @ params['head']['weight'] + params['head']['bias']
     return RewardOut(value, {}, finite)

@@ -104,6 +104,66 @@ def test_pictures_are_fitted_as_pillow_does(size):
   assert np.abs(255 * found - want).mean() < 0.5
 
 
+@pytest.mark.parametrize('size', [(24, 24), (40, 31), (96, 131), (13, 22)])
+def test_rounded_pictures_are_transformers(size):
+  """Noise and hard edges too; the middle of 96x131 begins at half a pixel."""
+  from transformers.models.clip import (  # noqa: PLC0415 - slow
+    image_processing_pil_clip as pil,
+  )
+
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+  edges = 255 * (rng.random((2, *size, 3)) > 0.5).astype(np.uint8)
+  edges = edges[1].repeat(4, 0).repeat(4, 1)[: size[0], : size[1]]
+  process = pil.CLIPImageProcessorPil(
+    size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)
+  )
+  want = process([noise, edges], return_tensors='np').pixel_values
+  want = want.transpose(0, 2, 3, 1)
+  x = jnp.asarray(np.stack([noise, edges]), jnp.float32) / 255
+
+  def fit(x, rounded):
+    return vit.fitted(
+      x, 32, vit.CLIP_MEAN, vit.CLIP_STD, floor=True, rounded=rounded
+    )
+
+  far = np.abs(fit(x, True) - want) * np.array(vit.CLIP_STD) * 255
+  assert far.max() < 1.01 and (far > 0.01).mean() < 2e-3
+  smooth = np.abs(fit(x, False) - want) * np.array(vit.CLIP_STD) * 255
+  assert smooth.mean() < 2 and smooth.max() < 20  # Pillow clips between passes
+  # The gradient is that of what is not rounded, where nothing is clipped.
+  calm = 0.3 + 0.4 * x
+  seen, smooth = (
+    jax.grad(lambda x, r=r: jnp.sum(fit(x, r) ** 2))(calm)
+    for r in (True, False)
+  )
+  scale = np.abs(smooth).max()
+  assert scale > 0 and np.abs(seen - smooth).max() < 0.02 * scale
+
+
+def test_a_whole_picture_in_a_black_frame():
+  """Against Pillow's resizing of floats; it is neither cut nor clipped."""
+  rng = np.random.default_rng(0)
+  x = (rng.random((3, 20, 33, 3)) > 0.5).astype(np.float32)
+  mean, std = (0.5, 0.4, 0.3), (0.25, 0.5, 0.2)
+  for pictures in (x, x.swapaxes(1, 2)):
+    h, w = (round(n * 16 / 33) for n in pictures.shape[1:3])
+    found = vit.framed(pictures, 16, mean, std) * np.array(std) + np.array(mean)
+    inside = found[:, (16 - h) // 2 :][:, :h, (16 - w) // 2 :][:, :, :w]
+    want = np.stack([
+      [
+        np.asarray(Image.fromarray(p[..., c]).resize((w, h), 3))
+        for c in range(3)
+      ]
+      for p in pictures
+    ]).transpose(0, 2, 3, 1)  # fmt: skip
+    np.testing.assert_allclose(inside, want, atol=1e-5)
+    assert inside.min() < -0.01 and inside.max() > 1.01
+    np.testing.assert_allclose(
+      np.abs(found).sum(), np.abs(inside).sum(), rtol=1e-4
+    )
+
+
 def test_a_picture_that_fits_is_not_changed():
   x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
   found = vit.fitted(x, 8, (0.5,) * 3, (0.5,) * 3)
