@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import flow_grpo
+from gen_rl import assemble
 from gen_rl.build import ConfigError
-from gen_rl.data import tokenizers
+from gen_rl.data import feeds, tokenizers
 from gen_rl.models import open_clip, vit
 from gen_rl.models.weights import WeightsError
 from gen_rl.rewards import clip_scores
@@ -282,6 +284,58 @@ def test_aesthetic(saved, seen, tmp_path):
     clip_scores.aesthetic(folder)
   with pytest.raises(WeightsError, match=r'layers\.0\.weight is float'):
     clip_scores.affine_head(path, 768)
+
+
+@pytest.fixture
+def config(saved):
+  """The main job, with PickScore of a folder as its only reward."""
+  folder = saved[2]
+  c = flow_grpo.get_config('tiny')
+  c.trainable = ''  # where nothing is trained yet, prompts have no gradient
+  c.rewards = dict(pickscore=dict(name='pickscore', folder=folder, weight=1.0))
+  c.data.reader = dict(
+    tokenizer=dict(name='pretrained', path=folder), length=77,
+    texts=dict(clip='{prompt}'), truncate=True,
+  )  # fmt: skip
+  return c
+
+
+def test_one_step_of_a_run(saved, config):
+  """A config that names a folder, its prompts, one jitted step."""
+  model, tokenizer, _ = saved
+  built = assemble.setup(config)
+  layout = assemble.make_layout(config, built, jax.devices()[:1])
+  step, tx, advantage = assemble.make_step(config, built, layout)
+  params = assemble.initial_params(config, built.policy)
+  state = assemble.initial_state(config, built, params, tx, advantage)
+  batch, texts = next(feeds.training(config, built))
+  key = jax.random.key(config.seed)
+  # The rewards of the rollout are those of its pictures and its prompts.
+  traj, inputs, outs = jax.jit(step.sample)(state, batch, key)
+  group = config.data.group_size
+  ids = tokenizer(
+    [t for t in texts for _ in range(group)], padding='max_length',
+    max_length=77, truncation=True, return_tensors='pt',
+  ).input_ids  # fmt: skip
+  seen = vit.fitted(inputs.media, SIDE, vit.CLIP_MEAN, vit.CLIP_STD, floor=True)
+  pixels = torch.from_numpy(np.array(seen)).permute(0, 3, 1, 2)
+  want = np.exp(3.0) * cosine(model, ids, pixels) / 26
+  assert want.std() > 1e-3 and outs['pickscore'].valid.all()
+  np.testing.assert_allclose(outs['pickscore'].score, want, atol=1e-5)
+  _, logged = step.train_step(state, batch, key)
+  np.testing.assert_allclose(logged['reward/pickscore'], want.mean(), atol=1e-5)
+  assert logged['optim/skipped'] == 0 and logged['optim/grad_norm'] > 0
+
+
+def test_prompts_that_are_too_long(saved, config):
+  """They are cut if the config says so, as Flow-GRPO does, and refused else."""
+  _, tokenizer, _ = saved
+  long = 'a red square ' * 20
+  want = tokenizer([long], max_length=77, truncation=True)['input_ids']
+  np.testing.assert_array_equal(feeds.reader(config).read([long])['clip'], want)
+  config.data.reader.truncate = False
+  with pytest.raises(ValueError, match='tokens but the limit is 77'):
+    feeds.reader(config).read([long])
 
 
 def test_what_is_missing(saved, seen):
