@@ -36,6 +36,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.steps = 240
   c.data.prompts.split = 'train+rl'
   c.data.update(prompts_per_step=42, group_size=8)
+  c.microbatches = 14  # of 24 rows: on a CPU twice as fast as all at once
   c.rewards.oracle = config_dict.create(
     name='shapes_geneval', strict_weight=0.5, weight=1.0
   )

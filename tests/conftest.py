@@ -55,4 +55,5 @@ jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   atexit.register(shutil.rmtree, _cache, ignore_errors=True)
