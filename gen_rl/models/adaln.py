@@ -1,10 +1,15 @@
-"""Parts that the transformers of Stable Diffusion 3 and FLUX share.
+"""Parts that the transformers of Stable Diffusion 3, FLUX and Wan share.
 
 Blocks are moved by vectors of the time and the pooled text, shared by all
 tokens of a row (adaLN, arXiv 2212.09748). Names are diffusers'.
+
+Where tokens say where they are by rotations (arXiv 2104.09864), pair j of the
+d_a numbers that axis a turns goes by the angle, at place p,
+
+  p_a 10000^(-2j / d_a)                                                  (1)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -16,6 +21,7 @@ from gen_rl.models.layers import Dense, constrain
 from gen_rl.types import Array, Params, PyTree
 
 EPS = 1e-6
+_THETA = 1e4
 AXES = (
   (r'(^|/)add_[qkv]_proj/kernel$', ('embed', 'heads')),
   (r'(^|/)to_[qkv]/kernel$', ('embed', 'heads')),
@@ -70,14 +76,16 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """[b i d] -> [b i d], through four times as many."""
+  """[b i d] -> [b i d], through `hidden` numbers, four times as many."""
 
   width: int
   dtype: Any
+  hidden: int | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = Projection(4 * self.width, self.dtype, name='net_0')(x)
+    hidden = self.hidden or 4 * self.width
+    x = Projection(hidden, self.dtype, name='net_0')(x)
     x = constrain(x, 'batch', None, 'mlp')
     return Dense(self.width, dtype=self.dtype, name='net_2')(x)
 
@@ -114,6 +122,42 @@ def positions(
     np.broadcast_arrays(columns[None, :], rows[:, None]), -1
   )
   return table.reshape(height * width, d).astype(np.float32)
+
+
+class Turns(NamedTuple):
+  """Of (1): cosines and sines, float32 [i c/2]."""
+
+  cos: Array
+  sin: Array
+
+
+def turns(places: np.ndarray, sizes: Sequence[int]) -> Turns:
+  """(1).
+
+  Args:
+    places: [i a], where the tokens are.
+    sizes: d_a, numbers of a head that an axis turns.
+  """
+  angle = np.concatenate(
+    [
+      places[:, a, None] * _THETA ** -(np.arange(0, d, 2) / d)
+      for a, d in enumerate(sizes)
+    ],
+    1,
+  )
+  return Turns(
+    jnp.asarray(np.cos(angle), jnp.float32),
+    jnp.asarray(np.sin(angle), jnp.float32),
+  )
+
+
+def turned(x: Array, by: Turns) -> Array:
+  """Pairs of neighbours of a head, turned: [b i n c]."""
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  a, b = pairs[..., 0], pairs[..., 1]
+  cos, sin = by.cos[:, None], by.sin[:, None]
+  out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
+  return out.reshape(x.shape).astype(x.dtype)
 
 
 class Embedders(nn.Module):

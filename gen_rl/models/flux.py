@@ -21,7 +21,7 @@ features (`data.text_features.flux_text`): a cond has text [b l e] and pooled
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import einops
 from flax import linen as nn
@@ -41,45 +41,20 @@ AXES = (
   (r'/(bias|scale)$', (None,)),
 )
 KINDS = ('FluxTransformer2DModel',)
-_THETA = 1e4
 
 
-class Turns(NamedTuple):
-  """(2): cosines and sines, float32 [i c/2]."""
-
-  cos: Array
-  sin: Array
-
-
-def turns(text: int, height: int, width: int, sizes: Sequence[int]) -> Turns:
-  """(2) for text and image tokens.
+def places(text: int, height: int, width: int) -> np.ndarray:
+  """Places p of (2): [text + height * width, 3].
 
   Args:
     text: tokens of the text, which come first.
     height: rows of image tokens.
     width: columns of them.
-    sizes: d_a, numbers of a head that an axis turns.
   """
-  places = np.zeros((text + height * width, 3))
+  out = np.zeros((text + height * width, 3))
   rows, columns = np.mgrid[:height, :width]
-  places[text:, 1], places[text:, 2] = rows.ravel(), columns.ravel()
-  angles = [
-    places[:, a, None] * _THETA ** -(np.arange(0, d, 2) / d)
-    for a, d in enumerate(sizes)
-  ]
-  angle = np.concatenate(angles, 1)
-  return Turns(
-    np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-  )
-
-
-def turned(x: Array, by: Turns) -> Array:
-  """Pairs of neighbours of a head, turned: [b i n c]."""
-  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-  a, b = pairs[..., 0], pairs[..., 1]
-  cos, sin = by.cos[:, None], by.sin[:, None]
-  out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
-  return out.reshape(x.shape).astype(x.dtype)
+  out[text:, 1], out[text:, 2] = rows.ravel(), columns.ravel()
+  return out
 
 
 class Attention(nn.Module):
@@ -95,7 +70,9 @@ class Attention(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Array, by: Turns, text: Array | None = None) -> Any:
+  def __call__(
+    self, x: Array, by: adaln.Turns, text: Array | None = None
+  ) -> Any:
     d = self.heads * self.head_dim
     dense = functools.partial(Dense, d, dtype=self.dtype)
     norm = functools.partial(nn.RMSNorm, epsilon=adaln.EPS, dtype=self.dtype)
@@ -119,7 +96,9 @@ class Attention(nn.Module):
       )
       qkv = [jnp.concatenate(pair, 1) for pair in zip(first, qkv, strict=True)]
     q, k, v = qkv
-    out = sdpa(turned(q, by), turned(k, by), v, implementation=self.attention)
+    out = sdpa(
+      adaln.turned(q, by), adaln.turned(k, by), v, implementation=self.attention
+    )
     out = einops.rearrange(out, 'b i n c -> b i (n c)')
     if text is None:
       return out
@@ -137,7 +116,7 @@ class Double(nn.Module):
 
   @nn.compact
   def __call__(
-    self, carry: tuple[Array, Array], y: Array, by: Turns
+    self, carry: tuple[Array, Array], y: Array, by: adaln.Turns
   ) -> tuple[tuple[Array, Array], None]:
     x, text = carry
     d = x.shape[-1]
@@ -173,7 +152,7 @@ class Single(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Array, y: Array, by: Turns) -> tuple[Array, None]:
+  def __call__(self, x: Array, y: Array, by: adaln.Turns) -> tuple[Array, None]:
     d = x.shape[-1]
     dense = functools.partial(Dense, dtype=self.dtype)
     shift, scale, gate = adaln.Modulation(d, 3, self.dtype, name='norm')(y)
@@ -244,7 +223,7 @@ class Flux(nn.Module):
     y = self.time_text_embed.time(t) + encoded.pooled
     text = encoded.text.astype(self.dtype)
     l = text.shape[1]
-    by = Turns(*map(jnp.asarray, turns(l, height, width, self.turns)))
+    by = adaln.turns(places(l, height, width), self.turns)
 
     def through(blocks: Any, carry: Any) -> Any:
       for block in [blocks] if self.scan else blocks:
