@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+from jax.extend.core import jaxpr_as_fun
 import jax.numpy as jnp
 
 from gen_rl.types import PyTree
@@ -43,6 +44,24 @@ def geometry_error(
   )
 
 
+def traced(function: Callable, *args: PyTree) -> tuple[Callable, PyTree]:
+  """(the function for arguments like these, shapes of what it returns).
+
+  A network takes seconds to trace, and a body is wanted more than once: for its
+  shapes, for what is in it, and in a loop. Here it is traced once, and its
+  program stands for it.
+  """
+  program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+  run = jaxpr_as_fun(program)
+  into = jax.tree.structure(shapes)
+
+  def again(*args: PyTree) -> PyTree:
+    return jax.tree.unflatten(into, run(*jax.tree.leaves(args)))
+
+  again.program = program
+  return again, shapes
+
+
 def fold(
   body: Callable, carry: PyTree, xs: PyTree, platform: str | None = None
 ) -> tuple[PyTree, PyTree]:
@@ -54,19 +73,17 @@ def fold(
   that of this process.
   """
   platform = platform or jax.default_backend()
-  first = jax.tree.map(lambda x: x[0], xs)
   length = jax.tree.leaves(xs)[0].shape[0]
-  if length > 1 and not (platform == 'cpu' and _convolves(body, carry, first)):
-    return jax.lax.scan(body, carry, xs)
+  if length > 1:
+    body, _ = traced(body, carry, jax.tree.map(lambda x: x[0], xs))
+    convolves = 'conv_general_dilated' in str(body.program)
+    if platform != 'cpu' or not convolves:
+      return jax.lax.scan(body, carry, xs)
   outs = []
   for i in range(length):
     carry, out = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
     outs.append(out)
   return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
-
-
-def _convolves(function: Callable, *args: PyTree) -> bool:
-  return 'conv_general_dilated' in str(jax.make_jaxpr(function)(*args))
 
 
 def cut(x: PyTree, parts: int, unit: int = 1) -> PyTree:

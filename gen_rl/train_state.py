@@ -64,7 +64,7 @@ def create(
   rest, reward_params = jax.tree.map(_copy, (rest, reward_params))
   aux = {}
   for i, (label, critic) in enumerate((critics or {}).items()):
-    drawn = critic.init(jax.random.fold_in(key, i))
+    drawn = jax.jit(critic.init)(jax.random.fold_in(key, i))
     aux[label] = dict(params=drawn, opt_state=critic_tx.init(drawn))
   return TrainState(
     step=jnp.zeros((), jnp.int32),

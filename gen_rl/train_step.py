@@ -338,23 +338,19 @@ def make(
       ).items()
     }
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
+    pieces = cut(exp, microbatches), cut(keys, microbatches)
+    grad, shapes = minibatch.traced(
+      lambda *piece: grad_fn(state.params, state, old, first, *piece, totals),
+      *jax.tree.map(lambda a: a[0], pieces),
+    )
 
-    def accumulate(carry, xs):
+    def accumulate(carry, piece):
       grads, sums, peaks = carry
-      g, (s, p) = grad_fn(state.params, state, old, first, *xs, totals)
+      g, (s, p) = grad(*piece)
       grads, sums = jax.tree.map(jnp.add, (grads, sums), (g, s))
       grads = place(state.replace(params=grads)).params
       return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
 
-    pieces = (
-      cut(exp, microbatches),
-      cut(keys, microbatches),
-    )
-    shapes = jax.eval_shape(
-      lambda s, x: grad_fn(s.params, s, old, first, *x, totals),
-      state,
-      jax.tree.map(lambda a: a[0], pieces),
-    )
     start = (shapes[0], *shapes[1])
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
     (grads, sums, peaks), _ = fold(accumulate, start, pieces)

@@ -408,7 +408,7 @@ def test_decisions_get_the_scores_of_their_completions():
     media = policy.decode(state.params, done[:, j])
     score = reward.score((), inputs._replace(media=media), KEY).score
     np.testing.assert_allclose(outs['color'].before[:, j], score, atol=1e-5)
-  _, exp, log = step.collect(state, testing.batch(), KEY)
+  _, exp, log = jax.jit(step.collect)(state, testing.batch(), KEY)
   assert exp.adv.shape == (16, 3)
   assert np.abs(np.diff(exp.adv, axis=1)).max() > 0.1
   assert 0 <= log['advantage/turning_fraction'] <= 1

@@ -17,6 +17,7 @@ scanned blocks then fail. It also needs a run of the model to add adapters and
 a second model without them; here both are a matter of which leaves there are.
 """
 
+import functools
 import re
 
 import jax
@@ -61,18 +62,25 @@ def add(
       f'({some}, ...)'
     )
   for i, name in enumerate(sorted(chosen)):
-    *stack, rows, columns = leaves[name].shape
-    init = jax.nn.initializers.variance_scaling(
-      1 / 3, 'fan_in', 'uniform', batch_axis=tuple(range(len(stack)))
-    )
-    shape = (*stack, rows, rank)
-    drawn = init(jax.random.fold_in(key, i), shape, jnp.float32)
+    a, b, scale = _drawn(key, i, leaves[name].shape, rank, alpha)
     leaves |= {
-      f'{name}_lora_a': drawn,
-      f'{name}_lora_b': jnp.zeros((*stack, rank, columns)),
-      f'{name}_lora_scale': jnp.full(stack, alpha / rank, jnp.float32),
-    }
+      f'{name}_lora_a': a, f'{name}_lora_b': b, f'{name}_lora_scale': scale,
+    }  # fmt: skip
   return tree_lib.nest(leaves)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _drawn(
+  key: Array, i: int, kernel: tuple[int, ...], rank: int, alpha: float
+) -> tuple[Array, Array, Array]:
+  """(A, B, scale) of the i-th kernel, one program for all of a shape."""
+  *stack, rows, columns = kernel
+  init = jax.nn.initializers.variance_scaling(
+    1 / 3, 'fan_in', 'uniform', batch_axis=tuple(range(len(stack)))
+  )
+  a = init(jax.random.fold_in(key, i), (*stack, rows, rank), jnp.float32)
+  b = jnp.zeros((*stack, rank, columns))
+  return a, b, jnp.full(stack, alpha / rank, jnp.float32)
 
 
 def merge(params: Params) -> Params:

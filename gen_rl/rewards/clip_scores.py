@@ -68,7 +68,7 @@ def _drawn(vocab: int, length: int) -> Model:
   net = clip.clip(
     _SIZES, _SIZES, projection=16, image=32, patch=8, vocab=vocab, length=length
   )
-  params = net.init(jax.random.key(0))
+  params = jax.jit(net.init)(jax.random.key(0))
   return Model(net, {**params, 'logit_scale': jnp.log(100.0)})
 
 

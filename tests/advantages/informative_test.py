@@ -66,7 +66,7 @@ def test_a_step_trains_on_the_groups_that_are_kept():
   advantage = advantages.informative(4, dict(color=1.0), keep=1)
   step, state = testing.make_step(advantage=advantage, tx=testing.LINEAR)
   key = jax.random.key(testing.SEED)
-  _, exp, log = step.collect(state, testing.batch(), key)
+  _, exp, log = jax.jit(step.collect)(state, testing.batch(), key)
   kept = np.flatnonzero(np.asarray(exp.weight))
   assert set(kept // 4) == {kept[0] // 4}
   assert log['advantage/kept_fraction'] == 0.25

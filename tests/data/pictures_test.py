@@ -111,7 +111,7 @@ def test_preferences_are_right_and_wrong():
   texts = ['a red circle', 'two blue squares', 'a circle above a square']
   rows = rows_of(texts)
   x, cond = jax.jit(pictures.shapes_preferences(2))(rows)
-  _, strict = rewards.judge((x + 1) / 2, dict(rows.info))
+  _, strict = jax.jit(rewards.judge)((x + 1) / 2, dict(rows.info))
   np.testing.assert_array_equal(strict, [True, False] * 3)
   np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
 
@@ -130,7 +130,7 @@ def test_prompt_pairs_are_one_picture_under_two_prompts():
     wrong = batch['info']['wrong_tokens'][i]
     assert any((tokens[i, 1] == w).all() for w in wrong)
   # The picture shows the true prompt, and by the oracle not the false one.
-  _, strict = rewards.judge((x + 1) / 2, {
+  _, strict = jax.jit(rewards.judge)((x + 1) / 2, {
     k: v for k, v in rows.info.items() if k != 'wrong_tokens'
   })  # fmt: skip
   assert strict.all()
@@ -156,7 +156,8 @@ def test_digit_scans_are_those_of_scikit_learn():
   from sklearn import datasets
 
   rows = rows_of(['a red circle', 'two squares'], None, 128)
-  x, cond = jax.jit(pictures.digit_scans(24))(rows)
+  encode = jax.jit(pictures.digit_scans(24))
+  x, cond = encode(rows)
   np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
   assert x.shape == (256, 24, 24, 3)
   np.testing.assert_array_equal(x[..., 0], x[..., 2])  # grey
@@ -167,8 +168,8 @@ def test_digit_scans_are_those_of_scikit_learn():
   assert picked <= scans
   assert 200 < len(picked) <= 256  # of 1,797, drawn with replacement
   (again, _), (fewer, _) = (
-    pictures.digit_scans(24)(rows),
-    pictures.digit_scans(24)(rows_of(['a red circle'], None, 128)),
+    encode(rows),
+    encode(rows_of(['a red circle'], None, 128)),
   )
   np.testing.assert_allclose(again, x, atol=1e-6)
   np.testing.assert_allclose(fewer, x[:128], atol=1e-6)

@@ -231,7 +231,7 @@ def test_float32_around_a_bfloat16_net(scale):
   floats += [policy.decode(params, traj.sample)]
   floats += [denoising.ode_sampler(net, 3, 1.0, scale)(params, rows)]
   step, state = testing.make_step(policy, tx=optim.adamw(lr=1e-2))
-  _, exp, _ = step.collect(state, testing.batch(), KEY)
+  _, exp, _ = jax.jit(step.collect)(state, testing.batch(), KEY)
   floats += [exp.adv, exp.weight, exp.rewards.score]
   state, _ = testing.run(step, state, 1)
   floats += [

@@ -168,7 +168,9 @@ def test_broken_pictures_are_not_valid(seen):
     clip_scores.hps(reader, 'drawn'),
     clip_scores.aesthetic('drawn'),
   ):
-    out = reward.score(reward.params, inputs._replace(media=media), KEY)
+    out = jax.jit(
+      lambda p, x, r=reward: r.score(p, inputs._replace(media=x), KEY)
+    )(reward.params, media)
     np.testing.assert_array_equal(out.valid, [True, False, True, True])
     assert jnp.isfinite(out.score).all()
 

@@ -83,7 +83,7 @@ def test_ten_steps_with_guidance(sd3_pipeline, sampled):
     want = pipeline(**arguments, output_type='latent').images
     pictures = pipeline(**arguments, output_type='np').images
   assert far(latents, want.permute(0, 2, 3, 1)) < 1e-4
-  assert far(built.policy.decode(params, latents), pictures) < 1e-4
+  assert far(jax.jit(built.policy.decode)(params, latents), pictures) < 1e-4
 
 
 def test_pictures_of_our_adapters(sd3_pipeline, sampled, tmp_path):
@@ -106,7 +106,7 @@ def test_pictures_of_our_adapters(sd3_pipeline, sampled, tmp_path):
       want = pipeline(**drawing(rows), output_type='np').images
   finally:
     pipeline.unload_lora_weights()
-  assert far(built.policy.decode(adapted, latents), want) < 1e-4
+  assert far(jax.jit(built.policy.decode)(adapted, latents), want) < 1e-4
 
 
 def test_the_grid_of_times():
@@ -131,9 +131,11 @@ def test_trained_steps_are_those_of_flow_grpo(sampled):
   """Mean, deviation and log-prob of every decision of a rollout."""
   built, params, rows, _ = sampled
   traj = jax.jit(built.policy.rollout)(params, rows, jnp.int32(0))
-  dist = built.policy.dist(params, traj)
+  dist = jax.jit(built.policy.dist)(params, traj)
   v = np.float64(
-    built.policy.velocity(params, traj.states, traj.times[..., 0], traj.cond)
+    jax.jit(built.policy.velocity)(
+      params, traj.states, traj.times[..., 0], traj.cond
+    )
   )
   grid = np.float64(schedules.sd3(STEPS, 3.0))
   assert traj.times.shape == (2, STEPS - 1, 2)

@@ -73,7 +73,7 @@ def test_both_segments_are_scored_as_they_were_sampled(second, keep):
   )
   assert not np.asarray(dist.kl(dist)).any()
   # Each by its own policy, the second given words that are put together here.
-  alone = first.rollout(params['first'], rows, 0)
+  alone = jax.jit(first.rollout)(params['first'], rows, 0)
   np.testing.assert_array_equal(traj.actions.first, alone.actions)
   np.testing.assert_allclose(traj.log_prob[:, :K], alone.log_prob, atol=1e-6)
   prompts = np.zeros((32, LENGTH), np.int32)
@@ -87,11 +87,11 @@ def test_both_segments_are_scored_as_they_were_sampled(second, keep):
     actions=traj.actions.second, times=traj.times[:, K:],
     noise=traj.noise[:, K:],
   )  # fmt: skip
-  own = after.dist(params['second'], other).log_prob(other.actions)
+  own = jax.jit(after.dist)(params['second'], other).log_prob(other.actions)
   np.testing.assert_allclose(traj.log_prob[:, K:], own, atol=1e-5)
   np.testing.assert_array_equal(
-    policy.decode(params, traj.sample),
-    after.decode(params['second'], traj.sample),
+    jax.jit(policy.decode)(params, traj.sample),
+    jax.jit(after.decode)(params['second'], traj.sample),
   )
 
 
@@ -101,7 +101,7 @@ def test_the_second_draws_numbers_of_its_own():
   policy = compose_lib.compose(first, first, 4)
   params = policy.init(KEY)
   params['second'] = params['first']
-  traj = policy.rollout(params, make_rows(64), 0)
+  traj = jax.jit(policy.rollout)(params, make_rows(64), 0)
   same = np.asarray(traj.actions.first == traj.actions.second).mean()
   assert 0.05 < same < 0.7
 
@@ -109,7 +109,7 @@ def test_the_second_draws_numbers_of_its_own():
 def test_nothing_is_learned_after_the_end():
   policy, _, _ = make()
   params = policy.init(KEY)
-  traj = policy.rollout(params, make_rows(4), 0)
+  traj = jax.jit(policy.rollout)(params, make_rows(4), 0)
 
   @jax.jit
   def grad(weight):
@@ -131,11 +131,12 @@ def test_nothing_is_learned_after_the_end():
 def test_greedy_is_both():
   policy, first, second = make()
   params, rows = policy.init(KEY), make_rows(2)
-  said = first.greedy(params['first'], rows)
+  said = jax.jit(first.greedy)(params['first'], rows)
   prompt = compose_lib.continued(rows.cond['tokens'], said, LENGTH, END)
   shown = rows.replace(cond=dict(tokens=prompt))
   np.testing.assert_array_equal(
-    policy.greedy(params, rows), second.greedy(params['second'], shown)
+    jax.jit(policy.greedy)(params, rows),
+    jax.jit(second.greedy)(params['second'], shown),
   )
   assert make('flow')[0].greedy is None
 
