@@ -209,6 +209,27 @@ def ragged(seed: int, groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
   return np.where(valid, score, np.nan), valid
 
 
+_CALLED = (
+  'init', 'encode', 'apply', 'decode', 'compress', 'step', 'score', 'rollout',
+  'dist', 'nll', 'greedy',
+)  # fmt: skip
+
+
+def jitted(functions: Any) -> Any:
+  """A Net, TokenNet or Policy whose functions are jitted.
+
+  What is called one by one is then a program a call, and not hundreds.
+  """
+  made = {
+    name: jax.jit(getattr(functions, name))
+    for name in _CALLED
+    if getattr(functions, name, None) is not None
+  }
+  if hasattr(functions, 'prefill'):
+    made['prefill'] = jax.jit(functions.prefill, static_argnums=2)
+  return functions._replace(**made)
+
+
 def advantages_of(
   advantage: Advantage, score: Any, valid: Any = None, group: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Metrics]:

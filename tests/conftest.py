@@ -1,6 +1,8 @@
 """What holds for every test: CPU, checked shapes, a shared compile cache."""
 
 import atexit
+import ctypes
+import gc
 import inspect
 import os
 import shutil
@@ -20,8 +22,17 @@ os.environ.setdefault(
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
 )
 
+# The compile cache of this run of the tests, and of its child processes.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+
 import beartype
+import jax
 import jaxtyping
+import pytest
 
 _CONF = beartype.BeartypeConf(is_pep484_tower=True)  # an int is a float
 
@@ -51,9 +62,25 @@ _checker.check = _check
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
 
-# The compile cache of this run of the tests, and of its child processes.
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  _cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+# Of memory, in bytes: what a process of the tests keeps of its programs.
+_ENOUGH = 2.5e9
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget():
+  """Programs of the modules before, once they are many.
+
+  Thousands are compiled; kept, they take 8 GB of a process, and the garbage
+  collector walks through what was traced for them again and again.
+  """
+  yield
+  try:
+    with open('/proc/self/statm') as file:
+      held = int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  except OSError:  # not on Linux
+    return
+  if held > _ENOUGH:
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):
+      trim(0)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_rl import testing
 from gen_rl.models import dit as dit_lib
 
 KEY = jax.random.key(0)
@@ -17,7 +18,7 @@ def small():
     image=(8, 8, 3), width=16, layers=2, heads=2, patch=4,
     vocab=16, length=5, text_width=8, text_layers=1,
   )  # fmt: skip
-  params = net.init(KEY)
+  params = jax.jit(net.init)(KEY)
   # Its last layers start at zero: away from there, so that all of it matters.
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(KEY, len(leaves))
@@ -82,7 +83,7 @@ def test_one_row_has_no_gradient_from_another(small):
 def test_velocity_is_that_of_a_clean_image(small):
   """v = (x - D) / max(t, t_min): x - t v is D, which knows no division."""
   net, _, _ = small
-  params = net.init(KEY)
+  params = jax.jit(net.init)(KEY)
   # All zero: D = 0, so v = x / max(t, 0.05)
   params = jax.tree.map(jnp.zeros_like, params)
   x, _, cond = inputs()
@@ -169,7 +170,7 @@ def _loss_and_grad(net, params):
 def test_scanned_blocks_are_the_same_blocks():
   net, scanned = _net(), _net(scan=True)
   shapes = jax.eval_shape(scanned.init, KEY)
-  params = _moved(net.init(KEY))
+  params = _moved(jax.jit(net.init)(KEY))
   stacked = _stacked(params)
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
   v, grad = _loss_and_grad(net, params)
@@ -184,7 +185,7 @@ def test_scanned_blocks_are_the_same_blocks():
 
 def test_rows_come_first_in_a_scanned_prompt():
   """Whoever repeats a prompt's rows need not know its layers."""
-  net = _net(scan=True)
+  net = testing.jitted(_net(scan=True))
   params = _moved(net.init(KEY))
   x, t, cond = inputs()
   prompt = net.encode(params, cond)
@@ -197,7 +198,7 @@ def test_rows_come_first_in_a_scanned_prompt():
 
 def test_scanned_blocks_start_different():
   """Each layer draws its own kernels, at the scale of one layer."""
-  kernel = _net(scan=True).init(KEY)['block']['qkv']['kernel']
+  kernel = jax.jit(_net(scan=True).init)(KEY)['block']['qkv']['kernel']
   assert kernel.shape == (3, 16, 48)
   assert np.abs(kernel[0] - kernel[1]).max() > 0.01
   assert np.std(kernel) == pytest.approx(16**-0.5, rel=0.15)
@@ -207,7 +208,7 @@ def test_scanned_blocks_start_different():
 @pytest.mark.parametrize('remat', ('dots', 'full'))
 def test_recomputed_activations_are_the_same(scan, remat):
   net = _net(scan=scan)
-  params = _moved(net.init(KEY))
+  params = _moved(jax.jit(net.init)(KEY))
   v, grad = _loss_and_grad(net, params)
   v2, grad2 = _loss_and_grad(_net(scan=scan, remat=remat), params)
   np.testing.assert_allclose(v2, v, rtol=1e-5, atol=1e-5)
@@ -246,8 +247,9 @@ def test_unknown_remat_lists_those_there_are():
 def test_bfloat16_is_arithmetic_only(scan):
   """Parameters, gradients and the velocity stay float32, and near it."""
   net, half = _net(scan=scan), _net(scan=scan, dtype='bfloat16')
-  params = _moved(net.init(KEY))
-  assert {str(p.dtype) for p in jax.tree.leaves(half.init(KEY))} == {'float32'}
+  params = _moved(jax.jit(net.init)(KEY))
+  drawn = jax.tree.leaves(jax.eval_shape(half.init, KEY))
+  assert {str(p.dtype) for p in drawn} == {'float32'}
   v, grad = _loss_and_grad(net, params)
   v2, grad2 = _loss_and_grad(half, params)
   assert v2.dtype == jnp.float32

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import build, models, sharding
+from gen_rl import build, models, sharding, testing
 from gen_rl.build import ConfigError
 from gen_rl.models import latent, vae
 from gen_rl.models.layers import Net
@@ -21,7 +21,8 @@ KEY = jax.random.key(0)
 
 
 def make(**options) -> Net:
-  return latent.latent(NET, VAE, vocab=5, length=4, **options)
+  net = latent.latent(NET, VAE, vocab=5, length=4, **options)
+  return testing.jitted(net)
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +35,7 @@ def latents(b=3):
 
 
 def test_pictures_are_the_autoencoders(params):
-  net, coder = make(), vae.vae(**VAE)
+  net, coder = make(), testing.jitted(vae.vae(**VAE))
   y = latents()
   pictures = net.decode(params, y)
   assert pictures.shape == (3, 16, 16, 3)
@@ -53,7 +54,7 @@ def test_rows_decoded_in_parts_are_the_same(params, rows):
 
 
 def test_the_policy_decodes_by_it(params):
-  policy = denoising.denoising(make(), steps=3)
+  policy = testing.jitted(denoising.denoising(make(), steps=3))
   np.testing.assert_array_equal(
     policy.decode(params, latents()), make().decode(params, latents())
   )
@@ -61,16 +62,15 @@ def test_the_policy_decodes_by_it(params):
 
 def test_gradients_reach_latents_and_not_the_autoencoder(params):
   net = make()
-  grads, dy = jax.grad(lambda p, y: net.decode(p, y).sum(), (0, 1))(
-    params, latents()
-  )
+  grad = jax.jit(jax.grad(lambda p, y: net.decode(p, y).sum(), (0, 1)))
+  grads, dy = grad(params, latents())
   assert float(jnp.abs(dy).max()) > 0
   assert all(not x.any() for x in jax.tree.leaves(grads))
 
 
 def test_data_are_compressed_before_they_are_noised(params):
   """The loss of pictures is that of their latents, with the same keys."""
-  policy = denoising.denoising(make(), steps=3)
+  policy = testing.jitted(denoising.denoising(make(), steps=3))
   pictures = jax.random.uniform(KEY, (2, 16, 16, 3))
   cond = dict(text=jnp.ones((2, 3, 12)), pooled=jnp.ones((2, 10)))
   keys = jax.random.split(KEY, 2)

@@ -10,7 +10,7 @@ from gen_rl.models import lora
 from gen_rl.utils import tree
 
 KEY = jax.random.key(3)
-NET = testing.dit()
+NET = testing.jitted(testing.dit())
 PROMPTS = dict(tokens=jnp.asarray(testing.dit_batch()['tokens']))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import sharding
+from gen_rl import sharding, testing
 from gen_rl.models import ar, decoder, lm, vlm
 
 V, L, K, B = 20, 5, 4, 3
@@ -23,7 +23,7 @@ NETS = dict(
 
 @pytest.fixture(scope='module', params=list(NETS))
 def made(request):
-  net = NETS[request.param]()
+  net = testing.jitted(NETS[request.param]())
   params = net.init(jax.random.key(0))
   # Away from zero biases and unit scales: so that all of it matters.
   leaves, treedef = jax.tree.flatten(params)
@@ -120,7 +120,10 @@ def test_every_parameter_has_axes(made):
 
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_scanned_blocks_are_the_same(remat):
-  loop, scan = NETS['lm'](), NETS['lm'](scan=True, remat=remat)
+  loop, scan = (
+    testing.jitted(NETS['lm'](**options))
+    for options in ({}, dict(scan=True, remat=remat))
+  )
   params = loop.init(jax.random.key(0))
   blocks = [params['decoder'][f'block_{i}'] for i in range(SMALL['layers'])]
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *blocks)

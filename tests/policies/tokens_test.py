@@ -29,6 +29,7 @@ def make_rows(group=64, prompts=(1, 2), cond=None):
 def make(**options):
   net = testing.bigram(V)
   policy = tokens_lib.tokens(net, **(dict(length=K, end=END) | options))
+  policy = testing.jitted(policy)
   return policy, net.init(jax.random.key(1))
 
 
@@ -234,26 +235,27 @@ CODEC = dict(
 
 def test_codes_become_pictures(tmp_path):
   net = testing.bigram(6)
-  policy = tokens_lib.image_tokens(net, CODEC, null_prob=0.0)
+  policy = testing.jitted(tokens_lib.image_tokens(net, CODEC, null_prob=0.0))
   params = policy.init(KEY)
   traj = policy.rollout(params, make_rows(4), 0)
   assert traj.actions.shape == (8, 4) and traj.mask.all()
   book = vq.fsq_codec(**{k: v for k, v in CODEC.items() if k != 'name'})
+  book = testing.jitted(book)
   media = policy.decode(params, traj.sample)
   np.testing.assert_array_equal(
     media, book.decode(params['codec'], traj.sample)
   )
   # Likelihood of a picture is that of its codes; the codec has no gradient.
   x = jax.random.uniform(KEY, (8, 8, 8, 3))
-  loss = lambda p, x: policy.nll(p, x, traj.cond, traj.group).sum()
+  loss = jax.jit(lambda p, x: policy.nll(p, x, traj.cond, traj.group).sum())
   codes = book.encode(params['codec'], x)
   np.testing.assert_allclose(loss(params, 2 * x - 1), loss(params, codes))
-  grads = jax.grad(loss)(params, 2 * x - 1)
+  grads = jax.jit(jax.grad(loss))(params, 2 * x - 1)
   assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads['codec']))
   assert np.asarray(grads['net']['after']).any()
   path = tmp_path / 'codec.safetensors'
   weights.save(path, jax.tree.map(lambda a: a + 1.0, params['codec']))
-  given = tokens_lib.image_tokens(net, CODEC, str(path)).init(KEY)
+  given = jax.jit(tokens_lib.image_tokens(net, CODEC, str(path)).init)(KEY)
   testing.assert_close(given['net'], params['net'])
   testing.assert_close(
     given['codec'], jax.tree.map(lambda a: a + 1.0, params['codec'])

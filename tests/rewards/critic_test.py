@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 def test_loss_and_score_by_hand():
   """A head that ignores the picture: h = 0.5 everywhere."""
   reward = critic.adversarial(patch_weight=0.25)
-  params = reward.critic.init(KEY)
+  params = jax.jit(reward.critic.init)(KEY)
   params = dict(params, down=0 * params['down'], down_bias=jnp.float32(0.5))
   media = jax.random.uniform(KEY, (2, 24, 24, 3))
   loss = reward.critic.loss(reward.params, params, media, media, None)
@@ -37,7 +37,7 @@ def test_it_learns_to_tell_renders_from_noisy_ones():
   real = jax.vmap(shapes.render)(jax.random.split(KEY, 32), spec)
   noise = 0.1 * jax.random.normal(KEY, real.shape)
   fake = jnp.clip(real[::-1] + noise, 0, 1)
-  params, tx = reward.critic.init(KEY), optax.adam(3e-3)
+  params, tx = jax.jit(reward.critic.init)(KEY), optax.adam(3e-3)
 
   @jax.jit
   def step(params, opt_state):
@@ -63,10 +63,9 @@ def test_the_detector_may_be_frozen():
   assert critic.adversarial().critic.init(KEY)['trunk']
   reward = critic.adversarial(frozen=True)
   media = jax.random.uniform(KEY, (2, 24, 24, 3))
-  params = reward.critic.init(KEY)
-  grads = jax.grad(
-    lambda p: reward.critic.loss(reward.params, p, media, media, None).sum()
-  )(params)
+  params = jax.jit(reward.critic.init)(KEY)
+  loss = lambda p: reward.critic.loss(reward.params, p, media, media, None)
+  grads = jax.jit(jax.grad(lambda p: loss(p).sum()))(params)
   assert params['trunk'] == {}  # the head's alone
   assert np.abs(grads['up']).max() > 0
   with pytest.raises(Exception, match='nowhere'):

@@ -1,11 +1,14 @@
 """Judges against cached decoding, and against judges whose answer is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import pretrain_vlm
+from gen_rl import testing
 from gen_rl.build import ConfigError
 from gen_rl.data import pipeline, prompts, tokenizers
 from gen_rl.models import vlm, weights
@@ -34,7 +37,7 @@ def drawn(tmp_path_factory):
   something."""
   out = {}
   for name, model in dict(one=MODEL, two=WIDE).items():
-    params = net(model).init(jax.random.key(3))
+    params = jax.jit(net(model).init)(jax.random.key(3))
     params = jax.tree.map(lambda x: 3.0 * x, params)
     out[name] = str(tmp_path_factory.mktemp('judge') / f'{name}.safetensors')
     weights.save(out[name], params)
@@ -86,10 +89,16 @@ def run(reward, given):
   return jax.device_get(score(given.media, dict(given.info)))
 
 
+@functools.cache
+def compiled():
+  """(shapes of parameters, the network), once for all."""
+  network = testing.jitted(net())
+  return jax.eval_shape(network.init, jax.random.key(0)), network
+
+
 def decoded(path, media, query, texts):
   """Log-probs of the words of a text, one after the other, from a cache."""
-  network = net()
-  like = jax.eval_shape(network.init, jax.random.key(0))
+  like, network = compiled()
   params, _ = weights.load(path, like)
   out = []
   for picture, text in zip(media, texts, strict=True):
@@ -129,12 +138,13 @@ def test_pictures_get_gradients(drawn):
   reward = judge.echo(READER, MODEL, drawn['one'])
   given = inputs()
 
+  @jax.jit
   def total(media):
     return reward.score(
       reward.params, given._replace(media=media), jax.random.key(0)
     ).score.sum()
 
-  slope = jax.grad(total)(given.media)
+  slope = jax.jit(jax.grad(total))(given.media)
   assert np.isfinite(slope).all() and (np.abs(slope).max((1, 2, 3)) > 0).all()
   way = slope / jnp.linalg.norm(slope)
   up = total(given.media + 1e-4 * way) - total(given.media - 1e-4 * way)

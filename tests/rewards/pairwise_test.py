@@ -245,11 +245,16 @@ def test_reward_of_a_reward():
   # less noise, smaller file, higher score
   np.testing.assert_allclose(out.score, 1 - order.reshape(-1) / 3, rtol=1e-6)
   assert out.valid.all() and not out.parts['ties'].any()
-  plain = jpeg.jpeg_compressibility().score((), inputs, keys)
+  bytes_of = jpeg.jpeg_compressibility().score
+  plain = jax.jit(lambda x: bytes_of((), RewardInputs(x, {}, 4), keys))(
+    inputs.media
+  )
   np.testing.assert_allclose(out.parts['pointwise'], plain.score, rtol=1e-6)
   assert set(plain.parts) <= set(out.parts)
   wide = build.build(rewards, dict(name='win_rate', reward=BYTES, tie=1e9))
-  out = wide.score(wide.params, inputs, jax.random.key(0))
+  out = jax.jit(
+    lambda x: wide.score(wide.params, RewardInputs(x, {}, 4), jax.random.key(0))
+  )(inputs.media)
   np.testing.assert_array_equal(out.score, 0.5)
   np.testing.assert_array_equal(out.parts['ties'], 1)
 

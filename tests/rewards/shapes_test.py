@@ -153,6 +153,7 @@ def test_compressed_is_a_narrow_view_with_taste_and_noise(scored):
   np.testing.assert_allclose(plain.parts['gold'], out.score, rtol=1e-6)
   np.testing.assert_allclose(plain.parts['saturation'], chroma, rtol=1e-5)
   noisy = rewards.shapes_compressed(0.05, 0.5, 0.01, 0.25)
+  noisy = noisy._replace(score=jax.jit(noisy.score))
   keys = jax.random.split(key, len(chroma))
   # a row's noise is its own, in the order of the rows and in another
   noise = noisy.score((), inputs, keys).score - plain.score
