@@ -1,9 +1,10 @@
 """How a rollout is cut into mini- and microbatches, and walked through."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 import jax.numpy as jnp
 
 from gen_rl.types import PyTree
@@ -44,22 +45,28 @@ def geometry_error(
   )
 
 
-def traced(function: Callable, *args: PyTree) -> tuple[Callable, PyTree]:
-  """(the function for arguments like these, shapes of what it returns).
+class Traced(NamedTuple):
+  """A function for arguments of certain shapes."""
+
+  call: Callable
+  shapes: PyTree  # of what it returns
+  program: ClosedJaxpr
+
+
+def trace(function: Callable, *args: PyTree) -> Traced:
+  """Runs a function on tracers, once.
 
   A network takes seconds to trace, and a body is wanted more than once: for its
-  shapes, for what is in it, and in a loop. Here it is traced once, and its
-  program stands for it.
+  shapes, for what is in it, and in a loop. What is called afterwards is its
+  program.
   """
   program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-  run = jaxpr_as_fun(program)
-  into = jax.tree.structure(shapes)
+  run, into = jaxpr_as_fun(program), jax.tree.structure(shapes)
 
-  def again(*args: PyTree) -> PyTree:
+  def call(*args: PyTree) -> PyTree:
     return jax.tree.unflatten(into, run(*jax.tree.leaves(args)))
 
-  again.program = program
-  return again, shapes
+  return Traced(call, shapes, program)
 
 
 def fold(
@@ -75,8 +82,8 @@ def fold(
   platform = platform or jax.default_backend()
   length = jax.tree.leaves(xs)[0].shape[0]
   if length > 1:
-    body, _ = traced(body, carry, jax.tree.map(lambda x: x[0], xs))
-    convolves = 'conv_general_dilated' in str(body.program)
+    body, _, program = trace(body, carry, jax.tree.map(lambda x: x[0], xs))
+    convolves = 'conv_general_dilated' in str(program)
     if platform != 'cpu' or not convolves:
       return jax.lax.scan(body, carry, xs)
   outs = []

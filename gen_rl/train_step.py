@@ -339,7 +339,7 @@ def make(
     }
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
     pieces = cut(exp, microbatches), cut(keys, microbatches)
-    grad, shapes = minibatch.traced(
+    grad, shapes, _ = minibatch.trace(
       lambda *piece: grad_fn(state.params, state, old, first, *piece, totals),
       *jax.tree.map(lambda a: a[0], pieces),
     )

@@ -43,6 +43,36 @@ def test_fold_is_a_scan_but_for_convolutions_on_cpus(
   assert 'scan[' not in str(program(xs[:1]))
 
 
+def test_a_body_is_traced_once():
+  """Also one inside of another; its program gives the same numbers."""
+  seen = []
+
+  def inner(carry, x):
+    seen.append(x)
+    return carry + jnp.sin(x).sum(), {'y': 2 * x}
+
+  def outer(carry, x):
+    return minibatch.fold(inner, carry, x)
+
+  xs = jnp.arange(24.0).reshape(2, 3, 4)
+  carry, out = minibatch.fold(outer, jnp.float32(1), xs)
+  assert len(seen) == 1
+  np.testing.assert_allclose(carry, 1 + np.sin(xs).sum(), rtol=1e-6)
+  np.testing.assert_array_equal(out['y'], 2 * xs)
+
+
+def test_what_is_traced_has_shapes_and_a_gradient():
+  scale = jnp.float32(3)
+  call, shapes, _ = minibatch.trace(
+    lambda x, y: dict(z=scale * x**2 + y), jnp.ones(2), jnp.ones(2)
+  )
+  assert shapes['z'].shape == (2,)
+  x = jnp.array([1.0, 2.0])
+  np.testing.assert_array_equal(call(x, x)['z'], 3 * x**2 + x)
+  slope = jax.grad(lambda x: call(x, x)['z'].sum())(x)
+  np.testing.assert_array_equal(slope, 6 * x + 1)
+
+
 def test_cut_takes_turns_and_join_gives_back():
   x = dict(a=np.arange(6), b=np.arange(12).reshape(6, 2))
   parts = minibatch.cut({**x, 'key': np.float32(5)}, 3)
