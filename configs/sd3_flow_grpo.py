@@ -22,8 +22,11 @@ measured with released weights: this project has only had drawn ones.
 Variants, joined by commas:
   pickscore   reward: PickScore, judged by HPS v2.1 (the default)
   ocr         reward: the quoted text as RapidOCR reads it, on the host
+              (pip install -e '.[ocr]'); both prompts.path are text files whose
+              prompts have a text in double quotes
   geneval     reward: GenEval's checks of what a detector finds (a function of
-              yours, --config.rewards.geneval.detector=module:function)
+              yours, --config.rewards.geneval.detector=module:function); both
+              prompts.path are files of GenEval's metadata, a JSON object a line
   fast        trains a window of 3 of the first 5 steps, without a KL term
   fast_nocfg  the same without guidance
   cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
