@@ -17,7 +17,9 @@ Hyperparameters are the published ones: groups of 24, 48 of them a rollout in
 two updates, ten steps trained and forty evaluated, adapters of rank 32,
 guidance 4.5. Features of prompts are computed once each, and
 --config.data.embed.cache keeps them in a folder between runs. Nothing was
-measured with released weights: this project has only had drawn ones.
+measured with released weights: this project has only had drawn ones. A plan
+(gen_rl.plan) says 15.3 of 16 GiB for each of 16 chips of v5e, with
+--config.microbatches=36 --config.rollout_chunks=36.
 
 Variants, joined by commas:
   pickscore   reward: PickScore, judged by HPS v2.1 (the default)
