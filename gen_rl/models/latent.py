@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
-from gen_rl import build, models
+from gen_rl import build, minibatch, models
 from gen_rl.build import ConfigError
+from gen_rl.models import layers as layers_lib
 from gen_rl.models import options, released
 from gen_rl.models import vae as vae_lib
 from gen_rl.models.layers import Net
@@ -36,8 +37,8 @@ def latent(
     vae: keywords of `vae.vae`.
     vocab: token ids of prompts, for networks that read them.
     length: of prompts in tokens, likewise.
-    decode_rows: rows decoded at a time; 0: all. What a decoder keeps of a
-      large picture is many times the picture.
+    decode_rows: rows a device decodes at a time; 0: all. What a decoder keeps
+      of a large picture is many times the picture.
     tiled: decode in tiles.
     vae_dtype: type of the autoencoder's parameters.
 
@@ -75,8 +76,14 @@ def latent(
 
   def decode(params: Params, y: Array) -> Array:
     decoder = coder.tiled_decode if tiled else coder.decode
-    if not decode_rows or decode_rows >= len(y):
+    rows = decode_rows * layers_lib.shards('batch')  # of all devices
+    if not decode_rows or rows >= len(y):
       return decoder(frozen(params), y)
+    if len(y) % rows == 0:  # every device decodes rows of its own
+      parts = minibatch.cut(y, len(y) // rows)
+      return minibatch.join(
+        jax.lax.map(lambda part: decoder(frozen(params), part), parts)
+      )
     return jax.lax.map(
       lambda row: decoder(frozen(params), row[None])[0],
       y,

@@ -1,6 +1,7 @@
 """Parts that several networks share."""
 
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -164,6 +165,14 @@ def rematerialized(
 def constrain(x: Array, *axes: str | None) -> Array:
   """Says what the dimensions of an activation are (sharding.Layout.scope)."""
   return nn.with_logical_constraint(x, axes)
+
+
+def shards(axis: str) -> int:
+  """Over how many devices a logical axis is split where this is traced."""
+  mesh = jax.sharding.get_abstract_mesh()
+  (names,) = nn.logical_to_mesh_axes((axis,)) or (None,)
+  names = (names,) if isinstance(names, str) else names or ()
+  return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def time_embedding(t: Array, width: int) -> Array:

@@ -67,3 +67,12 @@ def test_time_embedding():
   np.testing.assert_allclose(
     got[1], np.concatenate([np.sin(angle), np.cos(angle)]), atol=2e-3
   )
+
+
+def test_shards_of_an_axis():
+  mesh = jax.sharding.AbstractMesh((4, 2), ('data', 'fsdp'))
+  rules = (('batch', ('data', 'fsdp')), ('embed', 'fsdp'), ('mlp', None))
+  assert layers.shards('batch') == 1  # no mesh
+  with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules):
+    found = [layers.shards(a) for a in ('batch', 'embed', 'mlp', 'heads')]
+  assert found == [8, 2, 1, 1]
