@@ -34,8 +34,8 @@ Variants, joined by commas:
   cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
   guard       ratio normalisation (GRPO-Guard, arXiv 2510.22319)
   files       prompts from files, one a line
-  short       150 updates of tiny drawn weights: the score of a drawn CLIP rises
-              on held-out prompts, in three minutes on a laptop
+  short       150 updates of tiny drawn weights, rewarded by a drawn CLIP: the
+              whole path in three minutes on a laptop
   tiny        two quick steps of all of it with tiny drawn weights, for tests
 """
 
