@@ -25,14 +25,13 @@ from typing import Any, Literal
 
 import einops
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
-from gen_rl.types import Array, Params
+from gen_rl.types import Array
 
 AXES = (
   (r'(^|/)proj_mlp/kernel$', ('embed', 'mlp')),
@@ -303,17 +302,9 @@ def flux(
 
   init, apply, encode = adaln.functions(module, (2, 2, image[-1]), text, pooled)
 
-  def load(folder: str, dtype: str) -> Params:
-    folder = released.locate(folder, 'transformer')
-    options.same(folder, config(released.config(folder, KINDS)), said)
-    like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(folder, like, names_of(scan), dtype, host=True)
-
-  def save(folder: str, params: Params) -> None:
-    peft.save_network(
-      folder, params, names_of(scan), 'transformer', config_json(said)
-    )
-
+  load, save = peft.in_folders(
+    'transformer', KINDS, said, init, names_of(scan), config, config_json
+  )
   null = layers_lib.null_features
   return Net(init, apply, image, null, encode, AXES, load=load, save=save)
 

@@ -10,7 +10,7 @@ lora_adapter_metadata, whose fields begin with the part). Files without that
 field mean alpha = rank. Scanned blocks have one module in (1) for each layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 from typing import Any
@@ -21,9 +21,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gen_rl.models import released, weights
+from gen_rl.models import options, released, weights
 from gen_rl.models.weights import WeightsError
-from gen_rl.types import Params
+from gen_rl.types import Array, Params
 from gen_rl.utils import tree as tree_lib
 
 FILE = 'pytorch_lora_weights.safetensors'
@@ -117,6 +117,39 @@ def save_network(
     return
   at = os.path.join(folder, part)
   released.save(at, params, names, config, extra=extra)
+
+
+def in_folders(
+  part: str,
+  kinds: Sequence[str],
+  said: Mapping[str, Any],
+  init: Callable[[Array], Params],
+  names: released.Names,
+  config: Callable[[Mapping[str, Any]], dict[str, Any]],
+  config_json: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> tuple[Callable[[str, str], Params], Callable[[str, Params], None]]:
+  """(load, save) of a `layers.Net` that a folder's config describes whole.
+
+  Args:
+    part: of the folder of a pipeline.
+    kinds: classes its config may be of.
+    said: keywords that the network was made with, as `config` has them.
+    init: key -> parameters.
+    names: of the network.
+    config: config.json -> keywords.
+    config_json: keywords -> config.json.
+  """
+
+  def load(folder: str, dtype: str) -> Params:
+    at = released.locate(folder, part)
+    options.same(at, config(released.config(at, kinds)), said)
+    like = jax.eval_shape(init, jax.random.key(0))
+    return released.load(at, like, names, dtype, host=True)
+
+  def save(folder: str, params: Params) -> None:
+    save_network(folder, params, names, part, config_json(said))
+
+  return load, save
 
 
 def load(

@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import einops
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -298,17 +297,9 @@ def wan(
     v = module.apply({'params': params}, x, t, encoded, method='denoise')
     return v.astype(jnp.float32)
 
-  def load(folder: str, dtype: str) -> Params:
-    folder = released.locate(folder, 'transformer')
-    options.same(folder, config(released.config(folder, KINDS)), said)
-    like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(folder, like, names_of(scan), dtype, host=True)
-
-  def save(folder: str, params: Params) -> None:
-    peft.save_network(
-      folder, params, names_of(scan), 'transformer', config_json(said)
-    )
-
+  load, save = peft.in_folders(
+    'transformer', KINDS, said, init, names_of(scan), config, config_json
+  )
   null = layers_lib.null_features
   return Net(init, apply, video, null, encode, AXES, load=load, save=save)
 

@@ -47,7 +47,7 @@ def test_pictures_are_the_autoencoders(params):
 
 @pytest.mark.parametrize('rows', [1, 2, 3, 4])
 def test_rows_decoded_in_parts_are_the_same(params, rows):
-  y = latents()
+  y = latents(4)
   want = make().decode(params, y)
   got = make(decode_rows=rows).decode(params, y)
   np.testing.assert_allclose(got, want, atol=1e-5)
