@@ -4,8 +4,10 @@ A config names how: `sampled` for policies that sample, `labelled` for those
 that label data. Samples are deterministic (ODE) given their initial noise, so
 two sets of parameters are compared on the same seeds, picture by picture.
 
-  strict     mean of the gold reward, which training need not have seen; of
-             labels, the share of rows whose labels are all right
+  strict     mean of the gold reward, which training need not have seen: the
+             share of correct samples where that gives verdicts, a mean score
+             where it does not; of labels, the share of rows whose labels are
+             all right
   proxy      mean of the trained reward on the same samples
   diversity  mean root-mean-square pixel distance of two samples of a prompt
   kl         nats per sample between a policy and its base, summed over the
@@ -43,6 +45,7 @@ class Evaluation(NamedTuple):
   reward: np.ndarray | None = None  # [P n], as trained on; NaN: not valid
   said: list[str] = []  # [P*n] where media are tokens
   seen: np.ndarray | None = None  # [P n h w c] pictures they are about
+  verdict: bool = True  # gold is 1 for correct and 0 for wrong, not a score
 
   def metrics(self) -> dict[str, float]:
     """Scalars for the log."""
@@ -79,11 +82,13 @@ class Evaluation(NamedTuple):
         gold.mean(-1, keepdims=True),
         reward.mean(-1, keepdims=True),
       )
-    return Shown(media, gold, reward)
+    correct = np.where(np.isfinite(gold), gold > 0.5, None)
+    return Shown(media, gold, reward, correct if self.verdict else None)
 
   def summary(self) -> dict[str, Any]:
     """The part of result.json about one policy."""
     return dict(
+      gold='accuracy' if self.verdict else 'score',
       strict=self.strict,
       strict_per_task=self.strict_per_task,
       parts=self.parts | self.monitors,
@@ -98,11 +103,8 @@ class Shown(NamedTuple):
   pictures: np.ndarray  # [p m h w c]
   gold: np.ndarray  # [p m]; of points their mean, as of the reward
   reward: np.ndarray  # [p m], as trained on; gold where nothing is
-
-
-def verdicts(gold: np.ndarray) -> np.ndarray:
-  """Gold scores, NaN where not valid -> True, False, or None: not judged."""
-  return np.where(np.isfinite(gold), gold > 0.5, None)
+  # [p m] True, False or None: not judged; None where gold gives no verdicts.
+  correct: np.ndarray | None
 
 
 def diversity(media: Array, samples: int) -> Array:
@@ -145,7 +147,7 @@ def sampled(
     batch: the P prompts, as the pipeline yields them.
     texts: their sentences.
     tasks: their task labels, or empty.
-    gold: {label: (Reward, weight)}, the verdict.
+    gold: {label: (Reward, weight)}, which training need not have seen.
     proxy: {label: (Reward, weight)} as trained on, or None.
     samples: n per prompt.
     seed: of the initial noise.
@@ -203,7 +205,9 @@ def sampled(
       if name not in gold
     }
     result = _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
-    result = result._replace(monitors=means, reward=reward)
+    result = result._replace(
+      monitors=means, reward=reward, verdict=gold_reward.verdict
+    )
     if speak and np.issubdtype(media.dtype, np.integer):
       shape = result.media.shape
       seen = None if seen is None else seen.reshape(*shape[:2], *seen.shape[1:])

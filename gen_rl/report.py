@@ -22,8 +22,8 @@ from gen_rl.utils import image as image_lib
 # Title, patterns of metric names (fnmatch; "!" excludes), fixed range or None,
 # running mean. A panel without a match is left out.
 PANELS = (
-  ('Held-out: gold oracle and proxy', ('eval/strict', 'eval/proxy'), None, 1),
-  ('Held-out: gold oracle per task', ('eval/strict/*',), None, 1),
+  ('Held-out: gold and proxy', ('eval/strict', 'eval/proxy'), None, 1),
+  ('Held-out: gold per task', ('eval/strict/*',), None, 1),
   ('Reward in training', ('reward/*', '!*std*', '!*valid*'), None, 9),
   ('Held-out: monitors', ('eval/monitor/*',), None, 1),
   (
@@ -120,23 +120,27 @@ def _table(result):
     cells = ''.join(f'<td>{html.escape(c)}</td>' for c in (a, b, change))
     label = html.escape(label.replace('_', ' '))
     rows.append(f'<tr{css}><th scope="row">{label}</th>{cells}</tr>')
+  accuracy = results.gold(result['base']) == 'accuracy'
+  gold = (
+    'fraction of held-out samples that the gold reward calls correct'
+    if accuracy
+    else 'mean score of the gold reward, which gives no verdicts'
+  )
   return (
     '<div class="scroll"><table class="result"><thead><tr>'
     f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    '<p class="note">Gold: fraction of held-out samples that the exact oracle '
-    'calls correct, on prompts that training never saw. Proxy: the reward '
-    'that was trained on, on the same samples; the config below says whether '
-    'it knows the oracle, too.</p>'
+    f'<p class="note">Gold: {gold}, on prompts that training never saw. '
+    'Proxy: the reward that was trained on, on the same samples; the config '
+    'below says whether it knows the gold reward, too.</p>'
   )
 
 
 def _tiles(result):
-  kept = words.ratio(
-    result['trained']['diversity'], result['base']['diversity']
-  )
+  base, trained = result['base'], result['trained']
+  kept = words.ratio(trained['diversity'], base['diversity'])
   speed = words.to_float(result['samples_per_second'])
   tiles = {
-    'gold accuracy': words.fixed(result['trained']['strict']),
+    f'gold {results.gold(trained)}': words.fixed(trained['strict']),
     'diversity kept': words.percent(kept),
     'KL to base': svg.number(words.to_float(result['kl'])),
     'wall time': words.duration(result['wall_seconds']),
@@ -221,7 +225,7 @@ def _samples(grid):
   if grid.correct_before is not None or grid.correct_after is not None:
     marks = (
       ' <span class="mark ok">correct</span> and '
-      '<span class="mark no">wrong</span> by the gold oracle.'
+      '<span class="mark no">wrong</span> by the gold reward.'
     )
   return (
     '<p class="note">The two rows of a prompt start from the same seeds, '

@@ -8,7 +8,10 @@ result.json, schema_version 1. A number nobody measured is null.
   steps               updates done
   base, trained       the policy before and after, on the same held-out prompts
                       with the same keys:
-    strict              fraction of samples the gold oracle calls correct
+    gold                "accuracy": the gold reward gives verdicts; "score": it
+                        does not, and `strict` is a mean score; optional,
+                        without it "accuracy"
+    strict              fraction of samples the gold reward calls correct
     strict_per_task     {task: that fraction among the prompts of the task}
     proxy               mean reward as trained on
     parts               {name: mean} of what else the gold reward says, and of
@@ -98,6 +101,11 @@ def read_json(workdir) -> dict | None:
   return json.loads(path.read_text()) if path.exists() else None
 
 
+def gold(part: Mapping) -> str:
+  """What `strict` of a policy is: "accuracy" or "score"."""
+  return part.get('gold', 'accuracy')
+
+
 def table(result: Mapping) -> str:
   """The result as plain text for a terminal, one row a line."""
   cells = [('', 'base', 'trained', 'change'), *rows(result)]
@@ -121,15 +129,18 @@ def verdict(result: Mapping) -> str:
   cost = f'{updates} in {words.duration(result["wall_seconds"])}'
   a, b = words.to_float(base['strict']), words.to_float(trained['strict'])
   if not (math.isfinite(a) and math.isfinite(b)):
-    out = [f'{cost}; held-out accuracy was not measured.']
-  else:
+    out = [f'{cost}; held-out {gold(base)} was not measured.']
+  elif gold(base) == 'accuracy':
     change = words.points(100 * (b - a))
     out = [
       f'Held-out strict accuracy {a:.3f} → {b:.3f} ({change}) after {cost}.'
     ]
+  else:
+    change = words.signed(b - a)
+    out = [f'Held-out gold score {a:.3f} → {b:.3f} ({change}) after {cost}.']
   proxy = words.to_float(trained['proxy']) - words.to_float(base['proxy'])
   if proxy > 0 and b < a:
-    out.append('The proxy rose while the gold oracle fell: reward hacking.')
+    out.append('The proxy rose while the gold reward fell: reward hacking.')
   kept = words.ratio(trained['diversity'], base['diversity'])
   if math.isfinite(kept):
     low = '' if kept >= 0.8 else ', below the 80% that count as no collapse'

@@ -220,7 +220,8 @@ def train_and_evaluate(
         kl = 0.0 if at == 0 else kl_from_base(params, placed(base))
     kl_metrics = {} if kl is None else {'kl/base': kl}
     writer.write_scalars(at, {**result.metrics(), **kl_metrics})
-    line.note(f'step {at}: held-out accuracy {result.strict:.3f}')
+    name = results.gold(result.summary())
+    line.note(f'step {at}: held-out {name} {result.strict:.3f}')
     nonlocal first_metric
     first_metric = first_metric or wall()
     shown = result.shown(config.eval.shown)
@@ -231,7 +232,7 @@ def train_and_evaluate(
           shown.pictures[:, 0],
           captions=result.texts[: config.eval.shown],
           rewards=shown.reward[:, 0],
-          correct=evaluate_lib.verdicts(shown.gold[:, 0]),
+          correct=None if shown.correct is None else shown.correct[:, 0],
         )
       },
     )
@@ -362,8 +363,8 @@ def train_and_evaluate(
       prompts=trained_result.texts[: config.eval.shown],
       before=before.pictures,
       after=after.pictures,
-      correct_before=evaluate_lib.verdicts(before.gold),
-      correct_after=evaluate_lib.verdicts(after.gold),
+      correct_before=before.correct,
+      correct_after=after.correct,
       reward_before=before.reward,
       reward_after=after.reward,
     )

@@ -165,6 +165,7 @@ class Reward(NamedTuple):
   where: Literal['device', 'host', 'remote'] = 'device'
   differentiable: bool = False
   critic: Critic | None = None
+  verdict: bool = False  # the score is 1 for right and 0 for wrong
 
 
 class Advantage(NamedTuple):

@@ -74,7 +74,7 @@ NET = testing.perceptron()
 POLICY = denoising.denoising(NET, steps=4, noise=0.5)
 
 
-def gold(spoil=False):
+def gold(spoil=False, verdict=True):
   """1 for prompts 0 and 2; with `spoil`, prompt 3 cannot be scored."""
 
   def score(params, inputs, key):
@@ -84,7 +84,7 @@ def gold(spoil=False):
       valid &= inputs.info['channel'] != 1
     return RewardOut(even + params, {}, valid)
 
-  return Reward('even', jnp.float32(0), score)
+  return Reward('even', jnp.float32(0), score, verdict=verdict)
 
 
 def evaluator(seed=1, proxy=True, **kwargs):
@@ -180,11 +180,22 @@ def test_two_parameters_share_their_noise():
 def test_rows_without_a_verdict_are_left_out():
   result = evaluator(spoil=True)(POLICY.init(KEY))
   assert np.isnan(result.gold[1]).all()
-  marks = evaluate.verdicts(result.gold)
+  marks = result.shown(2).correct
   assert marks[1].tolist() == [None] * 3
   assert marks[0].tolist() == [True] * 3
   assert result.strict == 1.0
   assert result.strict_per_task == dict(x=1.0, y=1.0)
+
+
+def test_scores_are_no_verdicts():
+  """A gold reward that does not say right or wrong marks no picture."""
+  params = POLICY.init(KEY)
+  score = evaluator(verdict=False)(params)
+  assert score.summary()['gold'] == 'score' and score.strict == 0.75
+  assert score.shown(2).correct is None
+  verdict = evaluator()(params)
+  assert verdict.summary()['gold'] == 'accuracy'
+  assert verdict.shown(2).correct.tolist() == [[True] * 3, [False] * 3]
 
 
 def test_kl_from_base():

@@ -167,6 +167,7 @@ def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
   assert record.pop('source') in out
   assert record == dict(
     config_name='flow_grpo:tiny',
+    gold='accuracy',
     eval_seed=1234,
     prompts=3,
     samples=2,

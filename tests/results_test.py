@@ -56,6 +56,16 @@ def test_verdict_says_what_went_wrong():
   assert '1 update skipped' in text and '(−12.0 points)' in text
 
 
+def test_a_gold_reward_without_verdicts_has_no_accuracy():
+  result = testing.result()
+  for part, score in ((result['base'], -0.15), (result['trained'], 0.1)):
+    part.update(gold='score', strict=score)
+  assert results.verdict(result).startswith(
+    'Held-out gold score -0.150 → 0.100 (+0.250) after 150 updates in'
+  )
+  assert results.gold(testing.result()['base']) == 'accuracy'
+
+
 def test_table_without_numbers():
   result = testing.result()
   for part in (result['base'], result['trained']):

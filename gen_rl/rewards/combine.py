@@ -145,7 +145,8 @@ def combine(rewards: Weighted) -> Reward:
   """One reward that is the weighted sum of several.
 
   Its `params` are {label: params}, its key is folded with each label. It runs
-  on the device if all parts do; it is differentiable if all parts are.
+  on the device if all parts do; it is differentiable if all parts are, and a
+  verdict if it is one of weight 1 and nothing else.
 
   Raises:
     ValueError: as `split`; or no reward has a weight.
@@ -170,6 +171,8 @@ def combine(rewards: Weighted) -> Reward:
     score=score,
     where=next(p for p in ('remote', 'host', 'device') if p in places),
     differentiable=all(reward.differentiable for reward, _ in used.values()),
+    verdict=len(used) == 1
+    and all(r.verdict and k == 1 for r, k in used.values()),
   )
 
 

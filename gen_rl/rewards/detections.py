@@ -116,4 +116,10 @@ def detected_geneval(
         out = jax.device_get(on_cpu(found, info))
     return RewardOut(out[score], out, finite)
 
-  return Reward('detected_geneval', used.params, reward, used.where)
+  return Reward(
+    'detected_geneval',
+    used.params,
+    reward,
+    used.where,
+    verdict=score != 'partial',
+  )

@@ -67,4 +67,4 @@ def mixture_near(radius: float = 0.3, beta: float = 0.2) -> Reward:
     near = (square < radius**2).astype(jnp.float32)
     return RewardOut(near, parts, valid)
 
-  return Reward('mixture_near', (), score)
+  return Reward('mixture_near', (), score, verdict=True)

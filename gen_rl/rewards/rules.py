@@ -56,7 +56,9 @@ def exact_match(end: int) -> Reward:
     right = token_rows.matches(tokens, jnp.zeros_like(n), n, answer) & finished
     return right, token_rows.comparable(answer, end), dict(finished=finished)
 
-  return Reward('exact_match', (), token_rows.scorer(end, verdict))
+  return Reward(
+    'exact_match', (), token_rows.scorer(end, verdict), verdict=True
+  )
 
 
 def tagged_answer(
@@ -87,7 +89,9 @@ def tagged_answer(
       )
     return right, token_rows.comparable(answer, end), dict(tagged=tagged)
 
-  return Reward('tagged_answer', (), token_rows.scorer(end, verdict))
+  return Reward(
+    'tagged_answer', (), token_rows.scorer(end, verdict), verdict=True
+  )
 
 
 def choice_accuracy(
@@ -120,7 +124,9 @@ def choice_accuracy(
     right = named & (chosen == answer[:, 0])
     return right, possible & only, dict(named=named)
 
-  return Reward('choice_accuracy', (), token_rows.scorer(end, verdict))
+  return Reward(
+    'choice_accuracy', (), token_rows.scorer(end, verdict), verdict=True
+  )
 
 
 def _number_tokens(base: int, size: int, end: int, tags: Sequence[int]) -> None:

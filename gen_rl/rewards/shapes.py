@@ -102,7 +102,7 @@ def shapes_geneval(strict_weight: float = 0.5) -> Reward:
       valid=jnp.isfinite(inputs.media).all((1, 2, 3)),
     )
 
-  return Reward('shapes_geneval', (), score)
+  return Reward('shapes_geneval', (), score, verdict=strict_weight == 1)
 
 
 def shapes_strict() -> Reward:
@@ -113,7 +113,7 @@ def shapes_strict() -> Reward:
     out = both.score(params, inputs, key)
     return out.replace(parts=dict(partial=out.parts['partial']))
 
-  return Reward('shapes_strict', (), score)
+  return Reward('shapes_strict', (), score, verdict=True)
 
 
 def shapes_compressed(

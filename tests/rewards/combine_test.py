@@ -90,6 +90,17 @@ def test_split_and_places():
   assert alone.where == 'device' and alone.differentiable
 
 
+def test_a_verdict_is_one_alone():
+  verdict = _const('v', [1, 0, 0, 1], verdict=True)
+  score = _const('s', [1, 2, 3, 4])
+  assert combine.combine({'v': (verdict, 1.0)}).verdict
+  assert combine.combine({'v': (verdict, 1.0), 's': (score, 0.0)}).verdict
+  assert not combine.combine({'v': (verdict, 0.5)}).verdict
+  assert not combine.combine({'v': (verdict, 1.0), 's': (score, 1.0)}).verdict
+  assert not combine.combine({'v': (verdict, 1.0), 'w': (verdict, 1.0)}).verdict
+  assert not combine.combine({'s': (score, 1.0)}).verdict
+
+
 def test_scored_apart_is_scored_together():
   """split + merge, the way of the train step, is combine."""
   a, b = _const('a', [1, 2, 3, 4]), _const('b', [5, 6, 7, 8], where='host')
