@@ -34,6 +34,8 @@ Variants, joined by commas:
   cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
   guard       ratio normalisation (GRPO-Guard, arXiv 2510.22319)
   files       prompts from files, one a line
+  sd3         Stable Diffusion 3 medium in place of 3.5 medium
+  large       Stable Diffusion 3.5 large
   short       100 updates of tiny drawn weights without guidance, rewarded by a
               drawn CLIP: the whole path in three minutes on a laptop
   tiny        two quick steps of all of it with tiny drawn weights, for tests
@@ -47,10 +49,11 @@ from gen_rl.models import lora
 
 VARIANTS = (
   'pickscore', 'ocr', 'geneval', 'fast', 'fast_nocfg', 'cps', 'guard', 'files',
-  'short', 'tiny',
+  'sd3', 'large', 'short', 'tiny',
 )  # fmt: skip
 EXCLUSIVE = (
-  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'), ('short', 'tiny'),
+  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'),
+  ('sd3', 'large', 'short', 'tiny'),
 )  # fmt: skip
 # What Flow-GRPO adapts: all products of the joint attention.
 LORA = r'/attn/(add_[qkv]_proj|to_add_out|to_[qkv]|to_out_0)$'
@@ -67,8 +70,8 @@ def model() -> ml_collections.ConfigDict:
       attention='xla', dtype='bfloat16',
     ),
     vae=dict(
-      latent=16, scale=1.5305, shift=0.0609, quant=False, post_quant=False,
-      dtype='bfloat16',
+      name='vae', latent=16, scale=1.5305, shift=0.0609, quant=False,
+      post_quant=False, dtype='bfloat16',
     ),
     decode_rows=4,
     vae_dtype='bfloat16',
@@ -129,6 +132,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'files' in variants and reward == 'pickscore':
     c.data.prompts = config_dict.create(name='txt', path='')
     c.eval.prompts = config_dict.create(name='txt', path='')
+  if 'sd3' in variants:
+    c.model.net.update(dual=0, qk_norm=False, grid=192)
+  if 'large' in variants:
+    c.model.net.update(layers=38, heads=38, dual=0, grid=192)
   if 'tiny' in variants or 'short' in variants:
     shrink(c)
   if 'short' in variants:

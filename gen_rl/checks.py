@@ -24,7 +24,8 @@ from gen_rl import (
   sharding,
   train_state,
 )
-from gen_rl.data import tokenizers
+from gen_rl.data import feeds, tokenizers
+from gen_rl.models import weights
 from gen_rl.utils import chips
 
 
@@ -42,7 +43,7 @@ def explain(
   def attempt(function: Callable, *args: Any) -> Any:
     try:
       return function(*args)
-    except (build.ConfigError, ValueError) as other:
+    except (build.ConfigError, weights.WeightsError, ValueError) as other:
       found.append(str(other))
 
   found += build.field_errors(config)
@@ -51,14 +52,25 @@ def explain(
   if mesh is not None:
     found += assemble.row_errors(config, sharding.Layout(mesh).row_shards)
   words = attempt(build.build, tokenizers, config.tokenizer)
+  readers = attempt(lambda: [feeds.reader(config)])
+  reader = readers and readers[0]
   rewards_of = functools.partial(
-    build.build_all, rewards, end=words and words.end_id
+    build.build_all,
+    rewards,
+    end=words and words.end_id,
+    reader=reader and reader.tokenizer,
   )
+
+  def reward_of(label: str, spec: build.Spec) -> None:
+    # Of one that is to read with it, nothing is known without it.
+    if readers or not build.takes(rewards, spec, 'reader'):
+      rewards_of({label: spec})
+
   for part in ('rewards', 'monitors'):
     for label, spec in config[part].items():
-      attempt(rewards_of, {label: spec})
+      attempt(reward_of, label, spec)
   for label, spec in config.eval.gold.items():
-    attempt(rewards_of, {label: spec})
+    attempt(reward_of, label, spec)
   group = dict(group_size=config.data.group_size)
   for label, spec in config.objective.items():
     bound = dict(group, on_policy=True)

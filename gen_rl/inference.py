@@ -30,6 +30,7 @@ from gen_rl import (
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
+from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.rewards import shapes as shapes_reward
 from gen_rl.types import Array, Params, Policy, Rows
@@ -235,32 +236,23 @@ def sample(
         + (f'{", ".join(host)} runs on the host' if host else 'it has none')
       )
     judge = combine.combine(device)
-  if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
-    prompt = prompt.rstrip(' .')
-  tokens = built.tokenizer.encode(
-    [prompt], config.data.length, truncate=config.data.truncate
-  )
-  unknown = built.tokenizer.unknown([prompt])
-  if unknown:
-    words = ', '.join(map(repr, unknown))
-    print(
-      f'gen_rl: the model does not know the words {words} and reads each of '
-      'them as one and the same unknown word',
-      file=sys.stderr,
-    )
+  if built.embed is None:
+    if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
+      prompt = prompt.rstrip(' .')
+    unknown = built.tokenizer.unknown([prompt])
+    if unknown:
+      words = ', '.join(map(repr, unknown))
+      print(
+        f'gen_rl: the model does not know the words {words} and reads each of '
+        'them as one and the same unknown word',
+        file=sys.stderr,
+      )
+  spec = grammar.parse(prompt)
+  asked = {} if spec is None else grammar.spec_arrays(spec)
+  batch = feeds.alone(config, built, prompt, asked, judge is not None)
   loaded = load_params(config, workdir, built.policy, step)
   print(f'Sampling from {loaded.source}', flush=True)
 
-  spec = grammar.parse(prompt)
-  batch = dict(
-    tokens=tokens,
-    prompt_id=np.zeros(1, np.int32),
-    info={}
-    if spec is None
-    else {k: v[None] for k, v in grammar.spec_arrays(spec).items()},
-  )
-  if built.embed is not None:
-    batch['cond'] = built.embed.rows([prompt])
   rows = rollout_lib.make_rows(
     batch, num * best_of, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
   )

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs import flow_grpo, flow_grpo_2b
+from configs import flow_grpo, flow_grpo_2b, sd3_flow_grpo
 from gen_rl import assemble, build, checks, sharding, testing, train
 from gen_rl.utils import chips
 
@@ -42,6 +42,15 @@ def test_rows_and_fields_in_one_go(tmp_path):
   text = str(error.value)
   assert 'microbatches' in text and '5 rollout_chunks' in text
   assert 'things are wrong' in text
+
+
+def test_rewards_that_read_are_given_what_they_read_with(tmp_path):
+  config = sd3_flow_grpo.get_config('tiny')
+  config.update_from_flattened_dict({'log.every': 0, 'mesh.fsdp': 3})
+  with pytest.raises(build.ConfigError) as error:
+    train.train_and_evaluate(config, str(tmp_path))
+  assert str(error.value).startswith('2 things are wrong:')
+  assert 'reader' not in str(error.value)
 
 
 def test_a_bucket_is_no_workdir():

@@ -1,5 +1,6 @@
 """From a config to the batches of prompts it names."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -56,6 +57,41 @@ def training(
     reader=built.reader,
     embed=built.embed,
   )
+
+
+def alone(
+  config: ml_collections.ConfigDict,
+  built: Any,
+  text: str,
+  asked: Mapping[str, np.ndarray],
+  judged: bool,
+) -> pipeline.Batch:
+  """The batch of a prompt that is of no source.
+
+  Args:
+    config: see configs/base.py.
+    built: an `assemble.Setup`: its tokenizer, reader and embed.
+    text: the prompt.
+    asked: what it asks for, {name: [...]}, for rewards that have to know.
+    judged: rewards are to read it.
+
+  Raises:
+    ValueError: the prompt is too long.
+  """
+  info = {name: x[None] for name, x in asked.items()}
+  source = prompts.Prompts(repr(text), (text,), np.zeros(1, np.int32), info)
+  if built.embed is not None:
+    built.embed.check([text])
+  batch, _ = pipeline.gather(
+    source,
+    [0],
+    built.tokenizer,
+    config.data.length,
+    config.data.truncate,
+    reader=built.reader if judged else None,
+    embed=built.embed,
+  )
+  return batch
 
 
 def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:

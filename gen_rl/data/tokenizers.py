@@ -74,10 +74,11 @@ def _rows(
   out = np.full((len(rows), length), pad_id, np.int32)
   for text, row, ids in zip(texts, out, rows, strict=True):
     if len(ids) > length and not truncate:
+      start = text if len(text) <= 80 else f'{text[:80]}...'
       raise ValueError(
-        f'prompt {text!r} has {len(ids)} tokens but the limit is {length};'
-        ' shorten the prompt, set data.truncate=True, or train a model with a '
-        'larger data.length'
+        f'prompt {start!r} has {len(ids)} tokens but the limit is {length};'
+        ' shorten the prompt, set data.truncate=True, or use a model that '
+        'reads more (data.length)'
       )
     row[: len(ids)] = ids[:length]
   return out

@@ -1,3 +1,3 @@
 """Linen networks, each wrapped as pure functions."""
 
-BUILDS = ('Net', 'TokenNet', 'MaskNet', 'Detector', 'Codec')
+BUILDS = ('Net', 'TokenNet', 'MaskNet', 'Detector', 'Codec', 'VAE')

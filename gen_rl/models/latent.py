@@ -34,7 +34,7 @@ def latent(
 
   Args:
     net: spec of a velocity network of `models`.
-    vae: keywords of `vae.vae`.
+    vae: spec of an autoencoder, name='vae'.
     vocab: token ids of prompts, for networks that read them.
     length: of prompts in tokens, likewise.
     decode_rows: rows a device decodes at a time; 0: all. What a decoder keeps
@@ -49,9 +49,9 @@ def latent(
     ConfigError: latents of the two have unlike numbers of channels.
   """
   inner = build.build(models, net, vocab=vocab, length=length)
+  coder = build.build(models, vae)
   given = build.plain(vae)
-  coder = vae_lib.vae(**given)
-  bound = inspect.signature(vae_lib.vae).bind(**given)
+  bound = inspect.signature(build.find(models, given.pop('name'))).bind(**given)
   bound.apply_defaults()
   coder_options = bound.arguments
   if inner.shape[-1] != coder.channels:
@@ -99,7 +99,7 @@ def latent(
     part = released.locate(folder, 'vae')
     found = vae_lib.config(released.config(part, vae_lib.KINDS))
     found.pop('tile')
-    options.same(part, found, coder_options)
+    options.same(part, found, coder_options, 'model.vae')
     like = jax.eval_shape(coder.init, jax.random.key(0))
     params = released.load(part, like, vae_lib.NAMES, vae_dtype, host=True)
     return dict(net=inner.load(folder, dtype), vae=params)

@@ -332,6 +332,7 @@ def mmdit(
       folder,
       mmdit_files.config(released.config(folder, mmdit_files.KINDS)),
       said,
+      'model.net',
     )
     names = mmdit_files.names_of(layers, len(dual), scan)
     mmdit_files.same_positions(folder, said)

@@ -51,7 +51,7 @@ def check(
 
 
 def same(
-  folder: str, found: Mapping[str, Any], said: Mapping[str, Any]
+  folder: str, found: Mapping[str, Any], said: Mapping[str, Any], part: str
 ) -> None:
   """A released model has to be the one that a config describes.
 
@@ -59,6 +59,7 @@ def same(
     folder: for the message.
     found: keywords that follow from the model's config.json.
     said: keywords of the config.
+    part: of the config where they stand, for the message.
 
   Raises:
     ConfigError: they differ; names all that do.
@@ -71,7 +72,8 @@ def same(
   if differ:
     raise ConfigError(
       f'{folder} holds another model than the config describes: there '
-      + ', '.join(differ)
+      f'{", ".join(differ)}; choose the variant of that model, or set these '
+      f'fields of config.{part}'
     )
 
 

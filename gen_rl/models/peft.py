@@ -142,7 +142,7 @@ def in_folders(
 
   def load(folder: str, dtype: str) -> Params:
     at = released.locate(folder, part)
-    options.same(at, config(released.config(at, kinds)), said)
+    options.same(at, config(released.config(at, kinds)), said, 'model.net')
     like = jax.eval_shape(init, jax.random.key(0))
     return released.load(at, like, names, dtype, host=True)
 

@@ -305,10 +305,10 @@ def unet(
   def load(folder: str, dtype: str) -> Params:
     part = released.locate(folder, 'unet')
     found = unet_files.config(released.config(part, unet_files.KINDS))
-    options.same(part, unet_files.sizes(**found), said)
+    options.same(part, unet_files.sizes(**found), said, 'model.net')
     at = released.locate(folder, 'scheduler')
     scheduler = folders.read_json(os.path.join(at, 'scheduler_config.json'))
-    options.same(at, ddpm.config(scheduler), said)
+    options.same(at, ddpm.config(scheduler), said, 'model.net')
     like = jax.eval_shape(init, jax.random.key(0))
     return released.load(part, like, unet_files.NAMES, dtype, host=True)
 

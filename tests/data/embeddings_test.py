@@ -1,12 +1,15 @@
 """Features of prompts: computed once each, kept, and the same from a file."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 import ml_dtypes
 import numpy as np
 import pytest
 
-from gen_rl.data import embeddings
+from gen_rl.data import embeddings, feeds, pipeline, tokenizers
 from gen_rl.models.weights import WeightsError
 
 SHAPES = dict(
@@ -55,6 +58,40 @@ def test_each_text_is_encoded_once(encoder, asked):
   for texts in (['a', 'b', 'a'], ['b'], ['c', 'b', '']):
     check(embed.rows(texts), texts)
   assert sorted(asked) == ['', 'a', 'b', 'c']
+
+
+@pytest.mark.parametrize('judged', [False, True])
+def test_a_prompt_of_no_source(encoder, judged):
+  """It has what prompts of a source have: features, and what judges read."""
+  words = tokenizers.shapes_words()
+  config = ml_collections.ConfigDict(dict(data=dict(length=4, truncate=False)))
+  embed = embeddings.cached(encoder)
+  built = types.SimpleNamespace(
+    tokenizer=words,
+    reader=pipeline.Reader(words, 7, dict(judge='{prompt}')),
+    embed=embed,
+  )
+  text = 'a red circle and a blue cross'  # longer than words may be
+  asked = dict(count=np.arange(2))
+  batch = feeds.alone(config, built, text, asked, judged)
+  check(batch['cond'], [text])
+  np.testing.assert_array_equal(batch['info']['count'], [[0, 1]])
+  if judged:
+    want = words.encode([text], 7)
+    np.testing.assert_array_equal(batch['info']['judge'], want)
+  else:
+    assert 'judge' not in batch['info']
+
+  def refuse(texts):
+    raise ValueError(f'{texts} too long')
+
+  long = types.SimpleNamespace(**{**vars(built), 'embed': None})
+  with pytest.raises(ValueError, match='7 tokens but the limit is 4'):
+    feeds.alone(config, long, text, asked, judged)
+  strict = embeddings.cached(encoder._replace(check=refuse))
+  long.embed = strict
+  with pytest.raises(ValueError, match='too long'):
+    feeds.alone(config, long, text, asked, judged)
 
 
 def test_the_oldest_are_forgotten(encoder, asked):

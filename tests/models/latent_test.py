@@ -16,7 +16,10 @@ NET = dict(
   name='mmdit', image=(8, 8, 4), layers=2, heads=2, head_dim=8, dual=1, text=12,
   pooled=10, grid=8, sample_size=8,
 )  # fmt: skip
-VAE = dict(channels=(8, 16), blocks=1, groups=4, latent=4, scale=2.0, shift=0.5)
+CODER = dict(
+  channels=(8, 16), blocks=1, groups=4, latent=4, scale=2.0, shift=0.5
+)  # fmt: skip
+VAE = dict(name='vae', **CODER)
 KEY = jax.random.key(0)
 
 
@@ -35,7 +38,7 @@ def latents(b=3):
 
 
 def test_pictures_are_the_autoencoders(params):
-  net, coder = make(), testing.jitted(vae.vae(**VAE))
+  net, coder = make(), testing.jitted(vae.vae(**CODER))
   y = latents()
   pictures = net.decode(params, y)
   assert pictures.shape == (3, 16, 16, 3)
