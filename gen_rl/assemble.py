@@ -1,8 +1,6 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
 from collections.abc import Mapping
-import fnmatch
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -32,59 +30,13 @@ from gen_rl.data import (
   pictures,
   pipeline,
   prompts,
-  text_features,
   tokenizers,
 )
-from gen_rl.diffusion import schedules, transitions
 from gen_rl.models import lora, weights
-from gen_rl.policies import denoising
+from gen_rl.policies import ode
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
 from gen_rl.utils import rng, tree
-
-# Where the function is found that a part of a config names.
-SPECS = {
-  'tokenizer': tokenizers,
-  'data.prompts': prompts,
-  'data.reader.tokenizer': tokenizers,
-  'data.embed.encoder': text_features,
-  'eval.prompts': prompts,
-  'model': models,
-  'model.net': models,
-  'model.vae': models,
-  'policy': policies,
-  'policy.transition': transitions,
-  'policy.window_start': schedules,
-  'policy.grid': schedules,
-  'rollout': pictures,
-  'data.view': pictures,
-  'rewards.*': rewards,
-  'monitors.*': rewards,
-  'eval.gold.*': rewards,
-  'advantage': advantages,
-  'advantage.each': advantages,
-  'objective.*': objectives,
-  'optimizer': optim,
-  'copies.*': optim,
-  'critic.optimizer': optim,
-  'critic.reals': pictures,
-}
-
-
-def keywords(path: str, name: str | None) -> list[str] | None:
-  """What the function `name` takes, at `path` of a config ('data.prompts').
-
-  None where that is no part that names a function.
-
-  Raises:
-    ConfigError: there is no such function, listing those there are.
-  """
-  for pattern, module in SPECS.items():
-    if fnmatch.fnmatchcase(path, pattern):
-      if name is None or (path, name) == ('rollout', 'policy'):
-        return []
-      return list(inspect.signature(build.find(module, name)).parameters)
-  return None
 
 
 class Setup(NamedTuple):
@@ -142,7 +94,7 @@ def setup(
     config.policy.get('guidance_scale', 1.0),
   )
   grid = dict(grid=config.policy.get('grid'))
-  sampler = policy.velocity and denoising.ode_sampler(
+  sampler = policy.velocity and ode.sampler(
     *sampling, config.eval.solver, **grid
   )
   segments = None
@@ -158,7 +110,7 @@ def setup(
       'greedy'
     )
   elif sampler and config.eval.solver == 'euler':
-    segments = denoising.ode_segments(*sampling, **grid)
+    segments = ode.segments(*sampling, **grid)
   reader = feeds.reader(config)
   bound = end | dict(reader=reader and reader.tokenizer)
   built = build.build_all(rewards, config.rewards, **bound)

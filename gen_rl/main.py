@@ -193,9 +193,9 @@ def drop_leftovers(
 
 
 def _keywords(path: str, name: str | None) -> list[str] | None:
-  from gen_rl import assemble  # jax, which a typing error need not wait for
+  from gen_rl import specs  # jax, which a typing error need not wait for
 
-  return assemble.keywords(path, name)
+  return specs.keywords(path, name)
 
 
 def overrides_of(argv: Sequence[str]) -> dict[str, str | None]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Key
 
 from gen_rl import selection
-from gen_rl.policies.denoising import Segments
+from gen_rl.policies.ode import Segments
 from gen_rl.types import Array, Params, Policy, Reward, RewardInputs, Rows
 from gen_rl.utils import rng, tree
 
@@ -79,7 +79,7 @@ def pruned_search(
   """Denoises n candidates, drops some at every cut, chooses among the rest.
 
   Args:
-    segments: see `denoising.ode_segments`.
+    segments: see `ode.segments`.
     params: of the network.
     cuts: in the order of their steps; one that keeps all is passed over.
     verify: of the finished samples.
@@ -209,7 +209,7 @@ def zero_order(
   takes an unscored noise instead; this way all rounds cost the same).
 
   Args:
-    segments: see `denoising.ode_segments`.
+    segments: see `ode.segments`.
     params: of the network.
     verify: of finished samples; one score, as ranks of different rounds do
       not compare.

@@ -45,6 +45,15 @@ SEED = 7  # of the steps that `run` takes
 LINEAR = optax.sgd(0.5, momentum=0.9)
 
 
+def point_net(target: float) -> Net:
+  """The exact velocity of data that is one point: x0 = target + params."""
+
+  def apply(params, x, t, cond):
+    return (x - (target + params)) / jnp.maximum(t, 1e-6)[:, None, None, None]
+
+  return Net(lambda key: jnp.float32(0), apply, SHAPE, lambda c: c)
+
+
 def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
   """A velocity net on [b 4 4 3] for prompts of token ids below 8.
 

@@ -22,14 +22,6 @@ def test_monitors_are_built_and_kept_apart_from_rewards():
     assemble.setup(config)
 
 
-def test_nested_specs_have_keywords():
-  assert 'strict_weight' in assemble.keywords(
-    'rewards.wins.reward', 'shapes_geneval'
-  )
-  assert 'strict_weight' in assemble.keywords('monitors.gold', 'shapes_geneval')
-  assert 'std' in assemble.keywords('advantage.each', 'grpo')
-
-
 def test_frozen_parameters_in_half_the_memory():
   """Masters of what is trained stay float32, and so does what is computed."""
   config = flow_grpo.get_config('lora,tiny')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import build, evaluate, rollout, testing
-from gen_rl.policies import denoising, tokens
+from gen_rl.policies import denoising, ode, tokens
 from gen_rl.types import Policy, Reward, RewardOut
 from gen_rl.utils import rng
 
@@ -90,7 +90,7 @@ def gold(spoil=False, verdict=True):
 def evaluator(seed=1, proxy=True, **kwargs):
   return evaluate.sampled(
     POLICY,
-    denoising.ode_sampler(NET, 3),
+    ode.sampler(NET, 3),
     PROMPTS,
     list('abcd'),
     PROMPT_TASKS,
@@ -107,7 +107,7 @@ def test_monitors_are_means_beside_the_verdict():
     even=(gold(spoil=True), 1.0), tint=(testing.color_reward(), 1.0)
   )
   run = evaluate.sampled(
-    POLICY, denoising.ode_sampler(NET, 3), PROMPTS, list('abcd'), PROMPT_TASKS,
+    POLICY, ode.sampler(NET, 3), PROMPTS, list('abcd'), PROMPT_TASKS,
     dict(gold=(gold(), 1.0)), None, samples=3, seed=1,
     monitors=monitors,
   )  # fmt: skip

@@ -17,7 +17,7 @@ from gen_rl import (
   sharding,
 )
 from gen_rl import evaluate as evaluate_lib
-from gen_rl.policies import denoising
+from gen_rl.policies import ode
 from gen_rl.utils import image, rng
 from gen_rl.worlds import grammar, shapes
 
@@ -209,7 +209,7 @@ def painter(monkeypatch):
     third = jnp.arange(len(right)) % 3 == 2
     return 2 * jnp.where(third[:, None, None, None], noise, right) - 1
 
-  segments = denoising.Segments(
+  segments = ode.Segments(
     steps=2,
     calls=1,
     noise=lambda rows: sampler(None, rows),

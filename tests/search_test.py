@@ -11,7 +11,7 @@ import pytest
 
 from gen_rl import rollout, search, selection, testing
 from gen_rl.models.layers import Net
-from gen_rl.policies import denoising
+from gen_rl.policies import ode
 from gen_rl.selection import Cost
 
 KEY = jax.random.key(0)
@@ -24,7 +24,7 @@ def linear_segments():
   net = Net(
     lambda key: (), lambda params, x, t, cond: SLOPE * x, (6,), lambda c: c
   )
-  return denoising.ode_segments(net, STEPS)
+  return ode.segments(net, STEPS)
 
 
 def rows_of(prompts=3, n=8):
@@ -82,7 +82,7 @@ def test_pruning_by_false_ranks():
 @pytest.fixture(scope='module')
 def net():
   net = testing.perceptron()
-  return denoising.ode_segments(net, 4, 2.0), net.init(KEY)
+  return ode.segments(net, 4, 2.0), net.init(KEY)
 
 
 @pytest.fixture(scope='module')

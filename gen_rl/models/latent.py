@@ -46,10 +46,13 @@ def latent(
     A Net whose released folder has the parts "vae" and that of the network.
 
   Raises:
-    ConfigError: latents of the two have unlike numbers of channels.
+    ConfigError: `vae` is no autoencoder, or latents of the two have unlike
+      numbers of channels.
   """
   inner = build.build(models, net, vocab=vocab, length=length)
   coder = build.build(models, vae)
+  if not isinstance(coder, vae_lib.VAE):
+    raise ConfigError(f'latent: {vae["name"]} is no autoencoder; use vae')
   given = build.plain(vae)
   bound = inspect.signature(build.find(models, given.pop('name'))).bind(**given)
   bound.apply_defaults()

@@ -2,7 +2,7 @@ r"""Losses of reward models.
 
 Noise-aware distillation (TTSnap, arXiv 2511.22242). A search that scores
 unfinished samples shows its reward what they foresee, the estimate xhat_s of
-`denoising.ode_segments`: blurred pictures that a reward of finished ones reads
+`ode.segments`: blurred pictures that a reward of finished ones reads
 wrongly. A copy of it learns to say of the estimate what the original says of
 the sample that comes of it,
 

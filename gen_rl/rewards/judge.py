@@ -31,128 +31,21 @@ cancels in a group's mean.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl import build, models
+from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
-from gen_rl.distributions import Categorical
-from gen_rl.models import weights as weights_lib
-from gen_rl.models.layers import TokenNet
-from gen_rl.rewards import pairwise
+from gen_rl.rewards import answers, pairwise
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
 
 DESCRIBE = 'describe the picture .'
 _TINY = 1e-30
-
-
-class Judge(NamedTuple):
-  """A network, its weights, and the tokenizer it reads and speaks with."""
-
-  net: TokenNet
-  params: Params
-  reader: Tokenizer
-
-  def words(self, words: Sequence[str]) -> np.ndarray:
-    """Ids of words that are one token each: [n]."""
-    if isinstance(words, str):
-      words = (words,)
-    try:
-      return np.array([self.reader.token_id(word) for word in words])
-    except ValueError as error:
-      raise ConfigError(f'a judge answers in single tokens: {error}') from None
-
-  def query(self, text: str) -> np.ndarray:
-    """Ids of a text, without padding: [1 l]."""
-    ids = self.reader.encode([text], len(text.encode()) + 8)
-    ids = ids[:, ids[0] != self.reader.pad_id]
-    if self.reader.unknown([text]):
-      raise ConfigError(
-        f'the judge does not know some words of {text!r}: '
-        + ', '.join(self.reader.unknown([text]))
-      )
-    return ids
-
-
-def load(reader: Tokenizer | None, model: build.Spec, weights: str) -> 'Judge':
-  """A judge from its config.
-
-  Args:
-    reader: of `data.reader`.
-    model: spec of a network of `models`; `vocab` is the reader's.
-    weights: a safetensors file, or "asset:NAME".
-
-  Raises:
-    ConfigError: there is no reader, or the model is none that says tokens.
-    WeightsError: the file does not fit the model.
-  """
-  if reader is None:
-    raise ConfigError(
-      'a judge reads prompts with a tokenizer of its own: set '
-      'data.reader.tokenizer.name, to shapes_language for asset:shapes_vlm'
-    )
-  net = build.build(models, model, vocab=reader.size)
-  if not isinstance(net, TokenNet):
-    raise ConfigError(
-      f'a judge is a network that says tokens, such as vlm; {model} is none'
-    )
-  like = jax.eval_shape(net.init, jax.random.key(0))
-  params, _ = weights_lib.load(weights_lib.find(weights), like, cast=True)
-  return Judge(net, params, reader)
-
-
-def answer_log_probs(
-  judge: Judge, params: Params, image: Array, query: Array, answer: Array
-) -> Array:
-  """Log-probs of the tokens of an answer [b a], 0 at padding; float32.
-
-  Args:
-    judge: whose.
-    params: its weights.
-    image: [b h w c] in [0, 1].
-    query: [b l] what comes before.
-    answer: [b a], padded on the right.
-  """
-  cond = dict(tokens=query, image=image)
-  logits = judge.net.score(params, cond, answer)
-  said = answer != judge.reader.pad_id
-  return jnp.where(said, Categorical(logits).log_prob(answer), 0.0)
-
-
-def word_probs(
-  judge: Judge,
-  params: Params,
-  image: Array,
-  query: Array,
-  words: Sequence[np.ndarray],
-) -> tuple[Array, Array]:
-  """The first token of an answer: which of the words is it?
-
-  Args:
-    judge: whose.
-    params: its weights.
-    image: [b h w c] in [0, 1].
-    query: [b l].
-    words: n sets of ids; the probabilities of a set are added up.
-
-  Returns:
-    (probabilities of the sets given that it is one of them [b n], the
-    probability that it is [b]); both float32.
-  """
-  cond = dict(tokens=query, image=image)
-  any_answer = jnp.zeros((len(image), 1), jnp.int32)
-  logits = judge.net.score(params, cond, any_answer)[:, 0]
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  sets = jnp.stack(
-    [jax.nn.logsumexp(log_probs[:, ids], -1) for ids in words], -1
-  )
-  mass = jnp.exp(jax.nn.logsumexp(sets, -1))
-  return jax.nn.softmax(sets), mass
 
 
 def _pictures(inputs: RewardInputs) -> tuple[Array, Array]:
@@ -176,7 +69,7 @@ def _column(inputs: RewardInputs, name: str) -> Array:
   return inputs.info[name]
 
 
-def _asked(judge: Judge, question: str, column: str) -> Callable:
+def _asked(judge: answers.Judge, question: str, column: str) -> Callable:
   """RewardInputs -> queries [b l]: of a column, or the same for all."""
   if question:
     ids = judge.query(question)
@@ -209,7 +102,7 @@ def echo(
   Raises:
     ConfigError: as `load`; when scored, pictures or a column that are missing.
   """
-  judge = load(reader, model, weights)
+  judge = answers.load(reader, model, weights)
   ids = judge.query(query)
   if reduce not in ('mean', 'sum'):
     raise ConfigError(f"echo: reduce is {reduce!r}; it is 'mean' or 'sum'")
@@ -219,7 +112,7 @@ def echo(
     image, finite = _pictures(inputs)
     answer = _column(inputs, text)
     queries = jnp.broadcast_to(ids, (len(answer), ids.shape[1]))
-    log_prob = answer_log_probs(judge, params, image, queries, answer)
+    log_prob = answers.log_probs(judge, params, image, queries, answer)
     said = (answer != judge.reader.pad_id).sum(1)
     total = log_prob.sum(1)
     if reduce == 'mean':
@@ -257,14 +150,14 @@ def yes_probability(
     ConfigError: as `load`; a word that is no token; when scored, pictures or a
       column that are missing.
   """
-  judge = load(reader, model, weights)
+  judge = answers.load(reader, model, weights)
   sets = judge.words(yes), judge.words(no)
   asked = _asked(judge, question, column)
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
     image, finite = _pictures(inputs)
-    probs, mass = word_probs(judge, params, image, asked(inputs), sets)
+    probs, mass = answers.word_probs(judge, params, image, asked(inputs), sets)
     value = probs[:, 0]
     if odds:
       value = jnp.log(value + _TINY) - jnp.log(probs[:, 1] + _TINY)
@@ -300,7 +193,7 @@ def expected_score(
   Raises:
     ConfigError: as `yes_probability`; as many values as words are needed.
   """
-  judge = load(reader, model, weights)
+  judge = answers.load(reader, model, weights)
   values = tuple(values) or tuple(range(1, len(words) + 1))
   if len(values) != len(words) or len(words) < 2:
     raise ConfigError(
@@ -314,7 +207,7 @@ def expected_score(
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
     image, finite = _pictures(inputs)
-    probs, mass = word_probs(judge, params, image, asked(inputs), sets)
+    probs, mass = answers.word_probs(judge, params, image, asked(inputs), sets)
     mean = probs @ scale
     away = jnp.square(scale - mean[:, None])
     spread = jnp.sqrt(jax.lax.stop_gradient((probs * away).sum(-1)))
@@ -352,7 +245,7 @@ def checklist(
   Raises:
     ConfigError: as `yes_probability`.
   """
-  judge = load(reader, model, weights)
+  judge = answers.load(reader, model, weights)
   sets = judge.words(yes), judge.words(no)
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
@@ -360,7 +253,7 @@ def checklist(
     image, finite = _pictures(inputs)
     checks = _column(inputs, 'checks')
     b, n, _ = checks.shape
-    probs, mass = word_probs(
+    probs, mass = answers.word_probs(
       judge, params, jnp.repeat(image, n, 0), checks.reshape(b * n, -1), sets
     )
     met = probs[:, 0].reshape(b, n)
@@ -415,7 +308,7 @@ def judged_win_rate(
   Raises:
     ConfigError: as `yes_probability`; when scored, groups of one.
   """
-  judge = load(reader, model, weights)
+  judge = answers.load(reader, model, weights)
   sets = judge.words(first), judge.words(second)
   asked = _asked(judge, question, column)
 
@@ -431,7 +324,7 @@ def judged_win_rate(
     def compare(left, right, keys):
       del keys
       both = jnp.concatenate([left['image'], right['image']], 2)
-      probs, mass = word_probs(judge, params, both, left['query'], sets)
+      probs, mass = answers.word_probs(judge, params, both, left['query'], sets)
       readable = (mass >= least) & left['finite'] & right['finite']
       return jnp.where(readable, probs[:, 0], jnp.nan)
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from gen_rl import objectives, optim, rollout, testing
-from gen_rl.policies import denoising
+from gen_rl.policies import ode
 from gen_rl.types import Experience, Replay
 from gen_rl.utils import tree
 
@@ -229,7 +229,7 @@ def test_float32_around_a_bfloat16_net(scale):
   floats += [dist.mean, dist.std, dist.log_prob(traj.actions), dist.kl(dist)]
   floats += [policy.nll(params, traj.sample, rows.cond, rows.keys)]
   floats += [policy.decode(params, traj.sample)]
-  floats += [denoising.ode_sampler(net, 3, 1.0, scale)(params, rows)]
+  floats += [ode.sampler(net, 3, 1.0, scale)(params, rows)]
   step, state = testing.make_step(policy, tx=optim.adamw(lr=1e-2))
   _, exp, _ = jax.jit(step.collect)(state, testing.batch(), KEY)
   floats += [exp.adv, exp.weight, exp.rewards.score]

@@ -99,6 +99,8 @@ def test_types_of_the_parts():
 def test_parts_that_do_not_fit():
   with pytest.raises(ConfigError, match='4 channels and the autoencoder makes'):
     latent.latent(NET, VAE | dict(latent=3), vocab=5, length=4)
+  with pytest.raises(ConfigError, match='mmdit is no autoencoder'):
+    latent.latent(NET, NET, vocab=5, length=4)
   small = dict(name='dit', image=(24, 24, 4), patch=12, width=16, heads=2)
   net = latent.latent(small, VAE, vocab=9, length=4)
   with pytest.raises(ConfigError, match='cannot be read from a released'):

@@ -11,7 +11,7 @@ from gen_rl import sharding
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules
 from gen_rl.models import flux, lora, released
-from gen_rl.policies import denoising
+from gen_rl.policies import ode
 from gen_rl.types import Rows
 from gen_rl.utils import rng as rng_lib
 from gen_rl.utils import tree
@@ -186,7 +186,7 @@ def test_the_pipeline(folder_of, kind):
     jnp.arange(b), keys, keys, jax.random.key(0),
   )  # fmt: skip
   tokens = 64
-  sampler = denoising.ode_sampler(net, 10, float(schedules.flux_shift(tokens)))
+  sampler = ode.sampler(net, 10, float(schedules.flux_shift(tokens)))
   found = jax.jit(sampler)(params, rows)
 
   scheduler = diffusers.FlowMatchEulerDiscreteScheduler(

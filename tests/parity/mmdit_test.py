@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import sd3_flow_grpo
+from gen_rl import build, models
 from gen_rl.build import ConfigError
 from gen_rl.models import layers, lora, mmdit, mmdit_files, released
 from gen_rl.models.weights import WeightsError
@@ -89,6 +91,47 @@ def far(found, want):
   want = np.asarray(want)
   assert found.shape == want.shape and np.abs(want).max() > 1e-3
   return np.abs(np.asarray(found) - want).max() / np.abs(want).max()
+
+
+# What config.json of the released transformers says.
+PUBLISHED = dict(
+  sample_size=128, patch_size=2, in_channels=16, out_channels=16,
+  attention_head_dim=64, joint_attention_dim=4096, pooled_projection_dim=2048,
+)  # fmt: skip
+RELEASED = {
+  '': dict(
+    num_layers=24, num_attention_heads=24, caption_projection_dim=1536,
+    pos_embed_max_size=384, qk_norm='rms_norm',
+    dual_attention_layers=tuple(range(13)),
+  ),
+  'sd3': dict(
+    num_layers=24, num_attention_heads=24, caption_projection_dim=1536,
+    pos_embed_max_size=192,
+  ),
+  'large': dict(
+    num_layers=38, num_attention_heads=38, caption_projection_dim=2432,
+    pos_embed_max_size=192, qk_norm='rms_norm', dual_attention_layers=(),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('variant', RELEASED)
+def test_variants_of_the_config_are_the_released_networks(variant, tmp_path):
+  """Tensor by tensor, by name and shape; and their config is accepted."""
+  said = PUBLISHED | RELEASED[variant]
+  with torch.device('meta'):
+    theirs = diffusers.SD3Transformer2DModel(**said)
+  net = build.build(models, sd3_flow_grpo.get_config(variant).model.net)
+  like = jax.eval_shape(net.init, jax.random.key(0))
+  config = mmdit_files.config(dict(theirs.config))
+  names = mmdit_files.names_of(config['layers'], len(config['dual']), True)
+  places = released.places(like, names)
+  want = {n: tuple(x.shape) for n, x in theirs.named_parameters()}
+  assert {n: p.shape for n, p in places.items()} == want
+  # Past the config there are only weights to be missed.
+  theirs.save_config(tmp_path / 'transformer')
+  with pytest.raises(WeightsError, match='has no diffusion_pytorch_model'):
+    net.load(str(tmp_path), 'float32')
 
 
 @pytest.mark.parametrize('scan', [False, True], ids=['blocks', 'scanned'])

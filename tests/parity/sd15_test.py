@@ -8,7 +8,7 @@ import pytest
 from gen_rl import rollout
 from gen_rl.diffusion import ddpm, process, schedules, transitions
 from gen_rl.models import unet
-from gen_rl.policies import denoising
+from gen_rl.policies import denoising, ode
 from gen_rl.utils import rng
 
 torch = pytest.importorskip('torch')
@@ -233,7 +233,7 @@ def test_stable_diffusion_pipeline(tmp_path):
   model = small()
   model.save_pretrained(tmp_path)
   net, params = unet.load(tmp_path)
-  sampler = denoising.ode_sampler(
+  sampler = ode.sampler(
     net, 10, guidance_scale=GUIDANCE, grid=dict(name='ddim')
   )
   rows = rows_of()

@@ -8,7 +8,7 @@ import pytest
 from gen_rl import sharding
 from gen_rl.build import ConfigError
 from gen_rl.models import released, wan
-from gen_rl.policies import denoising
+from gen_rl.policies import ode
 from gen_rl.types import Rows
 from gen_rl.utils import rng as rng_lib
 from gen_rl.utils import tree
@@ -128,7 +128,7 @@ def test_the_pipeline(saved):
     dict(text=jnp.asarray(text), null_text=jnp.asarray(none)), {},
     jnp.arange(b), keys, keys, jax.random.key(0),
   )  # fmt: skip
-  sampler = denoising.ode_sampler(net, 10, 3.0, 5.0, grid=dict(name='sd3'))
+  sampler = ode.sampler(net, 10, 3.0, 5.0, grid=dict(name='sd3'))
   found = jax.jit(sampler)(params, rows)
 
   pipeline = diffusers.WanPipeline(

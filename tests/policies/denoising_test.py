@@ -12,21 +12,11 @@ import scipy.stats
 from gen_rl import rollout, testing
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules
-from gen_rl.models.layers import Net
-from gen_rl.policies import denoising
+from gen_rl.policies import denoising, ode
 from gen_rl.utils import rng
 
 KEY = jax.random.key(0)
 TARGET = 0.3
-
-
-def point_net():
-  """The exact velocity of data that is one point: x0 = TARGET + params."""
-
-  def apply(params, x, t, cond):
-    return (x - (TARGET + params)) / jnp.maximum(t, 1e-6)[:, None, None, None]
-
-  return Net(lambda key: jnp.float32(0), apply, testing.SHAPE, lambda c: c)
 
 
 def rows_of(ids=range(8), group=4, step=0):
@@ -37,11 +27,11 @@ def rows_of(ids=range(8), group=4, step=0):
 def test_every_transition_ends_on_the_data(name):
   """x0 is known from any state, so the last step lands on it, noise or not."""
   policy = denoising.denoising(
-    point_net(), steps=5, transition=dict(name=name), noise=0.7
+    testing.point_net(TARGET), steps=5, transition=dict(name=name), noise=0.7
   )
   traj = jax.jit(policy.rollout)(jnp.float32(0), rows_of(), jnp.int32(0))
   np.testing.assert_allclose(traj.sample, TARGET, atol=1e-4)
-  sample = denoising.ode_sampler(point_net(), 3)(jnp.float32(0), rows_of())
+  sample = ode.sampler(testing.point_net(TARGET), 3)(jnp.float32(0), rows_of())
   np.testing.assert_allclose(sample, TARGET, atol=1e-5)
   media = policy.decode(None, traj.sample)
   np.testing.assert_allclose(media, (1 + TARGET) / 2, atol=1e-4)
@@ -145,7 +135,7 @@ def test_without_noise_the_rollout_is_the_evaluation_sampler():
   policy = denoising.denoising(net, steps=4, shift=3.0, noise=0.0)
   params = policy.init(KEY)
   traj = policy.rollout(params, rows_of(), jnp.int32(0))
-  sample = denoising.ode_sampler(net, 4, shift=3.0)(params, rows_of())
+  sample = ode.sampler(net, 4, shift=3.0)(params, rows_of())
   np.testing.assert_allclose(traj.sample, sample, atol=1e-5)
   # no decision was a choice
   np.testing.assert_array_equal(traj.mask, 0)
@@ -155,7 +145,11 @@ def test_without_noise_the_rollout_is_the_evaluation_sampler():
 def test_windows_move_with_the_step():
   def starts(spec, steps):
     policy = denoising.denoising(
-      point_net(), steps=6, window=2, window_low=1, window_start=spec
+      testing.point_net(TARGET),
+      steps=6,
+      window=2,
+      window_low=1,
+      window_start=spec,
     )
     rollout_fn = jax.jit(policy.rollout)
     return [
@@ -178,7 +172,9 @@ def test_matching_loss_of_the_exact_velocity():
 
   net - (x1 - x0) = d (1 - t) / t + d = d / t for data x0 = TARGET + d.
   """
-  policy = denoising.denoising(point_net(), time_mean=1.0, time_std=0.5)
+  policy = denoising.denoising(
+    testing.point_net(TARGET), time_mean=1.0, time_std=0.5
+  )
   keys = jax.random.split(KEY, 64)
   x0 = jnp.full((64, *testing.SHAPE), TARGET)
   cond = dict(tokens=jnp.zeros((64, 2), jnp.int32))
@@ -220,7 +216,7 @@ def test_windows_that_do_not_fit():
     dict(steps=4, window_high=4),
   ):
     with pytest.raises(ValueError, match='does not fit between'):
-      denoising.denoising(point_net(), **kwargs)
+      denoising.denoising(testing.point_net(TARGET), **kwargs)
 
 
 # --- steps outside of the window
@@ -244,7 +240,7 @@ def test_deterministic_rollouts_are_the_sampler():
   params = policy.init(KEY)
   rows = rows_of()
   traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
-  sample = denoising.ode_sampler(net, 4, 2.0, solver='dpm2')
+  sample = ode.sampler(net, 4, 2.0, solver='dpm2')
   np.testing.assert_allclose(
     traj.sample, jax.jit(sample)(params, rows), atol=1e-5
   )
@@ -280,7 +276,7 @@ def test_completions(solver):
   done = jax.jit(policy.complete)(params, rows, step, traj)
   assert done.shape == traj.states.shape
   if solver == 'euler':
-    sample = denoising.ode_sampler(net, 5, 2.0)(params, rows)
+    sample = ode.sampler(net, 5, 2.0)(params, rows)
     np.testing.assert_allclose(done[:, 0], sample, atol=1e-5)
     grid = 2 * np.linspace(1, 0, 6) / (1 + np.linspace(1, 0, 6))
     for j in range(3):
@@ -306,46 +302,10 @@ def test_noised_samples():
   )
 
 
-@pytest.mark.parametrize('scale', [1.0, 3.0])
-def test_sampling_in_parts_is_sampling(scale):
-  """Stopping and going on changes nothing; estimates are x - t v."""
-  net = testing.perceptron()
-  params, rows = net.init(KEY), rows_of()
-  whole = denoising.ode_sampler(net, 6, 2.0, scale)(params, rows)
-  parts = denoising.ode_segments(net, 6, 2.0, scale)
-  assert parts.steps == 6 and parts.calls == (1 if scale == 1 else 2)
-  x, states, foreseen = parts.noise(rows), [], []
-  for start, stop in ((0, 1), (1, 4), (4, 4), (4, 6)):
-    states.append((start, x))
-    x, estimates = parts.run(params, x, rows.cond, start, stop)
-    assert len(estimates) == stop - start
-    foreseen.extend(estimates)
-  np.testing.assert_allclose(x, whole, atol=1e-6)
-  np.testing.assert_allclose(foreseen[-1], whole, atol=1e-5)
-  at_once, estimates = parts.run(params, parts.noise(rows), rows.cond, 0, 6)
-  np.testing.assert_allclose(x, at_once, atol=1e-6)
-  np.testing.assert_allclose(foreseen, estimates, atol=1e-5)
-  if scale == 1:  # shift 2: t -> 2 t / (1 + t) of 1, 5/6, ...
-    for start, x in states[:2]:
-      t = 2 * (1 - start / 6) / (2 - start / 6)
-      v = net.apply(params, x, jnp.full(len(x), t), rows.cond)
-      np.testing.assert_allclose(foreseen[start], x - t * v, atol=1e-5)
-
-
-def test_what_a_part_foresees_of_a_point():
-  """From any state the exact velocity foresees the data."""
-  parts = denoising.ode_segments(point_net(), 5)
-  rows = rows_of((0, 1), 2)
-  _, foreseen = parts.run(jnp.float32(0), parts.noise(rows), rows.cond, 0, 3)
-  np.testing.assert_allclose(foreseen, TARGET, atol=1e-5)
-
-
 def test_solver_and_tail_are_checked():
   for kwargs in (dict(solver='heun'), dict(tail=0.0), dict(tail=1.5)):
     with pytest.raises(ConfigError, match='solver|tail'):
       testing.make_policy(**kwargs)
-  with pytest.raises(ConfigError, match='euler, dpm2'):
-    denoising.ode_sampler(testing.perceptron(), 4, solver='heun')
 
 
 def discrete(transition='ddim', steps=5, **options):
@@ -385,13 +345,13 @@ def test_what_is_recomputed_on_a_discrete_grid():
   finished = policy.finish(params, traj, jnp.zeros(32, jnp.int32))
   np.testing.assert_allclose(finished, traj.sample, atol=1e-5)
   net, grid = testing.perceptron(), dict(name='ddim')
-  ode = denoising.ode_sampler(net, 5, grid=grid)(params, rows)
+  whole = ode.sampler(net, 5, grid=grid)(params, rows)
   complete = policy.complete(params, rows, jnp.int32(0), traj)
-  np.testing.assert_allclose(complete[:, 0], ode, atol=1e-5)
-  segments = denoising.ode_segments(net, 5, grid=grid)
+  np.testing.assert_allclose(complete[:, 0], whole, atol=1e-5)
+  segments = ode.segments(net, 5, grid=grid)
   x, _ = segments.run(params, segments.noise(rows), rows.cond, 0, 2)
   x, foreseen = segments.run(params, x, rows.cond, 2, 5)
-  np.testing.assert_allclose(x, ode, atol=1e-5)
+  np.testing.assert_allclose(x, whole, atol=1e-5)
   np.testing.assert_array_equal(foreseen[-1], x)
   assert np.abs(foreseen[-2] - x).max() > 1e-3
   with pytest.raises(ConfigError, match='tail=0.5.*grid=ddim'):
