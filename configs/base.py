@@ -24,7 +24,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.released = ''
   # Low-rank adapters of the modules whose names this regular expression finds;
   # '' has none. To train them alone: trainable='_lora_[ab]$'.
-  c.lora = dict(pattern='', rank=8, alpha=16.0)
+  # init, of their first factor: 'kaiming' (PEFT's default) or 'gaussian', of
+  # deviation 1 / rank.
+  c.lora = dict(pattern='', rank=8, alpha=16.0, init='kaiming')
   c.trainable = ''  # regular expression on parameter names; "" trains all
   c.frozen_dtype = 'float32'  # of the others; bfloat16 takes half the memory
 
@@ -123,7 +125,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.epochs = 1  # passes over a rollout
   c.microbatches = 1  # gradient accumulation within an optimizer step
   c.rollout_chunks = 1  # parts a rollout is sampled in, one after the other
-  c.ema = 0.9  # decay of the averaged parameters per optimizer step; 0: none
+  c.ema = 0.9  # decay of the averaged parameters; 0: no average
+  c.ema_every = 1  # optimizer steps between two changes of the average
+  c.ema_warmup = False  # after n steps the decay is at most (1 + n) / (10 + n)
   # Of ema, optimizer: what is kept in the hosts' memory and brought to the
   # devices for each optimizer step.
   c.offload = ()

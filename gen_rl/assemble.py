@@ -365,7 +365,9 @@ def make_step(
     microbatches=config.microbatches,
     updates=config.updates,
     epochs=config.epochs,
-    ema_decay=config.ema,
+    ema_decay=optim.average_decay(
+      config.ema, config.ema_every, config.ema_warmup
+    ),
     copies=build.build_all(optim, config.copies),
     behaviour=behaviour,
     whole_groups=whole_groups,

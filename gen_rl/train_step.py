@@ -86,7 +86,7 @@ def make(
   microbatches: int = 1,
   updates: int = 1,
   epochs: int = 1,
-  ema_decay: float = 0.0,
+  ema_decay: float | Callable[[Array], Array] = 0.0,
   copies: Mapping[str, Callable[[Array], Array]] | None = None,
   behaviour: str = 'params',
   whole_groups: bool = False,
@@ -114,7 +114,8 @@ def make(
     microbatches: gradient accumulation inside one optimizer step.
     updates: optimizer steps (minibatches) per pass over a rollout.
     epochs: passes over a rollout.
-    ema_decay: of refs["ema"], per optimizer step; 0 keeps no average.
+    ema_decay: of refs["ema"], per optimizer step, or a function of how many
+      there have been, this one included; 0 keeps no average.
     copies: {name: step -> d}: after each step, refs[name] becomes
       d refs[name] + (1 - d) params.
     behaviour: which parameters sample, "params" or a name in `refs`.
@@ -325,9 +326,10 @@ def make(
     return loss, (sums, peaks)
 
   def minibatch_step(carry, xs):
-    """One optimizer step. xs: Experience and keys of its rows."""
+    """One optimizer step. xs: Experience and keys of its rows, number."""
     state, old = carry
-    exp, keys, first = xs
+    exp, keys, number = xs
+    first = (number == 0) & (behaviour == 'params')
     copies = {k: full(p, state) for k, p in near(state).refs.items()}
     copies |= dict(old=full(old, state), params=full(state.params, state))
     # Masks do not depend on parameters: the compiler drops the networks here.
@@ -364,8 +366,11 @@ def make(
     params = optax.apply_updates(state.params, deltas)
     refs = dict(state.refs)
     if ema_decay:
+      decay = ema_decay
+      if callable(ema_decay):
+        decay = ema_decay(state.step * updates * epochs + number + 1)
       refs['ema'] = optax.incremental_update(
-        params, state.refs['ema'], 1.0 - ema_decay
+        params, state.refs['ema'], 1.0 - decay
       )
     new = state.replace(params=params, opt_state=opt_state, refs=refs)
     new = tree.where(finite, new, state)
@@ -406,9 +411,8 @@ def make(
         )
         order = (unit * shuffled[:, None] + jnp.arange(unit)).reshape(-1)
         xs = jax.tree.map(lambda a, o=order: a[o], xs)
-      first = (jnp.arange(updates) == 0) & (epoch == 0)
-      first &= behaviour == 'params'
-      carry, log = fold(minibatch_step, carry, (*cut(xs, updates), first))
+      numbers = epoch * updates + jnp.arange(updates)
+      carry, log = fold(minibatch_step, carry, (*cut(xs, updates), numbers))
       logs.append(log)
     sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
     state = carry[0]

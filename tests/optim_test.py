@@ -108,7 +108,20 @@ def test_schedule_drives_the_updates():
   np.testing.assert_allclose(got['w'], -0.1 * (0.5 + 1 + 1 + 0.5), rtol=1e-5)
 
 
+def test_an_average_forgets_by_a_table():
+  assert optim.average_decay(0.9) == 0.9
+  assert optim.average_decay(0.0, 8, True) == 0.0
+  at = jax.jit(optim.average_decay(0.9, 8, True))
+  moves = {n: float(at(n)) for n in range(1, 96) if at(n) != 1.0}
+  table = [8 / 17, 16 / 25, 24 / 33, 32 / 41, 40 / 49, 48 / 57, 56 / 65]
+  table += [64 / 73, 72 / 81, 80 / 89, 0.9, 0.9]
+  assert list(moves) == [7 + 8 * i for i in range(12)]
+  np.testing.assert_allclose(list(moves.values()), table, rtol=1e-6)
+
+
 def test_mistakes_are_sentences():
+  with pytest.raises(build.ConfigError, match='ema_every is 0'):
+    optim.average_decay(0.9, 0)
   with pytest.raises(build.ConfigError, match='constant, linear, cosine'):
     optim.schedule(0.1, decay='exp')
   with pytest.raises(build.ConfigError, match='optimizer.warmup lower'):

@@ -121,6 +121,26 @@ def test_ema_and_reference_by_hand():
   assert state.refs['ema']['b'] == 2
 
 
+def test_an_average_that_warms_up_and_rests_by_hand():
+  step, state = data_step(
+    scalar_policy(),
+    dict(x=(constant('a', [1] * 4, [1] * 4), 1.0)),
+    optax.sgd(0.5),
+    refs=('ema',),
+    ema_decay=optim.average_decay(0.9, every=2, warmup=True),
+    updates=2,
+  )
+  averages = []
+  for _ in range(2):
+    state, _ = step.train_step(state, testing.batch(), KEY)
+    averages.append(float(state.refs['ema']['a']))
+  # a: 1, .5, 0, -.5, -1. After the first update d = 2/11, after the third 4/13;
+  # it rests after the second and the fourth.
+  one = 2 / 11 + 9 / 11 * 0.5
+  two = 4 / 13 * one - 9 / 13 * 0.5
+  np.testing.assert_allclose(averages, [one, two], rtol=1e-6)
+
+
 def test_only_trainable_parameters_move_and_carry_optimizer_state():
   terms = dict(
     x=(constant('a', [1] * 4, [1] * 4), 1.0),

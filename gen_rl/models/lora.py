@@ -19,6 +19,7 @@ a second model without them; here both are a matter of which leaves there are.
 
 import functools
 import re
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,17 @@ from gen_rl.types import Array, Params
 from gen_rl.utils import tree as tree_lib
 
 TRAINABLE = '_lora_[ab]$'
+INITS = ('kaiming', 'gaussian')
 _KERNEL = re.compile(r'(^|/)kernel$')
 
 
 def add(
-  params: Params, pattern: str, rank: int, alpha: float, key: Array
+  params: Params,
+  pattern: str,
+  rank: int,
+  alpha: float,
+  key: Array,
+  init: Literal['kaiming', 'gaussian'] = 'kaiming',
 ) -> Params:
   """The same tree with adapters that change nothing yet.
 
@@ -43,11 +50,17 @@ def add(
       ones [layers in out] one a layer.
     rank: of A B.
     alpha: scale is alpha / rank.
-    key: A is drawn from, like the kernel of a Dense layer (He et al., uniform).
+    key: A is drawn from.
+    init: how, in PEFT's words (`init_lora_weights`): 'kaiming', its default,
+      is uniform of deviation 1 / sqrt(3 in); 'gaussian' is normal of deviation
+      1 / rank, whatever the width, as diffusers' own adapters are. Adam moves
+      B by the learning rate a step, so the speed of training goes with A.
 
   Raises:
-    ConfigError: nothing matches, or a rank of less than 1.
+    ConfigError: nothing matches, a rank of less than 1, or an unknown `init`.
   """
+  if init not in INITS:
+    raise ConfigError(f'lora.init is {init!r}; it is one of {", ".join(INITS)}')
   if rank < 1:
     raise ConfigError(f'lora.rank is {rank}; it must be at least 1')
   leaves = tree_lib.named(params)
@@ -62,23 +75,30 @@ def add(
       f'({some}, ...)'
     )
   for i, name in enumerate(sorted(chosen)):
-    a, b, scale = _drawn(key, i, leaves[name].shape, rank, alpha)
+    a, b, scale = _drawn(key, i, leaves[name].shape, rank, alpha, init)
     leaves |= {
       f'{name}_lora_a': a, f'{name}_lora_b': b, f'{name}_lora_scale': scale,
     }  # fmt: skip
   return tree_lib.nest(leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _drawn(
-  key: Array, i: int, kernel: tuple[int, ...], rank: int, alpha: float
+  key: Array,
+  i: int,
+  kernel: tuple[int, ...],
+  rank: int,
+  alpha: float,
+  init: str,
 ) -> tuple[Array, Array, Array]:
   """(A, B, scale) of the i-th kernel, one program for all of a shape."""
   *stack, rows, columns = kernel
-  init = jax.nn.initializers.variance_scaling(
-    1 / 3, 'fan_in', 'uniform', batch_axis=tuple(range(len(stack)))
-  )
-  a = init(jax.random.fold_in(key, i), (*stack, rows, rank), jnp.float32)
+  draw = jax.nn.initializers.normal(1 / rank)
+  if init == 'kaiming':
+    draw = jax.nn.initializers.variance_scaling(
+      1 / 3, 'fan_in', 'uniform', batch_axis=tuple(range(len(stack)))
+    )
+  a = draw(jax.random.fold_in(key, i), (*stack, rows, rank), jnp.float32)
   b = jnp.zeros((*stack, rank, columns))
   return a, b, jnp.full(stack, alpha / rank, jnp.float32)
 

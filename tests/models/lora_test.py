@@ -97,15 +97,16 @@ def test_only_adapters_are_trained():
 
 
 @pytest.mark.parametrize(
-  'pattern, rank, words',
+  'pattern, rank, init, words',
   [
-    ('block_9', 2, 'finds no module .*block_0/down'),
-    ('block_', 0, 'at least 1'),
+    ('block_9', 2, 'kaiming', 'finds no module .*block_0/down'),
+    ('block_', 0, 'kaiming', 'at least 1'),
+    ('block_', 2, 'normal', 'one of kaiming, gaussian'),
   ],
 )
-def test_adapters_of_nothing(pattern, rank, words):
+def test_adapters_of_nothing(pattern, rank, init, words):
   with pytest.raises(build.ConfigError, match=words):
-    lora.add(_params(), pattern, rank, 1.0, KEY)
+    lora.add(_params(), pattern, rank, 1.0, KEY, init)
 
 
 def test_stacked_layers_have_an_adapter_each():

@@ -12,7 +12,10 @@ from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
-pytest.importorskip('peft')
+LoraConfig, get_peft_model = (
+  getattr(pytest.importorskip('peft'), n)
+  for n in ('LoraConfig', 'get_peft_model')
+)
 
 TARGETS = (
   'attn.add_k_proj', 'attn.add_q_proj', 'attn.add_v_proj', 'attn.to_add_out',
@@ -51,6 +54,27 @@ def trained(params):
       drawn = rng.normal(size=leaves[name].shape)
       leaves[name] = jnp.asarray(drawn, jnp.float32)
   return tree.nest(leaves)
+
+
+@pytest.mark.parametrize('init, theirs', [('kaiming', True), ('gaussian',) * 2])
+@pytest.mark.parametrize('rank', [4, 32])
+def test_adapters_are_drawn_as_theirs(init, theirs, rank):
+  layer = torch.nn.Sequential(torch.nn.Linear(1024, 2))
+  config = LoraConfig(r=rank, target_modules=['0'], init_lora_weights=theirs)
+  with torch.random.fork_rng():
+    torch.manual_seed(0)
+    a = get_peft_model(layer, config).base_model.model[0].lora_A['default']
+  a = a.weight.detach().numpy()
+  params = dict(up=dict(kernel=jnp.zeros((1024, 2))))
+  drawn = lora.add(params, 'up', rank, 1.0, jax.random.key(0), init)
+  ours = np.asarray(drawn['up']['kernel_lora_a'])
+  assert ours.shape == a.T.shape
+  assert ours.std() == pytest.approx(a.std(), rel=0.05)
+  # one is bounded, the other has tails
+  for x in (ours, a):
+    assert (np.abs(x).max() > 2.5 * x.std()) == (init == 'gaussian')
+  if init == 'gaussian':
+    assert ours.std() == pytest.approx(1 / rank, rel=0.05)
 
 
 def inputs():
