@@ -62,7 +62,7 @@ STUDY = study.Study(
   code={
     'TPO': (
       'configs/tpo.py',
-      'gen_rl/data/prompts.py:shapes_contrasts',
+      'gen_rl/data/prompts/worlds.py:shapes_contrasts',
       'gen_rl/data/pictures.py:prompt_pairs',
       'gen_rl/worlds/grammar.py:mutations',
     )
