@@ -32,9 +32,10 @@ Rules all of them keep:
   of training, DanceGRPO also scores its x0; ddim and cps have std = 0 there by
   themselves. Gaussian.log_prob is 0 at std = 0. Nor does a step with
   t' >= t (padding, or inversion of the ODE) take noise;
-- flow_sde's g is infinite at t = 1; as published, t inside the root is
-  replaced by the next grid time when t = 1. That is t' itself, so no extra
-  argument is needed.
+- flow_sde's g is infinite at t = 1; as published, t in the denominator alone is
+  replaced by the next grid time when t = 1, g = a sqrt(1 / (1 - t')). That time
+  is t' itself, so no extra argument is needed, and the first step of a grid
+  from 1 has std = a whatever the grid.
 
 (2), (3) and (4) keep the marginals of the ODE as the grid gets finer. (5)
 does not: it keeps the coefficients (1 - t') and t' of signal and noise at any
@@ -101,8 +102,8 @@ def flow_sde() -> Transition:
   """(2); `noise` is a, 0.7 as published."""
 
   def coefficients(t, t_next, a):
-    root = jnp.where(t < 1, t, t_next)
-    g = a * _sqrt(process.divide(root, 1.0 - root))
+    clean = 1.0 - jnp.where(t < 1, t, t_next)
+    g = a * _sqrt(process.divide(t, clean))
     return _sde(g, t, t_next)
 
   return _transition(coefficients)

@@ -41,8 +41,9 @@ def _random_case(n=64):
     # 0.588 + 0.4 cos(0.4 pi) * 0.18; 0.4 sin(0.4 pi).
     ('cps', 0.6, 0.4, 0.8, 0.6102492, 0.3804226),
     ('cps', 0.6, 0.4, 1.0, 0.588, 0.4),
-    # t = 1: root 0.9, g^2 = 4.41: 0.58 - 4.41 / 2 * 0.5 * 0.1.
-    ('flow_sde', 1.0, 0.9, 0.7, 0.46975, 0.6640783),  # sqrt(0.441)
+    # t = 1: g^2 = 0.49 * 1 / (1 - 0.9) = 4.9: 0.58 - 4.9 / 2 * 0.5 * 0.1, and
+    # 4.9 * 0.1 = 0.49 is the variance: the deviation is a.
+    ('flow_sde', 1.0, 0.9, 0.7, 0.4575, 0.7),
     ('dance_sde', 1.0, 0.9, 0.3, 0.57775, 0.0948683),
     ('ddim', 1.0, 0.9, 1.0, 0.13, 0.9),
     ('ddim', 1.0, 0.9, 0.5, 0.5197114, 0.45),
@@ -149,10 +150,10 @@ def test_coefficients_are_exact_on_coarse_grids(name, steps):
 
 
 def test_flow_sde_leaves_too_much_noise_on_coarse_grids():
-  # sqrt((t' - g^2 / (20 t))^2 + g^2 / 10), g^2 = 0.49 t / (1 - t) (4.41 in
+  # sqrt((t' - g^2 / (20 t))^2 + g^2 / 10), g^2 = 0.49 t / (1 - t) (4.9 in
   # the first step), T = 10, each from the exact marginal at t; the targets
   # are 0.9, 0.8, ... 0.1.
-  want = [0.9501, 0.8655, 0.7277, 0.6189, 0.5158]
+  want = [0.9587, 0.8655, 0.7277, 0.6189, 0.5158]
   want += [0.4150, 0.3160, 0.2196, 0.1306]
   got = []
   for i in range(9):

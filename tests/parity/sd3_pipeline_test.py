@@ -119,8 +119,7 @@ def test_the_grid_of_times():
 
 def by_flow_grpo(x, v, s, s_next, a, first):
   """Equation 9 of arXiv 2505.05470, and its log-prob, in float64."""
-  root = first if s == 1 else s
-  sigma = a * np.sqrt(root / (1 - root))
+  sigma = a * np.sqrt(s / (1 - (first if s == 1 else s)))
   dt = s_next - s
   mean = x * (1 + sigma**2 / (2 * s) * dt)
   mean += v * (1 + sigma**2 * (1 - s) / (2 * s)) * dt
