@@ -32,13 +32,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   c.tokenizer = dict(name='shapes_words')  # a function of data.tokenizers
   c.data = config_dict.create(
-    # a function of data.prompts: shapes, txt, metadata_jsonl, geneval, quoted,
-    # tfds
+    # a function of data.prompts: shapes, txt, table, metadata_jsonl, geneval,
+    # quoted, tfds
     prompts=dict(name='shapes', split='rl'),
     prompts_per_step=12,  # P, different prompts per rollout
     group_size=8,  # G, samples per prompt
-    balance=True,  # every task equally often, where prompts have tasks
-    weights={},  # {task: relative frequency} in place of that
+    # Every task of a world equally often; lines of a file come as they stand.
+    balance=True,
+    weights={},  # {task: relative frequency} in place of that, of files too
     length=16,  # prompt length, tokens
     truncate=False,  # cut longer prompts, or refuse them
     # Pictures the prompts are about: a function of data.pictures, or '', none.

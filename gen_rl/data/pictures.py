@@ -15,9 +15,24 @@ from gen_rl.build import ConfigError
 from gen_rl.models.layers import PAD
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
-from gen_rl.worlds import shapes
+from gen_rl.worlds import grammar, shapes
 
 Encode = Callable[[Rows], tuple[Array, PyTree]]
+
+
+def _scenes(rows: Rows, name: str) -> dict[str, Array]:
+  """What the prompts ask a picture to show.
+
+  Raises:
+    ConfigError: they are no sentences of the world.
+  """
+  if not set(grammar.FIELDS) <= set(rows.info):
+    raise ConfigError(
+      f'pictures {name!r} show what sentences of ShapesWorld say, and some of '
+      'these prompts are none; the pictures of a file are seen with '
+      'data.view.name="given" and learned from with rollout.name="given"'
+    )
+  return {field: rows.info[field] for field in grammar.FIELDS}
 
 
 def shapes_pictures(caption_noise: float = 0.0, shared: bool = False) -> Encode:
@@ -30,7 +45,7 @@ def shapes_pictures(caption_noise: float = 0.0, shared: bool = False) -> Encode:
   """
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
-    spec = dict(rows.info)
+    spec = _scenes(rows, 'shapes_pictures')
     own = rows.group_keys if shared else rows.keys
     if caption_noise:
       keys = rng.stream_keys(own, 'caption noise')
@@ -55,7 +70,8 @@ def shapes_scenes(noise: float = 0.0) -> Encode:
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     keys = rng.stream_keys(rows.keys, 'picture')
-    scene = jax.vmap(shapes.compose)(keys, dict(rows.info))
+    spec = _scenes(rows, 'shapes_scenes')
+    scene = jax.vmap(shapes.compose)(keys, spec)
     image = jax.vmap(shapes.draw)(scene)
     if noise:
       level = rng.uniform(rng.stream_keys(rows.keys, 'noise level'), ())
@@ -117,7 +133,7 @@ def shapes_preferences(group_size: int) -> Encode:
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     wrong = _member(rows, group_size, 'rollout "shapes_preferences"') == 1
     keys = rng.stream_keys(rows.keys, 'mutation')
-    spec = dict(rows.info)
+    spec = _scenes(rows, 'shapes_preferences')
     spec = tree.where(wrong, jax.vmap(shapes.mutate)(keys, spec), spec)
     keys = rng.stream_keys(rows.group_keys, 'picture')
     return jax.vmap(shapes.render)(keys, spec) * 2.0 - 1.0, rows.cond
@@ -195,8 +211,9 @@ def given() -> Encode:
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     if rows.media is None:
       raise ConfigError(
-        'rollout "given" needs a prompt source with pictures; this one has '
-        'none: set data.prompts to a tfds source with an image field'
+        'pictures "given" need a prompt source with pictures; this one has '
+        'none: name them with data.prompts.image_field of metadata_jsonl, '
+        'image_column of table or media_field of tfds'
       )
     media = rows.media
     if media.ndim == 5:

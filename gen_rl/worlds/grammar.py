@@ -328,8 +328,14 @@ def parse(text: str) -> Spec | None:
   )
 
 
+FIELDS = (
+  'task', 'include_class', 'include_color', 'include_count', 'relation', 'word',
+  'word_color',
+)  # fmt: skip
+
+
 def spec_arrays(spec: Spec) -> dict[str, np.ndarray]:
-  """A spec as int32 arrays, the `info` of a batch row.
+  """A spec as int32 arrays FIELDS, the `info` of a batch row.
 
   The names of the clause arrays are those of `rewards.geneval.Clauses`.
   """

@@ -173,3 +173,12 @@ def test_digit_scans_are_those_of_scikit_learn():
   )
   np.testing.assert_allclose(again, x, atol=1e-6)
   np.testing.assert_allclose(fewer, x[:128], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'encode', [pictures.shapes_pictures(), pictures.shapes_scenes()]
+)
+def test_sentences_that_are_not_of_the_world_are_refused(encode):
+  rows = rows_of(['a red circle'])
+  with pytest.raises(build.ConfigError, match='sentences of ShapesWorld'):
+    encode(rows.replace(info={}))

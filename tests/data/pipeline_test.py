@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import itertools
 import json
 import math
@@ -240,11 +241,23 @@ def test_bad_arguments(kwargs, message):
   assert '\n' not in str(e.value)
 
 
-def test_balance_needs_tasks(tmp_path):
-  (tmp_path / 'p.txt').write_text('a dragon\n')
-  source = prompts.txt(str(tmp_path / 'p.txt'))
+def test_balance_needs_tasks():
+  source = dataclasses.replace(_source([4]), tasks=())
   with pytest.raises(ValueError, match='no task labels'):
     _batches(source, 1, balance=True)
+
+
+def test_lines_of_a_file_are_drawn_as_they_stand(tmp_path):
+  lines = ['a red circle'] * 30 + ['two squares'] * 10
+  (tmp_path / 'p.txt').write_text('\n'.join(lines))
+  source = prompts.txt(str(tmp_path / 'p.txt'))
+  ids = _ids(_batches(source, 4, balance=True), 100)
+  # Ten passes over the file: every line ten times, whatever its task.
+  np.testing.assert_array_equal(np.bincount(ids.reshape(-1)), [10] * 40)
+  # Weights are of what a person asked for.
+  weights = dict(colors=1.0, counting=1.0)
+  ids = _ids(_batches(source, 4, balance=True, weights=weights), 100)
+  assert (ids.reshape(-1) < 30).mean() == 0.5
 
 
 def test_long_prompts_fail_at_once_and_may_be_cut(tmp_path):

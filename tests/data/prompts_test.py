@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from gen_rl.data import prompts
@@ -63,6 +64,118 @@ def test_answers_of_jsonl(tmp_path):
   path = _write(tmp_path, '{"prompt": "how many ?", "answer": " two "}')
   source = prompts.metadata_jsonl(path, answer_field='answer')
   assert source.answers == ('two',)
+
+
+@pytest.mark.parametrize(
+  'answer, text',
+  [('4', '4'), ('-0.5', '-0.5'), ('"four"', 'four'), ('12345678', '12345678')],
+)
+def test_answers_may_be_numbers(tmp_path, answer, text):
+  path = _write(tmp_path, f'{{"q": "how many ?", "a": {answer}}}')
+  source = prompts.metadata_jsonl(path, prompt_field='q', answer_field='a')
+  assert source.texts == ('how many ?',) and source.answers == (text,)
+
+
+@pytest.mark.parametrize('answer', ['true', 'null', 'NaN', '1e999', '[]', '""'])
+def test_answers_that_are_none(tmp_path, answer):
+  path = _write(tmp_path, f'\n{{"prompt": "how many ?", "a": {answer}}}')
+  with pytest.raises(ValueError, match='line 2: "a" is not a text or a number'):
+    prompts.metadata_jsonl(path, answer_field='a')
+
+
+TSV = 'Prompt\tKind\tNote\r\n"an ""old"" robot"\tArtifact\n\n a dusk \tOut\tx'
+CSV = '\ufeffPrompt,Kind,Note\n"an ""old"" robot",Artifact,\n\na dusk,Out,x\n'
+
+
+@pytest.mark.parametrize('text', [TSV, CSV], ids=['tsv', 'csv'])
+def test_tables(tmp_path, text):
+  path = _write(tmp_path, text, 'table')
+  source = prompts.table(path, 'Prompt', task_column='Kind')
+  assert source.texts == ('an "old" robot', 'a dusk')
+  assert source.tasks == ('Artifact', 'Out')
+  assert source.by_id(1)['info'] == {'Kind': 'Out', 'Note': 'x'}
+  assert source.by_id(0)['info']['Note'] == ''
+  with pytest.raises(ValueError, match="no column 'prompt'; it has 'Prompt'"):
+    prompts.table(path, 'prompt')
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('prompt\tb\na dog\t1\n a cat\t1\t2', 'line 3 has 3 cells'),
+    ('prompt,b\n"a ""dog",1\n"a "cat",1', 'line 3 is no row of a table'),
+    ('prompt,prompt\na,b', "several columns are named 'prompt'"),
+    ('prompt,b\n', 'no row but the first'),
+    ('prompt,b\na dog,1\n,2', 'line 3: "prompt" is not a text'),
+  ],
+)
+def test_bad_tables_are_named(tmp_path, text, message):
+  path = _write(tmp_path, text, 'table')
+  with pytest.raises(ValueError, match=message) as e:
+    prompts.table(path)
+  assert path in str(e.value) and '\n' not in str(e.value)
+
+
+def test_lines_of_something_else_are_no_prompts(tmp_path):
+  with pytest.raises(ValueError, match="name the column .*'Prompt', 'Kind'"):
+    prompts.txt(_write(tmp_path, TSV))
+  with pytest.raises(ValueError, match='metadata_jsonl'):
+    prompts.txt(_write(tmp_path, '{"prompt": "a"}\n{"prompt": "b"}'))
+  # A tab in one line of many is a blank.
+  assert len(prompts.txt(_write(tmp_path, 'a\tb\nc\nd'))) == 3
+
+
+def _pictures(tmp_path, *sizes):
+  """A file of questions about pictures beside it, each of one grey."""
+  (tmp_path / 'sub').mkdir()
+  for i, size in enumerate(sizes):
+    grey = Image.new('L', size, 51 * i)
+    grey.save(tmp_path / 'sub' / f'{i}.png')
+  lines = [
+    json.dumps(dict(image=f'sub/{i}.png', prompt='how many ?', answer=i))
+    for i in range(len(sizes))
+  ]
+  return _write(tmp_path, '\n'.join(lines))
+
+
+def test_pictures_of_a_file(tmp_path, monkeypatch):
+  path = _pictures(tmp_path, (4, 2), (4, 2))
+  monkeypatch.chdir('/')  # paths start at the file
+  source = prompts.metadata_jsonl(path, 'answer', image_field='image')
+  assert source.media[[1, 0]].shape == (2, 2, 4, 3)
+  np.testing.assert_allclose(source.media[1], np.full((2, 4, 3), 0.2))
+  assert source.answers == ('0', '1')
+  # What is transparent is white; the middle of what is not square is taken.
+  clear = Image.new('RGBA', (8, 4), (255, 0, 0, 0))
+  clear.paste((0, 0, 255, 255), (2, 0, 6, 4))
+  clear.save(tmp_path / 'sub' / '0.png')
+  with pytest.raises(ValueError, match=r'line 2: .*sub/1.png has 4 x 2 pixels'):
+    prompts.metadata_jsonl(path, image_field='image')
+  source = prompts.metadata_jsonl(path, image_field='image', image_size=4)
+  np.testing.assert_allclose(source.media[0], np.tile([0.0, 0, 1], (4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [(None, 'is no file'), (b'', 'cannot be read'), (b'text', 'cannot be read')],
+)
+def test_pictures_that_are_none_are_named(tmp_path, content, message):
+  path = _pictures(tmp_path, (4, 2), (4, 2))
+  broken = tmp_path / 'sub' / '1.png'
+  broken.unlink()
+  if content is not None:
+    broken.write_bytes(content)
+  with pytest.raises(ValueError, match=f'line 2: the picture .*{message}'):
+    prompts.metadata_jsonl(path, image_field='image')
+
+
+def test_a_damaged_picture_is_named_when_it_is_read(tmp_path):
+  path = _pictures(tmp_path, (40, 20))
+  broken = tmp_path / 'sub' / '0.png'
+  broken.write_bytes(broken.read_bytes()[:-30])
+  source = prompts.metadata_jsonl(path, image_field='image')
+  with pytest.raises(ValueError, match='line 1: the picture .* is damaged'):
+    source.media[0]
 
 
 GOOD = json.dumps(LINES[0])

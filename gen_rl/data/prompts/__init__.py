@@ -15,6 +15,7 @@ from gen_rl.data.prompts.files import (
   metadata_jsonl,
   pairs,
   quoted,
+  table,
   txt,
 )
 from gen_rl.data.prompts.source import Prompts

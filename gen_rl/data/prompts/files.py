@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.data import text_files
+from gen_rl.data import columns, text_files
 from gen_rl.data.prompts.source import Prompts
 from gen_rl.rewards import geneval as geneval_lib
 from gen_rl.rewards import ocr
@@ -34,50 +34,168 @@ def txt(path: str) -> Prompts:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the file is empty or a line is not UTF-8.
+    ValueError: the file is empty, a line is not UTF-8, or lines are rows of a
+      table or objects of JSON.
   """
-  texts = tuple(text for _, text in text_files.lines(path))
+  found = text_files.lines(path)
+  texts = tuple(text for _, text in found)
+  tabs = sum('\t' in text for text in texts)
+  if 2 * tabs >= len(texts):
+    names = ', '.join(map(repr, texts[0].split('\t')))
+    raise ValueError(
+      f'prompt file {path} has tabs in {tabs} of {len(texts)} lines: it is a '
+      'table; name the column with data.prompts.name="table" and '
+      f'data.prompts.column, one of {names:.200}'
+    )
+  if all(text[0] == '{' and text[-1] == '}' for text in texts):
+    raise ValueError(
+      f'prompt file {path} has a JSON object in every line; read it with '
+      'data.prompts.name="metadata_jsonl"'
+    )
   ids = np.arange(len(texts), dtype=np.int32)
-  return Prompts(str(path), texts, ids, **_understood(texts))
+  return Prompts(str(path), texts, ids, as_listed=True, **_understood(texts))
 
 
-def metadata_jsonl(path: str, answer_field: str = '') -> Prompts:
-  """GenEval metadata: one JSON object a line with a "prompt" field.
+def metadata_jsonl(
+  path: str,
+  answer_field: str = '',
+  prompt_field: str = 'prompt',
+  image_field: str = '',
+  image_size: int = 0,
+) -> Prompts:
+  """One JSON object a line, such as GenEval's metadata.
 
   "tag" is the task label. All fields but the prompt are kept as Python
   objects in `extra` (absent ones are None). Sentences of ShapesWorld as `txt`.
 
   Args:
     path: of the file.
-    answer_field: name of the text that is right to say, in every line; '':
-      there are no answers.
+    answer_field: name of the text or number that is right to say, in every
+      line; '': there are no answers.
+    prompt_field: name of the prompt, a text.
+    image_field: name of the path of the picture a prompt is about, from the
+      folder of the file on; '': there are no pictures. The policy sees them
+      with data.view=dict(name='given').
+    image_size: pixels of a side, to which the middle square of every picture is
+      brought; 0: they are all of one size and stay as they are.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: naming the line that is malformed, lacks a prompt, or lacks an
-      answer.
+    ValueError: naming the line that is malformed, or lacks a prompt, an answer
+      or a picture.
   """
-  needed = ('prompt', answer_field) if answer_field else ('prompt',)
-  records = text_files.json_records(path, needed)
-  names = {name: None for record in records for name in record}
-  tagged = all(isinstance(record.get('tag'), str) for record in records)
-  texts = tuple(record['prompt'].strip() for record in records)
+  records = text_files.json_records(path)
+  return _of_records(
+    path, records, (prompt_field, 'prompt_field'),
+    (answer_field, 'answer_field'), (image_field, 'image_field'), image_size,
+    'tag',
+  )  # fmt: skip
+
+
+def table(
+  path: str,
+  column: str = 'prompt',
+  answer_column: str = '',
+  task_column: str = '',
+  image_column: str = '',
+  image_size: int = 0,
+) -> Prompts:
+  """A table whose first line names the columns, separated by tabs or commas.
+
+  All columns but the prompt are kept as texts in `extra`. Sentences of
+  ShapesWorld as `txt`.
+
+  Args:
+    path: of the file, such as PartiPrompts.tsv.
+    column: name of the prompts.
+    answer_column: name of what is right to say; '': there are no answers.
+    task_column: name of the task labels, or ''.
+    image_column: see `metadata_jsonl`, as `image_size`.
+    image_size: see `metadata_jsonl`.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: there is no such column, listing those there are; naming the
+      line that does not fit.
+  """
+  records = text_files.table_records(path)
+  names = list(records[0][1])
+  for name in (column, answer_column, task_column, image_column):
+    if name and name not in names:
+      raise ValueError(
+        f'prompt file {path} has no column {name!r}; it has '
+        f'{", ".join(map(repr, names))} (data.prompts.column says which one '
+        'the prompts are)'
+      )
+  return _of_records(
+    path, records, (column, 'column'), (answer_column, 'answer_column'),
+    (image_column, 'image_column'), image_size, task_column,
+  )  # fmt: skip
+
+
+def _of_records(
+  path: str,
+  records: Sequence[tuple[int, dict[str, Any]]],
+  prompt: tuple[str, str],
+  answer: tuple[str, str],
+  image: tuple[str, str],
+  image_size: int,
+  task: str,
+) -> Prompts:
+  """Prompts of (line, {field: value}).
+
+  Args:
+    path: of the file.
+    records: its lines.
+    prompt: (name of the field, option that says so).
+    answer: likewise; name '' is none.
+    image: likewise.
+    image_size: see `metadata_jsonl`.
+    task: name of the field of task labels, used where all are texts.
+  """
+
+  def column(field: tuple[str, str], numbers: bool = False) -> tuple[str, ...]:
+    name, option = field
+    return tuple(
+      text_files.text_of(
+        path, number, record, name, f'data.prompts.{option}', numbers
+      )
+      for number, record in (records if name else ())
+    )
+
+  texts, answers, files = column(prompt), column(answer, True), column(image)
+  if image_size < 0:
+    raise ValueError(f'data.prompts.image_size is {image_size}, not 0 or more')
+  media = None
+  if files:
+    folder = os.path.dirname(text_files.located(path))
+    media = columns.Pictures(
+      [os.path.join(folder, os.path.expanduser(file)) for file in files],
+      [
+        f'prompt file {path} line {number}: the picture {file}'
+        for (number, _), file in zip(records, files, strict=True)
+      ],
+      image_size,
+    )
+  names = dict.fromkeys(name for _, record in records for name in record)
+  extra = {
+    name: tuple(record.get(name) for _, record in records)
+    for name in names
+    if name != prompt[0]
+  }
+  labels = extra.get(task, ())
+  tagged = all(isinstance(label, str) for label in labels)
   understood = _understood(texts)
-  tags = tuple(record['tag'] for record in records) if tagged else ()
   return Prompts(
     str(path),
     texts,
     np.arange(len(records), dtype=np.int32),
     info=understood.get('info', {}),
-    extra={
-      name: tuple(record.get(name) for record in records)
-      for name in names
-      if name != 'prompt'
-    },
-    tasks=tags or understood.get('tasks', ()),
-    answers=tuple(record[answer_field].strip() for record in records)
-    if answer_field
-    else (),
+    extra=extra,
+    tasks=(tagged and labels) or understood.get('tasks', ()),
+    media=media,
+    answers=answers,
+    as_listed=True,
   )
 
 
@@ -93,7 +211,10 @@ def geneval(path: str) -> Prompts:
       asks for a class, a colour or a relation that GenEval does not have.
   """
   source = metadata_jsonl(path)
-  records = text_files.json_records(path, ('prompt', 'tag'))
+  records = []
+  for number, record in text_files.json_records(path):
+    text_files.text_of(path, number, record, 'tag', 'GenEval')
+    records.append(record)
   try:
     clauses = geneval_lib.parse_metadata(records, geneval_lib.CLASSES)
   except ValueError as error:
@@ -162,5 +283,6 @@ def pairs(path: str) -> Prompts:
     texts,
     np.arange(len(texts), dtype=np.int32),
     media=media.astype(np.float32) / scale,
+    as_listed=True,
     **_understood(texts),
   )

@@ -26,6 +26,9 @@ class Prompts:
   answers: Sequence[str] = ()  # [N] what is right to say, or empty
   # [N] of K questions each that are to be answered by yes ('': none), or empty
   checks: Sequence[Sequence[str]] = ()
+  # A mixture that is meant, such as a file: prompts are drawn as they stand,
+  # not every task equally often.
+  as_listed: bool = False
 
   def __len__(self) -> int:
     return len(self.texts)
