@@ -13,6 +13,7 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import io
+import itertools
 import math
 import os
 import pickle
@@ -22,6 +23,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from gen_rl.models import weights
 from gen_rl.models.weights import WeightsError
 
 # torch's name of a storage -> (type of its numbers, name in safetensors)
@@ -39,9 +41,14 @@ _STORAGES = {
 }
 
 
+_PICKLE_BYTES = 1 << 28  # of a pickle; it holds names and sizes
+_TENSORS = 1 << 20  # of a file
+
+
 class _Storage(NamedTuple):
   kind: str  # of _STORAGES
   key: str  # file in the archive
+  count: int  # of numbers
 
 
 class Lazy(NamedTuple):
@@ -85,13 +92,13 @@ class _Reader(pickle.Unpickler):
     )
 
   def persistent_load(self, pid: Any) -> _Storage:
-    known = isinstance(pid, tuple) and len(pid) > 2 and pid[0] == 'storage'
-    if not known or pid[1] not in _STORAGES:
+    known = isinstance(pid, tuple) and len(pid) > 4 and pid[0] == 'storage'
+    if not known or pid[1] not in _STORAGES or not isinstance(pid[4], int):
       raise WeightsError(
         f'{self.path} refers to {pid!r}, which is no storage of '
         f'{", ".join(_STORAGES)}.'
       )
-    return _Storage(pid[1], str(pid[2]))
+    return _Storage(pid[1], str(pid[2]), pid[4])
 
   def _tensor(
     self,
@@ -125,11 +132,10 @@ class File:
         not plain data.
     """
     self.path = os.fspath(path)
+    weights.readable(self.path, 'weights file ')
     try:
       self._zip = zipfile.ZipFile(self.path)
-    except FileNotFoundError:
-      raise WeightsError(f'There is no weights file {self.path}.') from None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
       raise WeightsError(
         f'{self.path} ({os.path.getsize(self.path)} bytes) is truncated, or '
         'not of torch 1.6 or newer: it is no zip archive.'
@@ -137,12 +143,19 @@ class File:
     inside = [n for n in self._zip.namelist() if n.endswith('/data.pkl')]
     if len(inside) != 1:
       raise WeightsError(
-        f'{self.path} is no file of torch.save: it has no data.pkl.'
+        f'{self.path} is no file of torch.save: it has {len(inside) or "no"} '
+        'data.pkl.'
       )
     self._root = inside[0].removesuffix('data.pkl')
     with self._broken():
-      whole = _Reader(self._zip.read(inside[0]), self.path, self).load()
-      self._tensors = dict(_flat(whole))
+      data = self._read(inside[0], _PICKLE_BYTES)
+      whole = _Reader(data, self.path, self).load()
+      found = list(itertools.islice(_flat(whole, set()), _TENSORS + 1))
+      if len(found) > _TENSORS:
+        raise ValueError(f'more than {_TENSORS} tensors')
+      self._tensors = dict(found)
+      if len(self._tensors) < len(found):
+        raise ValueError('two tensors have one name')
 
   def __enter__(self) -> 'File':
     return self
@@ -162,6 +175,13 @@ class File:
         f'{self.path} is broken: {type(error).__name__}: {error}.'
       ) from None
 
+  def _read(self, name: str, most: int) -> bytes:
+    """A file of the archive, which unpacks to no more than `most` bytes."""
+    size = self._zip.getinfo(name).file_size
+    if size > most:
+      raise ValueError(f'{name} has {size} bytes where {most} are the most')
+    return self._zip.read(name)
+
   def keys(self) -> list[str]:
     """Names of the tensors; those inside of dicts as "a.b"."""
     return list(self._tensors)
@@ -176,7 +196,8 @@ class File:
     """The numbers of a tensor."""
     dtype, _ = _STORAGES[lazy.storage.kind]
     with self._broken():
-      data = self._zip.read(f'{self._root}data/{lazy.storage.key}')
+      most = lazy.storage.count * np.dtype(dtype).itemsize
+      data = self._read(f'{self._root}data/{lazy.storage.key}', most)
       numbers = np.frombuffer(data, dtype)
     last = lazy.offset + sum(
       (n - 1) * s for n, s in zip(lazy.shape, lazy.stride, strict=True)
@@ -192,13 +213,29 @@ class File:
     )  # fmt: skip
 
 
-def _flat(whole: Any, above: str = '') -> Iterator[tuple[str, Lazy]]:
-  """(name, tensor) of all tensors in nested dicts and lists."""
+def _flat(
+  whole: Any, bare: set[int], above: str = ''
+) -> Iterator[tuple[str, Lazy]]:
+  """(name, tensor) of all tensors in nested dicts and lists.
+
+  `bare` are those without tensors that were looked through: many places may
+  hold the same one.
+  """
   if isinstance(whole, Lazy):
     yield above.removesuffix('.') or 'tensor', whole
-  elif isinstance(whole, Mapping):
-    for name, value in whole.items():
-      yield from _flat(value, f'{above}{name}.')
+    return
+  if isinstance(whole, Mapping):
+    parts = whole.items()
   elif isinstance(whole, list | tuple):
-    for i, value in enumerate(whole):
-      yield from _flat(value, f'{above}{i}.')
+    parts = enumerate(whole)
+  else:
+    return
+  if id(whole) in bare:
+    return
+  empty = True
+  for name, value in parts:
+    for pair in _flat(value, bare, f'{above}{name}.'):
+      empty = False
+      yield pair
+  if empty:
+    bare.add(id(whole))

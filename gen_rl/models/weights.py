@@ -1,13 +1,16 @@
 """Parameter trees as safetensors files: names 'a/b/c', metadata as strings.
 
 Every complaint is one sentence that names the file and all that is wrong with
-it; nothing is skipped, cast or padded silently.
+it; nothing is skipped or padded silently, and numbers are only cast where they
+stay numbers.
 """
 
 from collections.abc import Mapping
 import os
 import pathlib
+import re
 import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +19,24 @@ import safetensors
 import safetensors.numpy
 
 from gen_rl.types import Params
+from gen_rl.utils import files
 from gen_rl.utils import tree as tree_lib
+from gen_rl.utils.words import few
 
 
 class WeightsError(ValueError):
   """A weights file that cannot be used, said in one sentence."""
+
+
+def readable(path: str | os.PathLike[str], what: str = '') -> None:
+  """Raises WeightsError if a path is no regular file that can be read."""
+  problem = files.trouble(path)
+  if problem == files.ABSENT:
+    raise WeightsError(f'There is no {what}{path}.')
+  if problem:
+    raise WeightsError(
+      f'The {what or "file "}{path} cannot be read: {problem}.'
+    )
 
 
 def save(
@@ -52,11 +68,18 @@ def write(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def find(path: str) -> str:
-  """The file a path means: "asset:NAME" is one that ships with the package."""
+  """The file a path means: "asset:NAME" is one that ships with the package.
+
+  Raises:
+    WeightsError: the path of another folder in place of a name.
+  """
   if not path.startswith('asset:'):
     return path
+  name = path.removeprefix('asset:')
+  if not re.fullmatch(r'\w[\w.-]*', name):
+    raise WeightsError(f'{path} is no asset: {name!r} is no name of a file.')
   folder = pathlib.Path(__file__).parents[1] / 'assets'
-  return str(folder / f'{path.removeprefix("asset:")}.safetensors')
+  return str(folder / f'{name}.safetensors')
 
 
 def load(
@@ -70,18 +93,19 @@ def load(
     path: a safetensors file.
     like: tree of arrays or ShapeDtypeStructs the file must hold exactly:
       names, shapes and types.
-    cast: take the types of `like` instead of asking for them.
+    cast: take the types of `like` instead of asking for them; floats as
+      floats, see `floats`.
 
   Returns:
     (nested dicts of arrays, metadata).
 
   Raises:
     WeightsError: no such file, truncated or not safetensors, or (all in one
-      sentence) missing, unexpected and mismatched names.
+      sentence) missing, unexpected and mismatched names, numbers that are not
+      finite or do not fit their type.
   """
   path = os.fspath(path)
-  if not os.path.isfile(path):
-    raise WeightsError(f'There is no weights file {path}.')
+  readable(path, 'weights file ')
   try:
     with safetensors.safe_open(path, 'numpy') as f:
       metadata = dict(f.metadata() or {})
@@ -96,8 +120,10 @@ def load(
     wanted = tree_lib.named(like)
     _check(path, leaves, wanted, cast)
     leaves = {
-      name: leaves[name].astype(leaf.dtype) for name, leaf in wanted.items()
-    }
+      name: floats(path, name, leaves[name], leaf.dtype) if cast
+      else leaves[name]
+      for name, leaf in wanted.items()
+    }  # fmt: skip
   params = tree_lib.nest({n: jnp.asarray(x) for n, x in leaves.items()})
   if like is not None:
     params = jax.tree.unflatten(
@@ -106,22 +132,65 @@ def load(
   return params, metadata
 
 
+def floats(
+  path: str | os.PathLike[str], name: str, x: np.ndarray, dtype: Any
+) -> np.ndarray:
+  """Numbers of a file as another type; they stay what they are to its rounding.
+
+  Args:
+    path: of the file, for messages.
+    name: of the tensor, likewise.
+    x: its numbers.
+    dtype: what they become.
+
+  Returns:
+    An array in C's order; the same if it is of that type and order.
+
+  Raises:
+    WeightsError: some are not finite, or too large for that type.
+  """
+  with np.errstate(over='ignore'):
+    out = x.astype(dtype, order='C', copy=False)
+  if finite(out):
+    return out
+  reason = f'too large for {out.dtype}' if finite(x) else 'not finite'
+  raise WeightsError(f'{path} has numbers in {name} that are {reason}.')
+
+
+def finite(x: np.ndarray) -> bool:
+  """Whether all numbers are; parts of it at a time, for the sake of memory."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return True
+  flat, size = x.reshape(-1), 1 << 20
+  parts = (flat[i : i + size] for i in range(0, flat.size, size))
+  if x.itemsize != 2:
+    return all(np.isfinite(part).all() for part in parts)
+  # Exponents of ones, some five times as fast as numpy on these types.
+  ones = np.asarray(np.inf, x.dtype).view(np.uint16)
+  return all(((part.view(np.uint16) & ones) != ones).all() for part in parts)
+
+
 def _check(path, leaves, wanted, cast) -> None:
   problems = []
   missing = [n for n in wanted if n not in leaves]
   if missing:
-    problems.append(f'missing {", ".join(missing)}')
+    problems.append(f'missing {few(missing, 12)}')
   unexpected = [n for n in leaves if n not in wanted]
   if unexpected:
-    problems.append(f'unexpected {", ".join(unexpected)}')
+    problems.append(f'unexpected {few(unexpected, 12)}')
+  wrong = []
   for name, leaf in wanted.items():
     if name not in leaves:
       continue
     got, want = leaves[name], leaf
-    if got.shape != want.shape or (got.dtype != want.dtype and not cast):
-      problems.append(
+    both = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (got, want))
+    fits = got.dtype == want.dtype or (cast and both)
+    if got.shape != want.shape or not fits:
+      wrong.append(
         f'{name} is {got.dtype}{list(got.shape)} where'
         f' {want.dtype}{list(want.shape)} is wanted'
       )
+  if wrong:
+    problems.append(few(wrong, 12))
   if problems:
     raise WeightsError(f'{path} does not fit: {"; ".join(problems)}.')

@@ -6,7 +6,10 @@ import fcntl
 import math
 import os
 import pathlib
+import stat
 from typing import IO, Any
+
+ABSENT = 'it is not there'
 
 
 def plain(x: Any) -> Any:
@@ -29,6 +32,44 @@ def write_text(path: pathlib.Path, text: str) -> None:
   part = path.with_name(path.name + '.part')
   part.write_text(text, encoding='utf-8')
   os.replace(part, path)
+
+
+def trouble(path: str | os.PathLike[str]) -> str:
+  """Why a path is no file that can be read, or ''.
+
+  What never ends or waits for a writer (pipes, devices, sockets) is none: it is
+  said before anything is opened.
+  """
+  try:
+    mode = os.stat(path).st_mode
+  except FileNotFoundError:
+    return ABSENT
+  except OSError as error:
+    return str(error.strerror).lower()
+  except ValueError as error:  # what no path can hold
+    return str(error)
+  if stat.S_ISDIR(mode):
+    return 'it is a folder'
+  if not stat.S_ISREG(mode):
+    return 'it is a pipe or a device, not a regular file'
+  return '' if os.access(path, os.R_OK) else 'permission denied'
+
+
+def outside(folder: str | os.PathLike[str], name: str) -> str:
+  """Why a file that is named inside of a folder is not in it, or ''.
+
+  A link of a hub's cache, snapshots/<revision>/... -> blobs/<hash>, is in it.
+  """
+  if '\0' in name:
+    return 'no name of a file'
+  root = os.path.realpath(folder)
+  target = os.path.realpath(os.path.join(root, name))
+  if os.path.commonpath([root, target]) == root and target != root:
+    return ''
+  above, cut, _ = root.rpartition(f'{os.sep}snapshots{os.sep}')
+  if cut and os.path.dirname(target) == os.path.join(above, 'blobs'):
+    return ''
+  return f'{target}, outside of that folder'
 
 
 @contextlib.contextmanager

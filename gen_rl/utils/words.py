@@ -3,6 +3,7 @@
 A number may be None, NaN or infinite: all three are "not measured".
 """
 
+from collections.abc import Iterable
 import math
 from typing import Any
 
@@ -47,6 +48,14 @@ def percent(x: Any) -> str:
 def count(n: int, what: str) -> str:
   """(1, 'update') -> '1 update'; 1500 -> '1,500 updates'."""
   return f'{n:,} {what}' + ('' if n == 1 else 's')
+
+
+def few(names: Iterable[Any], shown: int = 4) -> str:
+  """The first names and how many more there are: 'a, b and 190 more'."""
+  names = [str(x) for x in names]
+  if len(names) <= shown + 1:
+    return ', '.join(names)
+  return f'{", ".join(names[:shown])} and {len(names) - shown:,} more'
 
 
 def duration(seconds: Any) -> str:

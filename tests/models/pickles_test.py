@@ -169,3 +169,38 @@ def test_a_storage_that_is_not_there(tmp_path):
     pytest.raises(WeightsError, match=r'is broken: KeyError.*x/data/0'),
   ):
     file.get_tensor('a')
+
+
+def _packed(path, data, size=16):
+  """A file of a pickle and of one storage, zeros."""
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as f:
+    f.writestr('x/data.pkl', data)
+    f.writestr('x/data/0', bytes(size))
+  return path
+
+
+def test_what_unpacks_to_more_than_it_says(tmp_path, monkeypatch):
+  path = _written(tmp_path / 'x.pt', 0, (4,), (1,))
+  with zipfile.ZipFile(path) as f:
+    data = f.read('x/data.pkl')
+  with (
+    pickles.File(_packed(tmp_path / 'y.pt', data, 10**6)) as file,
+    pytest.raises(WeightsError, match='has 1000000 bytes where 16 are'),
+  ):
+    file.get_tensor('a')
+  monkeypatch.setattr(pickles, '_PICKLE_BYTES', len(data) - 1)
+  with pytest.raises(WeightsError, match=r'data\.pkl has'):
+    pickles.File(path)
+
+
+def test_lists_that_many_places_hold(tmp_path):
+  """2^40 places of nothing; the same list twice in a list, over and over."""
+  data = [1]
+  for _ in range(40):
+    data = [data, data]
+  path = _packed(tmp_path / 'x.pt', pickle.dumps(data))
+  with pickles.File(path) as file:
+    assert file.keys() == []
+  with pytest.raises(WeightsError, match='two tensors have one name'):
+    torch.save({'a.b': torch.ones(1), 'a': {'b': torch.ones(1)}}, path)
+    pickles.File(path)

@@ -1,10 +1,13 @@
 """Weights files: round trips and complaints."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import flax as safetensors_flax
+import safetensors.numpy
 
 from configs import flow_grpo
 from gen_rl import assemble
@@ -64,6 +67,32 @@ def test_types_are_cast_only_when_asked(tmp_path):
   np.testing.assert_array_equal(got['w'].astype(float), [1.5, 2.5])
 
 
+@pytest.mark.parametrize(
+  'x, said',
+  [
+    (np.ones(3, np.int64), r'w is int64\[3\] where float32\[3\]'),
+    (np.ones(3, bool), r'w is bool\[3\] where'),
+    (np.array([0, np.nan, 1], np.float16), 'numbers in w that are not finite'),
+    (np.array([0, np.inf, 1], jnp.bfloat16), 'that are not finite'),
+    (np.array([0, -1e300, 1]), 'that are too large for float32'),
+  ],
+)
+def test_a_cast_loses_nothing_but_rounding(tmp_path, x, said):
+  path = tmp_path / 'w.safetensors'
+  safetensors.numpy.save_file({'w': x}, path)
+  with pytest.raises(weights.WeightsError, match=said):
+    weights.load(path, {'w': jnp.zeros(3)}, cast=True)
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'float16', 'bfloat16'])
+def test_finite(dtype):
+  x = np.full(3, 2.5, jnp.dtype(dtype))
+  assert weights.finite(x)
+  for bad in (np.nan, np.inf, -np.inf):
+    x[1] = bad
+    assert not weights.finite(x)
+
+
 @pytest.mark.parametrize('keep', [0, 4, 60, -1])
 def test_truncated_file_is_a_sentence(tmp_path, keep):
   path = tmp_path / 'w.safetensors'
@@ -96,6 +125,17 @@ def test_find():
   assert weights.find('a/b.safetensors') == 'a/b.safetensors'
   found = weights.find('asset:base').replace('\\', '/')
   assert found.endswith('gen_rl/assets/base.safetensors')
+  with pytest.raises(weights.WeightsError, match='no name of a file'):
+    weights.find('asset:../../secret')
+
+
+def test_what_never_ends_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for path in (tmp_path / 'pipe', '/dev/zero'):
+    with pytest.raises(weights.WeightsError, match='a pipe or a device'):
+      weights.load(path)
+  with pytest.raises(weights.WeightsError, match='it is a folder'):
+    weights.load(tmp_path)
 
 
 def test_the_shipped_base_draws():

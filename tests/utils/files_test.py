@@ -52,3 +52,31 @@ def test_a_lock_lasts_as_long_as_a_child_has_it(tmp_path):
   child.communicate(b'\n')
   with files.locked(path, wait=False) as second:
     assert second is not None
+
+
+def test_what_can_be_read(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+  assert not files.trouble(tmp_path / 'file')
+  for path, said in {
+    'none': files.ABSENT, '.': 'it is a folder', 'loop': 'too many levels',
+    '/dev/null': 'a device', 'a\0b': 'null', 'x' * 300: 'name too long',
+  }.items():  # fmt: skip
+    assert said in files.trouble(os.path.join(tmp_path, path)), path
+
+
+def test_names_that_leave_their_folder(tmp_path):
+  hub = tmp_path / 'models--a--b'
+  folder = hub / 'snapshots' / '0123' / 'unet'
+  folder.mkdir(parents=True)
+  (hub / 'blobs').mkdir()
+  for path in (hub / 'blobs' / 'ff', tmp_path / 'secret', folder / 'own'):
+    path.write_text('x')
+  (folder / 'model').symlink_to('../../../blobs/ff')
+  (folder / 'link').symlink_to(tmp_path / 'secret')
+  (tmp_path / 'short').symlink_to(folder)
+  for name in ('own', 'none', 'model'):
+    assert not files.outside(folder, name), name
+    assert not files.outside(tmp_path / 'short', name), name
+  for name in ('link', '../x', '/etc/passwd', '.', 'a/../../b', 'a\0b'):
+    assert files.outside(folder, name), name

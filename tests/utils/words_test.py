@@ -39,3 +39,10 @@ def test_what_nobody_measured_is_a_dash(missing):
 def test_ratio_without_a_denominator_is_nan():
   assert words.ratio(1, 4) == 0.25
   assert all(map(math.isnan, (words.ratio(1, 0), words.ratio(None, 2))))
+
+
+def test_few_of_many_names():
+  assert words.few([]) == ''
+  assert words.few('abcde') == 'a, b, c, d, e'
+  assert words.few('abcdef') == 'a, b, c, d and 2 more'
+  assert words.few(range(2000), 2) == '0, 1 and 1,998 more'
