@@ -32,7 +32,7 @@ import einops
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models import folders
+from gen_rl.models import folders, weights
 from gen_rl.models import lm as lm_lib
 from gen_rl.models.layers import TokenNet
 from gen_rl.models.weights import WeightsError
@@ -210,7 +210,8 @@ def load_lm(
     folders.check(folder, files, wanted, (_FOLLOWS,), optional=may)
 
     def read(name: str) -> np.ndarray:
-      return files[name].get_tensor(name)
+      x = files[name].get_tensor(name)
+      return weights.floats(folder, name, x, x.dtype)
 
     own = options['tied'] and _HEAD in files
     if own and not np.array_equal(read(_HEAD), read(_TABLE)):

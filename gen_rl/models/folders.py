@@ -1,11 +1,14 @@
 """Folders of released models: where they are, and what their files hold.
 
-A folder as diffusers or transformers writes it: config.json, and one
-safetensors file or its parts with their index. Every complaint is one sentence
-that says what was found and what was expected.
+A folder as diffusers or transformers writes it: config.json, and the weights,
+in one file or in parts with their index. Of what may hold them the first that
+is there is read: safetensors, files of torch (.bin), and then, where there is
+no plain file, the one variant ("fp16") that there is. Nothing outside of the
+folder is read, whatever an index says, but the blobs of a hub's cache. Every
+complaint is one sentence that says what was found and what was expected.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import os
@@ -15,14 +18,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from gen_rl.models import pickles
+from gen_rl.models import pickles, weights
 from gen_rl.models.weights import WeightsError
+from gen_rl.utils import files as files_lib
+from gen_rl.utils.words import few
 
 FLOATS = dict(F32='float32', BF16='bfloat16', F16='float16')
 STEMS = 'diffusion_pytorch_model', 'model'
-_TORCH = '.bin', '.pt', '.pth'
-# What a hub is asked for: weights, configs, tokenizers.
+TORCH = '.bin', '.pt', '.pth'
+# (ending, stems) of weights, in the order in which they are looked for.
+_FORMATS = (
+  ('safetensors', STEMS),
+  ('bin', ('diffusion_pytorch_model', 'pytorch_model', 'model')),
+)
+# What a hub is asked for: weights, configs, tokenizers; and where that holds no
+# weights, files of torch.
 _WANTED = '*.json', '*.safetensors', '*.txt', '*.model', '*.pt'
+_OTHERS = '*.bin', '*.pth'
 
 
 def locate(
@@ -37,45 +49,71 @@ def locate(
     revision: of the id.
 
   Raises:
-    WeightsError: no such folder; an id that cannot be had, with the reason.
+    WeightsError: no such folder; a file; an id that cannot be had, with the
+      reason.
   """
   name = os.fspath(name)
-  folder = name
-  if not os.path.isdir(name):
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', name) or name[0] in './':
-      raise WeightsError(f'There is no folder {name}.')
-    # Slow to import, and most runs need no hub.
-    import huggingface_hub  # noqa: PLC0415
-
-    patterns = [f'{part}/{x}' if part else x for x in _WANTED]
-    try:
-      folder = huggingface_hub.snapshot_download(
-        name, revision=revision, allow_patterns=patterns
-      )
-    except Exception as error:
-      reason = ' '.join(str(error).split())
-      raise WeightsError(
-        f'{name} is no folder here, and as the id of a released model it '
-        f'cannot be had ({type(error).__name__}: {reason[:300]}). Download it '
-        'where there is a network and access, and give the path of the folder.'
-      ) from error
+  if os.path.isfile(name):
+    raise WeightsError(
+      f'{name} is a file, and the folder of a model is wanted; a checkpoint in '
+      'one file has to be converted once: from_single_file(...) of its '
+      'pipeline in diffusers, and save_pretrained(folder).'
+    )
+  folder = name if os.path.isdir(name) else _download(name, part, revision)
   folder = os.path.join(folder, part) if part else folder
   if not os.path.isdir(folder):
     inside = sorted(os.listdir(os.path.dirname(folder)))
     raise WeightsError(
-      f'{name} has no folder {part}; it has {", ".join(inside) or "nothing"}.'
+      f'{name} has no folder {part}; it has {few(inside, 12) or "nothing"}.'
     )
   return folder
 
 
+def _download(name: str, part: str, revision: str | None) -> str:
+  if not re.fullmatch(r'[\w.-]+/[\w.-]+', name) or name[0] in './':
+    raise WeightsError(f'There is no folder {name}.')
+  # Slow to import, and most runs need no hub.
+  import huggingface_hub  # noqa: PLC0415
+
+  def ask(wanted: Sequence[str]) -> str:
+    patterns = [f'{part}/{x}' if part else x for x in wanted]
+    return huggingface_hub.snapshot_download(
+      name, revision=revision, allow_patterns=patterns
+    )
+
+  try:
+    folder = ask(_WANTED)
+    inside = os.walk(os.path.join(folder, part))
+    if not any(x.endswith('.safetensors') for *_, xs in inside for x in xs):
+      folder = ask((*_WANTED, *_OTHERS))
+  except Exception as error:
+    reason = ' '.join(str(error).split())
+    raise WeightsError(
+      f'{name} is no folder here, and as the id of a released model it '
+      f'cannot be had ({type(error).__name__}: {reason[:300]}). Download it '
+      'where there is a network and access, and give the path of the folder.'
+    ) from error
+  return folder
+
+
+def _inside(folder: str | os.PathLike[str], name: str) -> str:
+  """Path of a file; WeightsError if it is none, or outside of the folder."""
+  path = os.path.join(folder, name)
+  if problem := files_lib.outside(folder, name):
+    raise WeightsError(f'{path} cannot be read: it is {problem}.')
+  weights.readable(path)
+  return path
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
   """An object of a JSON file; WeightsError if it is none."""
+  path = _inside(*os.path.split(path))
   try:
     with open(path, encoding='utf-8') as f:
       found = json.load(f)
-  except FileNotFoundError:
-    raise WeightsError(f'There is no {path}.') from None
-  except ValueError as error:
+  except OSError as error:
+    raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
+  except (ValueError, RecursionError) as error:
     raise WeightsError(f'{path} is no JSON: {error}.') from None
   if not isinstance(found, dict):
     raise WeightsError(f'{path} holds a {type(found).__name__}, not an object.')
@@ -97,9 +135,10 @@ def config(
   """
   path = os.path.join(folder, 'config.json')
   found = read_json(path)
+  classes = found.get('architectures')
   said = [found.get('_class_name'), found.get('model_type')]
-  said += found.get('architectures') or []
-  said = [x for x in said if x]
+  said += classes if isinstance(classes, list) else [classes]
+  said = [x for x in said if isinstance(x, str) and x]
   if kinds and not set(kinds) & set(said):
     raise WeightsError(
       f'{path} is of {" / ".join(said) or "no named model"}, where '
@@ -116,75 +155,103 @@ def open_tensors(
   """{name of a tensor: the open file that holds it}.
 
   Args:
-    folder: see `locate`; or a file of torch. In a folder without safetensors,
-      one such file will do.
+    folder: see `locate`; or a file of torch. In a folder without weights of the
+      usual names, one such file will do.
     stack: closes the files.
-    variant: "fp16" for files like model.fp16.safetensors.
+    variant: "fp16" for files like model.fp16.safetensors; '' for the plain
+      ones, or the one variant where there are none.
 
   Raises:
-    WeightsError: no weights in this format, parts that are not there, files
-      that are truncated, a tensor in two of them.
+    WeightsError: no weights in these formats, parts that are not there or not
+      in the folder, files that are truncated, a tensor in two of them.
   """
   folder = os.fspath(folder)
-  if torch := _torch_file(folder):
-    file = stack.enter_context(pickles.File(torch))
-    return dict.fromkeys(file.keys(), file)
-  ending = f'.{variant}.safetensors' if variant else '.safetensors'
-  for stem in STEMS:
-    whole = os.path.join(folder, stem + ending)
-    index = os.path.join(folder, f'{stem}.safetensors.index.json')
-    if variant:
-      index = os.path.join(folder, f'{stem}.safetensors.index.{variant}.json')
-    if os.path.isfile(whole):
-      paths = [whole]
-      break
-    if os.path.isfile(index):
-      parts = sorted(set(read_json(index).get('weight_map', {}).values()))
-      paths = [os.path.join(folder, part) for part in parts]
-      break
+  if folder.endswith(TORCH) and not os.path.isdir(folder):
+    weights.readable(folder)
+    found, paths = {}, [folder]
   else:
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    raise WeightsError(
-      f'{folder} has no {" or ".join(stem + ending for stem in STEMS)} and no '
-      f'index of parts; other formats cannot be loaded. It has '
-      f'{", ".join(there) or "nothing"}.'
-    )
-  absent = [path for path in paths if not os.path.isfile(path)]
-  if absent or not paths:
-    raise WeightsError(
-      f'{index} names files that are not there: {", ".join(absent) or "none"}.'
-    )
+    found, names = _weights(folder, variant)
+    paths = [_inside(folder, name) for name in names]
   files: dict[str, Any] = {}
-  twice = []
   for path in paths:
-    try:
-      file = _Part(path)
-    except Exception as error:
-      raise WeightsError(
-        f'{path} ({os.path.getsize(path)} bytes) is truncated or not a'
-        f' safetensors file: {error}.'
-      ) from None
-    names = file.keys()
-    twice += [name for name in names if name in files]
+    file = _opened(path, stack)
+    names = file.keys()  # a method: the file is no mapping
+    if twice := sorted(name for name in names if name in files):
+      raise WeightsError(f'{folder} has tensors in two files: {few(twice)}.')
     files |= {name: file for name in names}
-  if twice:
+  if absent := sorted(name for name in found if name not in files):
     raise WeightsError(
-      f'{folder} has tensors in two files: {", ".join(sorted(twice))}.'
+      f'{folder} has an index of parts, and they lack what it names: '
+      f'{few(absent)}.'
     )
   return files
 
 
-def _torch_file(folder: str) -> str | None:
-  """The file of torch that is meant, where there is no safetensors."""
-  if os.path.isfile(folder):
-    return folder if folder.endswith(_TORCH) else None
-  if not os.path.isdir(folder):
-    return None
-  inside = os.listdir(folder)
-  if any('.safetensors' in name for name in inside):
-    return None
-  found = [name for name in inside if name.endswith(_TORCH)]
-  return os.path.join(folder, found[0]) if len(found) == 1 else None
+def _weights(
+  folder: str, variant: str
+) -> tuple[Mapping[str, str], Sequence[str]]:
+  """(an index's {tensor: part}, names of the files with a folder's weights)."""
+  inside = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  variants = [variant]
+  if not variant:
+    stems = '|'.join(dict.fromkeys(x for _, xs in _FORMATS for x in xs))
+    name = re.compile(
+      rf'({stems})(\.(?P<a>\w+))?\.(safetensors|bin)'
+      r'(\.index(\.(?P<b>\w+))?\.json)?'
+    )
+    matches = filter(None, map(name.fullmatch, inside))
+    others = sorted({x['a'] or x['b'] for x in matches} - {None})
+    variants += others if len(others) == 1 else []
+  for kind in variants:
+    dot = f'.{kind}' if kind else ''
+    for ending, stems in _FORMATS:
+      for stem in stems:
+        if (whole := f'{stem}{dot}.{ending}') in inside:
+          return {}, [whole]
+        if (index := f'{stem}.{ending}.index{dot}.json') in inside:
+          return _parts(folder, index)
+  torch = [name for name in inside if name.endswith(TORCH)]
+  if len(torch) == 1 and not any('.safetensors' in x for x in inside):
+    return {}, torch
+  dot = f'.{variant}' if variant else ''
+  raise WeightsError(
+    f'{folder} has no {" or ".join(f"{x}{dot}.safetensors" for x in STEMS)}, '
+    f'no index of parts, and no one variant or file of torch in their place; '
+    f'it has {few(inside, 12) or "nothing"}.'
+  )
+
+
+def _parts(folder: str, name: str) -> tuple[Mapping[str, str], Sequence[str]]:
+  """What an index says, and the files it names."""
+  index = os.path.join(folder, name)
+  found = read_json(index).get('weight_map')
+  if not isinstance(found, dict) or not all(
+    isinstance(part, str) for part in found.values()
+  ):
+    raise WeightsError(
+      f'{index} has no weight_map, an object that says of every tensor which '
+      'file holds it.'
+    )
+  names = sorted(set(found.values()))
+  absent = [x for x in names if not os.path.lexists(os.path.join(folder, x))]
+  if absent or not names:
+    raise WeightsError(
+      f'{index} names files that are not there: {few(absent) or "none"}.'
+    )
+  return found, names
+
+
+def _opened(path: str, stack: contextlib.ExitStack) -> Any:
+  """A file of weights; WeightsError if it is none."""
+  if path.endswith(TORCH):
+    return stack.enter_context(pickles.File(path))
+  try:
+    return _Part(path)
+  except Exception as error:
+    raise WeightsError(
+      f'{path} ({os.path.getsize(path)} bytes) is truncated or not a'
+      f' safetensors file: {error}.'
+    ) from None
 
 
 class _Part:
@@ -267,20 +334,23 @@ def check(
   """
   may = dict(optional or {}) | dict(wanted)
   found: dict[str, str] = {}
+  problems = []
   for name in files:
     if any(re.search(x, name) for x in ignored):
       continue
     new = name
     for expression, replacement in aliases:
       new = re.sub(expression, replacement, new)
+    if new in found:
+      problems.append(f'{name} and {found[new]} for one place')
     found[new] = name
-  problems = []
   missing = [name for name in wanted if name not in found]
   if missing:
-    problems.append(f'missing {", ".join(missing)}')
+    problems.append(f'missing {few(missing, 12)}')
   unexpected = [name for name in found if name not in may]
   if unexpected:
-    problems.append(f'unexpected {", ".join(sorted(unexpected))}')
+    problems.append(f'unexpected {few(sorted(unexpected), 12)}')
+  misshapen = []
   for name, theirs in found.items():
     if name not in may:
       continue
@@ -290,10 +360,12 @@ def check(
     # Old files have products as convolutions of one pixel.
     pixel = len(want) == 2 and shape == (*want, 1, 1)
     if (shape != want and not pixel) or kind not in FLOATS:
-      problems.append(
+      misshapen.append(
         f'{name} is {FLOATS.get(kind, kind)}{list(shape)} where '
         f'floats{list(want)} are wanted'
       )
+  if misshapen:
+    problems.append(few(misshapen, 12))
   if problems:
     raise WeightsError(f'{folder} does not fit: {"; ".join(problems)}.')
   return {name: found[name] for name in may if name in found}

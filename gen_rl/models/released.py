@@ -155,7 +155,8 @@ def load(
 
   Raises:
     WeightsError: files that are missing or broken, or tensors that are
-      missing, unexpected, of another shape or no floats; all are named.
+      missing, unexpected, of another shape or no floats; all are named. Or
+      one whose numbers are not finite.
   """
   with contextlib.ExitStack() as stack:
     files = folders.open_tensors(folder, stack, variant)
@@ -204,20 +205,20 @@ def _filled(
   wanted = {name: place.shape for name, place in there.items()}
   found = folders.check(folder, files, wanted, names.ignored, names.aliases)
 
-  def read(leaf: str, name: str) -> np.ndarray:
-    x = files[found[name]].get_tensor(found[name])
-    return _to_ours(leaf, x.reshape(there[name].shape))
+  def read(leaf: str, name: str, own: np.dtype) -> np.ndarray:
+    x = files[found[name]].get_tensor(found[name]).reshape(there[name].shape)
+    return weights.floats(folder, name, _to_ours(leaf, x), own)
 
   leaves = []
   for leaf, want in tree_lib.named(like).items():
     own = jnp.dtype(dtype or want.dtype)
     each = of_leaf[leaf]
     if None in each:
-      x = np.asarray(read(leaf, each[None]), own, order='C')
+      x = read(leaf, each[None], own)
     else:
       x = np.empty(want.shape, own)
       for i, name in each.items():
-        x[i] = read(leaf, name)
+        x[i] = read(leaf, name, own)
     leaves.append(put(x, where.get(leaf)))
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

@@ -236,7 +236,7 @@ def test_files_that_are_not_there(tmp_path):
   index = folder / 'model.safetensors.index.json'
   index.write_text(json.dumps(dict(weight_map=dict(a='one.st', b='two.st'))))
   (folder / 'one.st').write_bytes(data)
-  with pytest.raises(weights.WeightsError, match=r'not there: \S+two\.st\.$'):
+  with pytest.raises(weights.WeightsError, match=r'not there: two\.st\.$'):
     convert.load_lm(folder)
   (folder / 'two.st').write_bytes(data)
   with pytest.raises(weights.WeightsError, match='in two files: model.embed'):

@@ -1,5 +1,6 @@
 """Released folders: names, orientation, parts, stacks, and what is refused."""
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 from flax import linen as nn
-import huggingface_hub.constants
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,6 +218,124 @@ def test_a_tensor_in_two_files(params, tmp_path):
   (tmp_path / files[1]).write_bytes((tmp_path / files[0]).read_bytes())
   with pytest.raises(WeightsError, match='has tensors in two files'):
     released.load(tmp_path, params, NAMES)
+
+
+def test_a_file_in_place_of_a_folder(tmp_path):
+  path = tmp_path / 'sd3.5_medium.safetensors'
+  path.write_bytes(b'x')
+  with pytest.raises(WeightsError, match=r'is a file.*from_single_file'):
+    released.locate(path, 'transformer')
+
+
+STEM = 'diffusion_pytorch_model'
+
+
+@pytest.mark.parametrize(
+  'there',
+  [
+    [f'{STEM}.fp16.safetensors'],
+    [f'{STEM}.safetensors', f'{STEM}.fp16.safetensors', f'{STEM}.ema.bin'],
+    [f'{STEM}.bin'],
+    [f'{STEM}.bin', f'{STEM}.fp16.bin', f'{STEM}.fp16.safetensors'],
+    [f'{STEM}.fp16.bin', 'training_args.bin'],
+    ['pytorch_model.bin', 'optimizer.bin'],
+    ['ImageReward.pt'],
+    ['pytorch_model.bin.index.json'],
+    ['model.safetensors.index.fp16.json'],
+  ],
+  ids=' '.join,
+)
+def test_what_may_hold_the_weights(tmp_path, there):
+  """The first file that there is; the others are of no use."""
+  torch = pytest.importorskip('torch')
+  tensors = {'a.weight': numbers(2, 3), 'b': numbers(2)}
+
+  def write(name, tensors):
+    if name.endswith('.safetensors'):
+      safetensors.numpy.save_file(tensors, tmp_path / name)
+    else:
+      held = {n: torch.from_numpy(x) for n, x in tensors.items()}
+      torch.save(held, tmp_path / name)
+
+  first, *others = there
+  for name in others:
+    (tmp_path / name).write_bytes(b'not read')
+  if first.endswith('.json'):
+    ending = 'bin' if '.bin.' in first else 'safetensors'
+    parts = {n: f'part-{i}.{ending}' for i, n in enumerate(tensors)}
+    for n, part in parts.items():
+      write(part, {n: tensors[n]})
+    (tmp_path / first).write_text(json.dumps(dict(weight_map=parts)))
+  else:
+    write(first, tensors)
+  like = {'a': {'kernel': np.zeros((3, 2))}, 'b': np.zeros(2)}
+  found = released.load(tmp_path, like)
+  np.testing.assert_array_equal(found['a']['kernel'], tensors['a.weight'].T)
+  np.testing.assert_array_equal(found['b'], tensors['b'])
+
+
+def test_variants_of_which_none_is_meant(tmp_path):
+  for name in ('model.fp16.safetensors', 'model.non_ema.safetensors'):
+    safetensors.numpy.save_file({'b': numbers(2)}, tmp_path / name)
+  like = {'b': np.zeros(2)}
+  with pytest.raises(WeightsError, match=r'no one variant.*model\.fp16'):
+    released.load(tmp_path, like)
+  released.load(tmp_path, like, variant='fp16')
+
+
+@pytest.mark.parametrize(
+  'weight_map, said',
+  [
+    (None, 'has no weight_map'), ([1], 'has no weight_map'),
+    ({'b': 5}, 'has no weight_map'), ({}, 'not there: none'),
+    ({'b': 'p', 'c': 'q'}, 'not there: q'),
+    ({'b': 'p', 'c': 'p'}, 'lack what it names: c'),
+    ({'b': '../p'}, r'outside of that folder'),
+    ({'b': 'link'}, r'outside of that folder'), ({'b': '.'}, 'outside of'),
+    ({'b': 'pipe'}, 'a pipe or a device'), ({'b': 'a\0b'}, 'not there'),
+  ],
+)  # fmt: skip
+def test_an_index_that_cannot_be(tmp_path, weight_map, said):
+  folder = tmp_path / 'unet'
+  folder.mkdir()
+  for path in (tmp_path / 'p', folder / 'p'):
+    safetensors.numpy.save_file({'b': numbers(2)}, path)
+  (folder / 'link').symlink_to('../p')
+  os.mkfifo(folder / 'pipe')
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps(dict(weight_map=weight_map)))
+  with pytest.raises(WeightsError, match=said):
+    released.load(folder, {'b': np.zeros(2)})
+
+
+@pytest.mark.parametrize('text', ['[' * 10**5, '{"a": ' + '9' * 6000, '\0'])
+def test_json_that_is_none(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(WeightsError, match=r'config\.json is no JSON'):
+    released.config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'there', [['pytorch_model.bin'], ['pytorch_model.bin', 'm.safetensors']]
+)
+def test_a_hub_is_asked_for_files_of_torch(tmp_path, monkeypatch, there):
+  """Only where it has nothing better."""
+
+  def snapshot(name, revision, allow_patterns):
+    for file in ['config.json', *there]:
+      if any(fnmatch.fnmatch(file, x) for x in allow_patterns):
+        (tmp_path / file).write_text('')
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+  folder = released.locate('someone/something')
+  assert sorted(os.listdir(folder)) == ['config.json', there[-1]]
+
+
+def test_numbers_that_are_none(tmp_path):
+  released.save(tmp_path, {'b': np.float32([1, np.nan])}, NAMES, CONFIG)
+  with pytest.raises(WeightsError, match='numbers in b that are not finite'):
+    released.load(tmp_path, {'b': np.zeros(2)}, NAMES)
 
 
 def test_an_id_without_a_network(monkeypatch):
