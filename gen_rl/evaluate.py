@@ -12,9 +12,15 @@ two sets of parameters are compared on the same seeds, picture by picture.
   diversity  mean root-mean-square pixel distance of two samples of a prompt
   kl         nats per sample between a policy and its base, summed over the
              decisions of the policy's own stochastic rollouts
+  invalid    how many samples a reward could not score
+
+A sample without a verdict is not right: `strict` and monitors that give
+verdicts count it as wrong. Scores are means of what could be scored, NaN where
+nothing could. A sample that is not finite is scored by nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import collections
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +32,15 @@ from gen_rl import sharding
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as reward_calls
-from gen_rl.types import Array, Params, Policy, PyTree, RewardInputs, Rows
+from gen_rl.types import (
+  Array,
+  Params,
+  Policy,
+  PyTree,
+  RewardInputs,
+  RewardOut,
+  Rows,
+)
 from gen_rl.utils import hosts, image, rng
 
 
@@ -39,19 +53,23 @@ class Evaluation(NamedTuple):
   proxy: float | None
   diversity: float
   media: np.ndarray  # [P n h w c], or points [P n 2]
-  gold: np.ndarray  # [P n]
+  gold: np.ndarray  # [P n]; NaN: could not be judged
   texts: list[str]  # [P]
   monitors: dict[str, float] = {}  # means of their scores
   reward: np.ndarray | None = None  # [P n], as trained on; NaN: not valid
   said: list[str] = []  # [P*n] where media are tokens
   seen: np.ndarray | None = None  # [P n h w c] pictures they are about
   verdict: bool = True  # gold is 1 for correct and 0 for wrong, not a score
+  # {gold, proxy, monitor/LABEL: samples of P*n that it could not score}
+  invalid: dict[str, int] = {}
 
   def metrics(self) -> dict[str, float]:
     """Scalars for the log."""
     out = {'eval/strict': self.strict, 'eval/diversity': self.diversity}
     if self.proxy is not None:
       out['eval/proxy'] = self.proxy
+    for name, count in self.invalid.items():
+      out['eval/invalid' + ('' if name == 'gold' else f'/{name}')] = count
     per_task = self.strict_per_task.items()
     out |= {f'eval/strict/{task}': value for task, value in per_task}
     monitors = self.monitors.items()
@@ -94,6 +112,8 @@ class Evaluation(NamedTuple):
       parts=self.parts | self.monitors,
       proxy=self.proxy,
       diversity=self.diversity,
+      evaluated=self.gold.size,
+      invalid=self.invalid,
     )
 
 
@@ -112,15 +132,29 @@ def diversity(media: Array, samples: int) -> Array:
 
   The distance of two pictures is the root mean square of their pixel
   differences, in units of the pixel range; that of two token sequences is 1
-  unless they are equal.
+  unless they are equal. Samples that are not finite are left out: NaN where
+  fewer than two of several are left. Of a single one it is 0.
   """
   x = media.reshape(media.shape[0] // samples, samples, -1)
   if jnp.issubdtype(media.dtype, jnp.integer):
     square = (x[:, :, None] != x[:, None]).any(-1).astype(jnp.float32)
   else:
     square = jnp.mean(jnp.square(x[:, :, None] - x[:, None]), -1)
-  pairs = samples * (samples - 1)
-  return jnp.sqrt(square).sum((1, 2)) / max(pairs, 1)
+  whole = finite(media).reshape(x.shape[:2])
+  both = whole[:, :, None] & whole[:, None]
+  distance = jnp.sqrt(jnp.where(both, square, 0.0)).sum((1, 2))
+  count = whole.sum(1)
+  pairs = count * (count - 1)
+  return distance / (pairs if samples > 1 else 1)
+
+
+def finite(media: PyTree) -> Array:
+  """[b] bool: all numbers of a sample are finite."""
+  rows = [
+    jnp.isfinite(x).reshape(x.shape[0], -1).all(1)
+    for x in jax.tree.leaves(media)
+  ]
+  return jnp.stack(rows).all(0)
 
 
 def sampled(
@@ -157,14 +191,13 @@ def sampled(
     speak: token ids [b k] -> b texts, for policies of tokens.
     layout: splits the samples; None: all on one device.
   """
-  gold_reward = combine.combine(gold)
   device, host = combine.split(proxy or {})
   weights = combine.weights({**device, **host})
-  monitors = dict(monitors or {})
-  scored = device | monitors
+  scored = dict(gold=gold, proxy=device, monitor=dict(monitors or {}))
+  verdict = combine.combine(gold).verdict
 
   @jax.jit
-  def run(params: Params, prompts, gold_params, device_params):
+  def run(params: Params, prompts, reward_params):
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
@@ -172,42 +205,53 @@ def sampled(
     media = policy.decode(params, sampler(params, rows))
     inputs = RewardInputs(media, rows.info, samples)
     keys = rng.stream_keys(rows.keys, 'reward')
-    verdict = gold_reward.score(gold_params, inputs, keys)
-    outs = reward_calls.evaluate(scored, inputs, keys, device_params)
+    whole = finite(media)
+    outs = {
+      kind: {
+        label: out.replace(valid=out.valid & whole)
+        for label, out in reward_calls.evaluate(
+          used, inputs, keys, reward_params[kind]
+        ).items()
+      }
+      for kind, used in scored.items()
+    }
     seen = None if view is None else rows.media
-    return inputs, seen, verdict, outs, diversity(media, samples)
+    return inputs, seen, outs, whole, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
-    inputs, seen, verdict, outs, spread = hosts.fetch(
-      run(params, dict(batch), gold_reward.params, combine.params(scored))
+    reward_params = {k: combine.params(used) for k, used in scored.items()}
+    inputs, seen, outs, whole, spread = hosts.fetch(
+      run(params, dict(batch), reward_params)
     )
-    watched = {label: outs.pop(label) for label in monitors}
-    means = {
-      label: float(out.score[out.valid].mean())
-      for label, out in watched.items()
-    }
     media = inputs.media
-    score = np.where(verdict.valid, verdict.score, np.nan)
+    out = jax.device_get(combine.merge(outs['gold'], combine.weights(gold)))
+    result = _evaluation(media, out, verdict, spread, texts, tasks)
+    invalid = dict(result.invalid)
+    means = {}
+    for label, (monitor, _) in scored['monitor'].items():
+      seen_by = outs['monitor'][label]
+      means[label] = _mean(seen_by.score, seen_by.valid, monitor.verdict)
+      invalid[f'monitor/{label}'] = int((~seen_by.valid).sum())
     if host:
       more, _ = reward_calls.evaluate_host(
         host, inputs, jax.random.key(seed), **(host_rewards or {})
       )
-      outs |= more
-    reward = mean_proxy = None
-    if outs:
-      trained = jax.device_get(combine.merge(outs, weights))
+      outs['proxy'] |= {
+        label: x.replace(valid=x.valid & whole) for label, x in more.items()
+      }
+    if weights:
+      trained = jax.device_get(combine.merge(outs['proxy'], weights))
       reward = np.where(trained.valid, trained.score, np.nan)
-      mean_proxy = float(np.nanmean(reward))
-      reward = reward.reshape(len(texts), -1)
+      invalid['proxy'] = int((~trained.valid).sum())
+      result = result._replace(
+        reward=reward.reshape(result.gold.shape),
+        proxy=_mean(trained.score, trained.valid),
+      )
+    names = _part_names(out.parts, gold, means)
     parts = {
-      name.rpartition('/')[2]: float(part[verdict.valid].mean())
-      for name, part in verdict.parts.items()
-      if name not in gold
+      short: _mean(out.parts[name], out.valid) for name, short in names.items()
     }
-    result = _evaluation(media, score, mean_proxy, spread, texts, tasks, parts)
-    result = result._replace(
-      monitors=means, reward=reward, verdict=gold_reward.verdict
-    )
+    result = result._replace(parts=parts, monitors=means, invalid=invalid)
     if speak and np.issubdtype(media.dtype, np.integer):
       shape = result.media.shape
       seen = None if seen is None else seen.reshape(*shape[:2], *seen.shape[1:])
@@ -215,6 +259,21 @@ def sampled(
     return result
 
   return evaluate_params
+
+
+def _part_names(
+  parts: Iterable[str], labels: Container[str], monitors: Iterable[str]
+) -> dict[str, str]:
+  """{label/part: what it is called}: the part, where nothing else is so called.
+
+  Args:
+    parts: of the gold rewards, and their labels.
+    labels: of the gold rewards, which are no parts.
+    monitors: labels of the monitors, beside which parts are reported.
+  """
+  short = {p: p.rpartition('/')[2] for p in parts if p not in labels}
+  count = collections.Counter([*short.values(), *monitors])
+  return {p: name if count[name] == 1 else p for p, name in short.items()}
 
 
 def labelled(
@@ -261,7 +320,8 @@ def labelled(
 
   def evaluate_params(params: Params) -> Evaluation:
     media, correct, spread = hosts.fetch(run(params, dict(batch)))
-    return _evaluation(media, correct, None, spread, texts, tasks, {})
+    out = RewardOut(correct, {}, np.ones(correct.shape, bool))
+    return _evaluation(media, out, True, spread, texts, tasks)
 
   return evaluate_params
 
@@ -273,22 +333,32 @@ def _split(rows: Rows, layout: sharding.Layout | None) -> Rows:
   return layout.rows(rows)
 
 
-def _evaluation(media, score, proxy, spread, texts, tasks, parts) -> Evaluation:
-  """Sums up numpy arrays: media [P*n ...], score [P*n] (NaN: not valid)."""
-  score = score.reshape(len(texts), -1)
-  per_task = {
-    task: float(np.nanmean(score[[t == task for t in tasks]]))
-    for task in sorted(set(tasks))
-  }
+def _mean(score: np.ndarray, valid: np.ndarray, verdict: bool = False) -> float:
+  """Mean of what is valid; of verdicts, all others are wrong. NaN: of none."""
+  count = valid.size if verdict else valid.sum()
+  total = np.where(valid, score, 0).sum(dtype=np.float64)
+  return float(total / count) if count else float('nan')
+
+
+def _evaluation(media, out, verdict, spread, texts, tasks) -> Evaluation:
+  """Sums up numpy arrays: media [P*n ...], the gold reward's answer [P*n]."""
+  score = out.score.reshape(len(texts), -1)
+  valid = out.valid.reshape(score.shape)
+  per_task = {}
+  for task in sorted(set(tasks)):
+    at = [t == task for t in tasks]
+    per_task[task] = _mean(score[at], valid[at], verdict)
   return Evaluation(
-    strict=float(np.nanmean(score)),
+    strict=_mean(score, valid, verdict),
     strict_per_task=per_task,
-    parts=parts,
-    proxy=proxy,
-    diversity=float(spread.mean()),
+    parts={},
+    proxy=None,
+    diversity=_mean(spread, np.isfinite(spread)),
     media=media.reshape(*score.shape, *media.shape[1:]),
-    gold=score,
+    gold=np.where(valid, score, np.nan),
     texts=list(texts),
+    verdict=verdict,
+    invalid=dict(gold=int((~valid).sum())),
   )
 
 

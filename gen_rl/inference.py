@@ -127,8 +127,8 @@ def evaluate(
     config_name, eval_seed, prompts, samples (per prompt), denoising_steps
     step      updates done; null: initial parameters
     source    which parameters, in words
-    strict, strict_per_task, parts, proxy, diversity: see `results`; null where
-              nobody measured
+    gold, strict, strict_per_task, parts, proxy, diversity, evaluated, invalid:
+              see `results`; null where nobody measured
 
   Args:
     config: of the run.
@@ -170,8 +170,10 @@ def table(result: evaluate_lib.Evaluation) -> str:
   if result.proxy is not None:
     rows.append(('proxy (trained on)', result.proxy))
   rows.append(('diversity', result.diversity))
-  width = max(len(name) for name, _ in rows)
+  lost = [(f'not scored ({k})', n) for k, n in result.invalid.items() if n]
+  width = max(len(name) for name, _ in rows + lost)
   lines = [f'{name:<{width}}  {value:6.3f}' for name, value in rows]
+  lines += [f'{name:<{width}}  {n:6d}' for name, n in lost]
   rule = '-' * (width + 8)
   tasks = len(result.strict_per_task)
   return '\n'.join([rule, *lines[:tasks], *([rule] if tasks else []),

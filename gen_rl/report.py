@@ -122,7 +122,8 @@ def _table(result):
     rows.append(f'<tr{css}><th scope="row">{label}</th>{cells}</tr>')
   accuracy = results.gold(result['base']) == 'accuracy'
   gold = (
-    'fraction of held-out samples that the gold reward calls correct'
+    'fraction of held-out samples that the gold reward calls correct (what it '
+    'cannot judge is not)'
     if accuracy
     else 'mean score of the gold reward, which gives no verdicts'
   )
@@ -131,7 +132,8 @@ def _table(result):
     f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     f'<p class="note">Gold: {gold}, on prompts that training never saw. '
     'Proxy: the reward that was trained on, on the same samples; the config '
-    'below says whether it knows the gold reward, too.</p>'
+    'below says whether it knows the gold reward, too. Scores are means of '
+    'what could be scored.</p>'
   )
 
 

@@ -11,12 +11,17 @@ result.json, schema_version 1. A number nobody measured is null.
     gold                "accuracy": the gold reward gives verdicts; "score": it
                         does not, and `strict` is a mean score; optional,
                         without it "accuracy"
-    strict              fraction of samples the gold reward calls correct
+    strict              fraction of samples the gold reward calls correct; those
+                        it could not judge are not
     strict_per_task     {task: that fraction among the prompts of the task}
     proxy               mean reward as trained on
     parts               {name: mean} of what else the gold reward says, and of
-                        the monitors; optional
+                        the monitors; optional. A part is named label/part
+                        where another part or a monitor is called the same
     diversity           mean distance between samples of one prompt
+    evaluated           how many samples there were; optional
+    invalid             {gold, proxy, monitor/LABEL: how many of them it could
+                        not score}; optional
   kl                  from the base to the trained policy, nats per sample
   wall_seconds        from start of the process to this file
   seconds_to_first_metric   from start to the first line of metrics.jsonl
@@ -145,6 +150,15 @@ def verdict(result: Mapping) -> str:
   if math.isfinite(kept):
     low = '' if kept >= 0.8 else ', below the 80% that count as no collapse'
     out.append(f'Diversity is {words.percent(kept)} of the base{low}.')
+  if any(
+    lost := [(p.get('invalid') or {}).get('gold') for p in (base, trained)]
+  ):
+    wrong = ', which count as wrong' if gold(base) == 'accuracy' else ''
+    out.append(
+      f'The gold reward could not judge {lost[0]} of {base["evaluated"]} '
+      f'samples of the base and {lost[1]} of {trained["evaluated"]} of the '
+      f'trained policy{wrong}.'
+    )
   if result['updates_skipped']:
     skipped = words.count(result['updates_skipped'], 'update')
     out.append(f'{skipped} skipped as not finite.')
@@ -173,6 +187,12 @@ def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
   for label, a, b in compared:
     change = words.to_float(b) - words.to_float(a)
     out.append((label, words.fixed(a), words.fixed(b), words.signed(change)))
+  lost, now = base.get('invalid') or {}, trained.get('invalid') or {}
+  for name in lost:
+    if lost[name] or now[name]:
+      change = f'{now[name] - lost[name]:+d}'.replace('-', '−')
+      label = f'not scored ({name})'
+      out.append((label, str(lost[name]), str(now[name]), change))
   a, b = base['diversity'], trained['diversity']
   kept = words.percent(words.ratio(b, a))
   out.append(('diversity (kept)', words.fixed(a), words.fixed(b), kept))

@@ -114,9 +114,10 @@ def test_monitors_are_means_beside_the_verdict():
   a, b = evaluator()(params), run(params)
   np.testing.assert_array_equal(a.media, b.media)
   assert (b.strict, b.proxy) == (a.strict, None)
-  # prompts 0, 2 and 3: prompt 1 could not be scored
-  assert b.monitors == pytest.approx({'even': 1.0, 'tint': a.proxy / 2})
-  assert b.metrics()['eval/monitor/even'] == 1
+  # prompt 1 could not be scored: of verdicts, that is not right
+  assert b.monitors == pytest.approx({'even': 0.75, 'tint': a.proxy / 2})
+  assert b.metrics()['eval/monitor/even'] == 0.75
+  assert b.invalid == {'gold': 0, 'monitor/even': 3, 'monitor/tint': 0}
   assert b.summary()['parts'] == b.monitors
 
 
@@ -127,6 +128,8 @@ def test_diversity_by_hand():
   )
   np.testing.assert_allclose(evaluate.diversity(media, 3), [2, 0])
   np.testing.assert_allclose(evaluate.diversity(media, 1), np.zeros(6))
+  lost = media.at[4, 0, 0, 0].set(jnp.nan).at[1:3].set(jnp.inf)
+  np.testing.assert_allclose(evaluate.diversity(lost, 3), [np.nan, 0])
 
 
 def test_evaluation_is_repeatable_and_its_numbers_are_means():
@@ -157,7 +160,7 @@ def test_evaluation_is_repeatable_and_its_numbers_are_means():
   assert a.texts == list('abcd')
   assert set(a.metrics()) == {
     'eval/strict', 'eval/diversity', 'eval/proxy',
-    'eval/strict/x', 'eval/strict/y',
+    'eval/strict/x', 'eval/strict/y', 'eval/invalid', 'eval/invalid/proxy',
   }  # fmt: skip
   assert a.summary()['strict_per_task'] == a.strict_per_task
   other = evaluator(seed=2)(params)
@@ -177,14 +180,70 @@ def test_two_parameters_share_their_noise():
   assert a.proxy is None and 'eval/proxy' not in a.metrics()
 
 
-def test_rows_without_a_verdict_are_left_out():
-  result = evaluator(spoil=True)(POLICY.init(KEY))
+def test_what_cannot_be_judged_is_not_right():
+  params = POLICY.init(KEY)
+  result = evaluator(spoil=True)(params)
   assert np.isnan(result.gold[1]).all()
   marks = result.shown(2).correct
   assert marks[1].tolist() == [None] * 3
   assert marks[0].tolist() == [True] * 3
-  assert result.strict == 1.0
-  assert result.strict_per_task == dict(x=1.0, y=1.0)
+  # prompts 0, 2 and 3 are right, and 1 of the tasks "y" is not
+  assert result.strict == 0.75
+  assert result.strict_per_task == dict(x=1.0, y=0.5)
+  assert result.invalid == dict(gold=3, proxy=0)
+  assert result.metrics()['eval/invalid'] == 3
+  assert result.summary()['evaluated'] == 12
+  score = evaluator(spoil=True, verdict=False)(params)
+  assert (score.strict, score.invalid['gold']) == (1.0, 3)
+
+
+def test_pictures_that_are_not_finite():
+  """They are wrong to a reward that likes them, and the others stay."""
+
+  def sampler(params, rows):  # of prompt 1 all are lost, of the others one
+    lost = (rows.member == 2) | (rows.group == 1)
+    shade = rows.member[:, None, None, None] * jnp.ones(testing.SHAPE)
+    return jnp.where(lost[:, None, None, None], jnp.nan, shade)
+
+  def score(params, inputs, key):
+    b = len(inputs.media)
+    part = jnp.arange(b) % 3 * 1.0
+    return RewardOut(jnp.ones(b), dict(even=part, odd=part), jnp.ones(b, bool))
+
+  likes = Reward('likes', (), score, verdict=True)
+  run = evaluate.sampled(
+    POLICY, sampler, PROMPTS, list('abcd'), PROMPT_TASKS,
+    dict(a=(likes, 1.0), b=(likes._replace(verdict=False), 0.0)),
+    dict(c=(likes, 2.0)), samples=3, seed=1,
+    monitors=dict(even=(likes, 1.0), mean=(likes._replace(verdict=False), 1.0)),
+  )  # fmt: skip
+  found = run(POLICY.init(KEY))
+  assert found.strict == 0.5 and found.strict_per_task == dict(x=2 / 3, y=1 / 3)
+  assert found.proxy == 2.0
+  assert found.monitors == dict(even=0.5, mean=1.0)
+  lost = dict.fromkeys(('gold', 'proxy', 'monitor/even', 'monitor/mean'), 6)
+  assert found.invalid == lost
+  # Members 0 and 1 of prompts 0, 2 and 3 are left: shades 0.5 and 1.
+  assert found.diversity == pytest.approx(0.5)
+  # A part that is called like a monitor says whose it is.
+  assert found.parts == pytest.approx({'a/even': 0.5, 'odd': 0.5})
+  assert found.summary()['parts']['even'] == 0.5
+
+
+@pytest.mark.parametrize(
+  'parts, monitors, names',
+  [
+    (['a', 'a/partial'], ['x'], {'a/partial': 'partial'}),
+    (
+      ['a', 'a/partial', 'a/score', 'b', 'b/partial'],
+      [],
+      {'a/partial': 'a/partial', 'a/score': 'score', 'b/partial': 'b/partial'},
+    ),
+    (['b', 'b/x', 'b/y'], ['x'], {'b/x': 'b/x', 'b/y': 'y'}),
+  ],
+)
+def test_parts_have_names_of_their_own(parts, monitors, names):
+  assert evaluate._part_names(parts, {'a', 'b'}, monitors) == names
 
 
 def test_scores_are_no_verdicts():

@@ -168,6 +168,8 @@ def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
   assert record == dict(
     config_name='flow_grpo:tiny',
     gold='accuracy',
+    evaluated=6,
+    invalid={},
     eval_seed=1234,
     prompts=3,
     samples=2,

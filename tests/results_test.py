@@ -51,7 +51,14 @@ def test_verdict_says_what_went_wrong():
   bad = testing.result()
   bad['trained'].update(strict=0.5, diversity=0.1)
   bad['updates_skipped'] = 1
+  for part, lost in ((bad['base'], 0), (bad['trained'], 7)):
+    part.update(evaluated=40, invalid=dict(gold=lost, proxy=0))
   text = results.verdict(bad)
+  assert '0 of 40 samples of the base and 7 of 40 of the trained' in text
+  assert ('not scored (gold)', '0', '7', '+7') in results.rows(bad)
+  assert not any(
+    'proxy)' in row[0] and 'scored' in row[0] for row in results.rows(bad)
+  )
   assert 'reward hacking' in text and 'below the 80%' in text
   assert '1 update skipped' in text and '(−12.0 points)' in text
 
