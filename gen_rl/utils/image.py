@@ -7,16 +7,17 @@ A grid is n cells. Each cell is the picture, enlarged by a whole factor with
 nearest neighbour (a 24-pixel canvas stays crisp), a border that is green
 where `correct` is true, red where it is false and grey where nobody asked, and
 under it the reward and the caption, wrapped to the cell and cut with an
-ellipsis. The font is the TrueType face that Pillow carries with it.
+ellipsis, in any script (`lettering`).
 """
 
 from collections.abc import Sequence
-import functools
 import io
 import os
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from gen_rl.utils import lettering
 
 GREEN = (22, 145, 70)
 RED = (214, 40, 40)
@@ -151,7 +152,7 @@ def captioned(picture, text: str, lines: int = 3) -> np.ndarray:
   sheet.paste(Image.fromarray(picture), (0, 0))
   draw = ImageDraw.Draw(sheet)
   for k, line in enumerate(wrap(text, w - 6, lines)):
-    draw.text((3, h + k * LINE), line, INK, _font(FONT_SIZE))
+    lettering.draw(draw, (3, h + k * LINE), line, INK, FONT_SIZE)
   return np.asarray(sheet)
 
 
@@ -244,9 +245,9 @@ def wrap(text: str, width: int, lines: int, size: int = FONT_SIZE) -> list[str]:
   """
 
   def fits(s):
-    return _font(size).getlength(s) <= width
+    return lettering.length(s, size) <= width
 
-  out, rest = [], ' '.join(str(text).split())
+  out, rest = [], lettering.readable(text)
   while rest and len(out) < lines:
     last = len(out) == lines - 1
     if fits(rest):
@@ -285,11 +286,6 @@ def _scale(width):
 def _number(x):
   x = float(x)
   return f'{x:.2f}' if np.isfinite(x) else '–'
-
-
-@functools.cache
-def _font(size):
-  return ImageFont.load_default(size)
 
 
 def _framed(tile, correct):
@@ -340,8 +336,9 @@ def _sheet(cells, texts, columns, captioned):
     y += h + 5
     for j, (label, colour) in enumerate(labels):
       (label,) = wrap(label, w, 1) or ('',)
-      draw.text((x + j * (w + pad), y), label, colour, _font(FONT_SIZE))
+      place = x + j * (w + pad), y
+      lettering.draw(draw, place, label, colour, FONT_SIZE)
     y += labelled
     for k, line in enumerate(wrapped[i]):
-      draw.text((x, y + k * LINE), line, MUTED, _font(FONT_SIZE))
+      lettering.draw(draw, (x, y + k * LINE), line, MUTED, FONT_SIZE)
   return np.asarray(sheet)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from gen_rl.utils import image
+from gen_rl.utils import image, lettering
 
 
 def test_to_uint8_rounds_and_clips():
@@ -100,13 +100,12 @@ def test_grid_writes_captions_under_their_own_cell():
 
 def test_wrap_keeps_to_the_width_and_cuts_with_an_ellipsis():
   text = 'a large red circle left of a small blue square'
-  font = image._font(image.FONT_SIZE)
   lines = image.wrap(text, 130, 9)
   assert ' '.join(lines) == text
   short = image.wrap(text, 110, 2)
   assert len(short) == 2 and short[-1].endswith('…')
   for line in [*lines, *short, *image.wrap('x' * 99, 50, 3)]:
-    assert font.getlength(line) <= 130
+    assert lettering.length(line, image.FONT_SIZE) <= 130
   assert image.wrap('', 100, 3) == []
   assert ''.join(image.wrap('x' * 20, 60, 9)) == 'x' * 20
 
