@@ -185,7 +185,7 @@ def make_tiny(c: ml_collections.ConfigDict) -> None:
   c.data.prompts_per_step = 4
   c.data.group_size = min(c.data.group_size, 2)
   c.microbatches = min(c.microbatches, 2)
-  c.optimizer.warmup = 1
+  c.optimizer.warmup = min(c.optimizer.warmup, 1)
   c.eval.update(every=1, num_prompts=7, samples=2, steps=2, shown=4)
   c.log.tensorboard = False
   c.checkpoint.every = 1

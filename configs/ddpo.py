@@ -12,7 +12,8 @@ configs/flow_grpo.py, but for more prompts with fewer samples each.
 
 Variants, joined by commas:
   sf    score function (DDPO-SF): one update per rollout
-  dpok  with the step-wise KL term of DPOK (arXiv 2305.16381)
+  dpok  with the step-wise KL term of DPOK's text (arXiv 2305.16381); its code
+        takes the squared difference of predicted noises in its place
   rwr   reward-weighted regression, the paper's baseline
   tiny  two quick steps of all of it, for tests
 """

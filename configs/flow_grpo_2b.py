@@ -49,7 +49,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.objective.pg = config_dict.create(
     name='clipped_pg', clip=1e-4, ratio='guard', weight=1.0
   )
-  c.objective.kl = config_dict.create(name='kl', ref='ref', weight=0.04)
+  c.objective.kl = config_dict.create(
+    name='kl', ref='ref', scale='dt', weight=0.04
+  )
   if 'full' in variants:
     c.lora.pattern = ''
     c.trainable = ''

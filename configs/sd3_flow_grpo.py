@@ -13,13 +13,30 @@ all weights are drawn: enough to plan a run (gen_rl.plan) and to time it.
 Prompts are those of ShapesWorld unless `files` is among the variants. Rewards
 that read prompts with CLIP's tokenizer take it from `released`.
 
-Hyperparameters are the published ones: groups of 24, 48 of them a rollout in
-two updates, ten steps trained and forty evaluated, adapters of rank 32,
-guidance 4.5. Features of prompts are computed once each, and
---config.data.embed.cache keeps them in a folder between runs. Nothing was
-measured with released weights: this project has only had drawn ones. A plan
-(gen_rl.plan) says 15.3 of 16 GiB for each of 16 chips of v5e, with
---config.microbatches=36 --config.rollout_chunks=36.
+Hyperparameters are those of Flow-GRPO's code (config/grpo.py, grpo_guard.py and
+scripts/train_sd3*.py, November 2025): groups of 24, 48 of them a rollout in two
+updates, nine of ten steps trained and forty evaluated, adapters of rank 32,
+guidance 4.5, its KL term, which is divided by the diffusion coefficient and not
+by the variance of a step (kl(scale='dt')), its average, which warms up and
+changes every eight updates. tests/published_test.py holds their table. What
+differs, and why:
+  steps           1000; there a person ends the run
+  eval            64 prompts; there all of the test file (time)
+  dtype           bfloat16, the autoencoder too; there float16 and float32
+  ema             moved once every eight updates; there once for every
+                  microbatch of the update that comes then, two on 32 GPUs
+  fast            the members of a group start from noises of their own; there
+                  nine of them branch off one trajectory of the ODE
+  window_start    drawn for all prompts of a rollout; there for every batch
+  rewards         see pictures as they are; there rounded to 8 bits (rounded)
+  cps, sd3, large, fast with another reward than PickScore or with guard,
+  fast_nocfg with OCR: no such config is published
+
+Features of prompts are computed once each, and --config.data.embed.cache keeps
+them in a folder between runs. Nothing was measured with released weights: this
+project has only had drawn ones. A plan (gen_rl.plan) says 15.3 of 16 GiB for
+each of 16 chips of v5e, with --config.microbatches=36
+--config.rollout_chunks=36.
 
 Variants, joined by commas:
   pickscore   reward: PickScore, judged by HPS v2.1 (the default)
@@ -29,10 +46,14 @@ Variants, joined by commas:
   geneval     reward: GenEval's checks of what a detector finds (a function of
               yours, --config.rewards.geneval.detector=module:function); both
               prompts.path are files of GenEval's metadata, a JSON object a line
-  fast        trains a window of 3 of the first 5 steps, without a KL term
-  fast_nocfg  the same without guidance
-  cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
-  guard       ratio normalisation (GRPO-Guard, arXiv 2510.22319)
+  fast        Flow-GRPO-Fast: trains a window of 2 of the first 7 steps, without
+              a KL term
+  fast_nocfg  without guidance: a window of 3 of the first 5 steps, sampled by
+              cps, without a KL term; PickScore in 64 groups of 18
+  cps         coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952) of
+              all steps, with the exact KL term, as its code has it
+  guard       GRPO-Guard (arXiv 2510.22319): ratio normalisation, smaller clips
+              and learning rate, deviation per group, no KL term
   files       prompts from files, one a line
   sd3         Stable Diffusion 3 medium in place of 3.5 medium
   large       Stable Diffusion 3.5 large
@@ -52,12 +73,13 @@ VARIANTS = (
   'sd3', 'large', 'short', 'tiny',
 )  # fmt: skip
 EXCLUSIVE = (
-  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'),
-  ('sd3', 'large', 'short', 'tiny'),
+  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'), ('cps', 'guard'),
+  ('fast_nocfg', 'guard'), ('sd3', 'large', 'short', 'tiny'),
 )  # fmt: skip
 # What Flow-GRPO adapts: all products of the joint attention.
 LORA = r'/attn/(add_[qkv]_proj|to_add_out|to_[qkv]|to_out_0)$'
 KL = dict(pickscore=0.01, ocr=0.04, geneval=0.04)
+GUARD_CLIP = dict(pickscore=4e-6, ocr=2e-6, geneval=2e-6)
 
 
 def model() -> ml_collections.ConfigDict:
@@ -85,7 +107,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c = base.get_config()
   c.name = 'sd3_flow_grpo' + (f':{arg}' if arg else '')
   c.model = model()
-  c.lora.update(pattern=LORA, rank=32, alpha=64.0)
+  c.lora.update(pattern=LORA, rank=32, alpha=64.0, init='gaussian')
   c.trainable = lora.TRAINABLE
   c.frozen_dtype = 'bfloat16'
   c.steps = 1000
@@ -105,30 +127,43 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   )  # fmt: skip
   c.advantage = dict(name='grpo', std='global')
   c.objective.pg = config_dict.create(name='clipped_pg', clip=1e-4, weight=1.0)
-  c.objective.kl = config_dict.create(name='kl', ref='ref', weight=KL[reward])
-  c.optimizer.update(lr=3e-4, b2=0.999, weight_decay=1e-4, grad_clip=1.0)
+  c.objective.kl = config_dict.create(
+    name='kl', ref='ref', scale='dt', weight=KL[reward]
+  )
+  c.optimizer.update(
+    lr=3e-4, b2=0.999, weight_decay=1e-4, grad_clip=1.0, warmup=0
+  )
   c.updates = 2
   c.microbatches = 72
   c.rollout_chunks = 24
-  c.ema = 0.987  # 0.9 every eight updates
-  c.eval.update(every=30, num_prompts=64, samples=1, steps=40, shown=16)
-  c.checkpoint.every = 30
+  c.update(ema=0.9, ema_every=8, ema_warmup=True)
+  c.eval.update(every=60, num_prompts=64, samples=1, steps=40, shown=16)
+  c.checkpoint.every = 60
   _rewards(c, reward)
   if 'fast' in variants or 'fast_nocfg' in variants:
+    window, high = (2, 7) if 'fast' in variants else (3, 5)
     c.policy.update(
-      window=3, window_high=5, window_start=dict(name='random_window'),
+      window=window, window_high=high, window_start=dict(name='random_window'),
       noise=0.8,
     )  # fmt: skip
     c.objective.pg.clip = 1e-5
     c.objective.kl.weight = 0.0
+  if 'fast_nocfg' in variants and reward == 'pickscore':
+    c.data.update(prompts_per_step=64, group_size=18)
   if 'fast_nocfg' in variants or 'short' in variants:
     c.policy.guidance_scale = 1.0
     c.data.embed.negative = None
-  if 'cps' in variants:
+  if 'cps' in variants or 'fast_nocfg' in variants:
     c.policy.transition.name = 'cps'
-    c.policy.noise = 0.8
+    c.policy.update(noise=0.8, unit_log_prob=True)
+    c.objective.pg.clip = 1e-5
+    c.objective.kl.scale = 'exact'
   if 'guard' in variants:
-    c.objective.pg.ratio = 'guard'
+    c.advantage.std = 'group'
+    c.objective.pg.update(clip=GUARD_CLIP[reward], ratio='guard')
+    c.objective.kl.weight = 0.0
+    c.optimizer.lr = 1e-4
+    c.eval.every = c.checkpoint.every = 30
   if 'files' in variants and reward == 'pickscore':
     c.data.prompts = config_dict.create(name='txt', path='')
     c.eval.prompts = config_dict.create(name='txt', path='')
@@ -141,7 +176,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'short' in variants:
     c.steps = 100
     c.data.update(prompts_per_step=8, group_size=24)
-    c.optimizer.lr = 3e-3
+    c.lora.init = 'kaiming'
+    c.optimizer.update(lr=3e-3, warmup=1)
+    c.update(ema=0.987, ema_every=1, ema_warmup=False)
     c.objective.pg.update(clip=1e-2, ratio='guard')
     c.objective.kl.weight = 0.0
     c.eval.update(every=50, num_prompts=32, samples=4, shown=8)
@@ -187,7 +224,6 @@ def shrink(c: ml_collections.ConfigDict) -> None:
   c.policy.steps = 4
   c.policy.window_high = min(c.policy.window_high, 3)
   c.microbatches = c.rollout_chunks = 2
-  c.optimizer.warmup = 1
   c.eval.update(every=1, num_prompts=7, samples=2, steps=4, shown=4)
   c.log.tensorboard = False
   c.checkpoint.every = 1
