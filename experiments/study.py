@@ -37,6 +37,7 @@ from typing import IO, Any, NamedTuple
 from absl import app, flags, logging
 
 from experiments import rows
+import gen_rl
 from gen_rl.utils import files, system
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -348,7 +349,7 @@ def child(study: Study, what: str, argv: Sequence[str]) -> None:
   from experiments import vmapped
 
   configs = [load_config(pathlib.Path(workdir)) for workdir in argv]
-  vmapped.vmapped_runs(configs, argv, system.process_start())
+  vmapped.vmapped_runs(configs, argv, gen_rl.STARTED)
 
 
 def main(study: Study) -> None:

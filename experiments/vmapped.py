@@ -50,7 +50,7 @@ def vmapped_runs(
     configs: of the runs; they differ in `seed` only.
     workdirs: folder of each, for metrics.jsonl, result.json and what
       `config.export` asks for.
-    started: seconds since the epoch from which wall time counts; default now.
+    started: `time.monotonic()` from which wall time counts; default now.
 
   Returns:
     What each result.json holds.
@@ -59,7 +59,7 @@ def vmapped_runs(
     ConfigError: the configs differ in more, or a reward needs the host.
     FloatingPointError: too many updates of a seed in a row were not finite.
   """
-  started = time.time() if started is None else started
+  started = time.monotonic() if started is None else started
   clock = progress.Stopwatch()
   config, n = configs[0], len(configs)
   for other in configs[1:]:
@@ -123,7 +123,7 @@ def vmapped_runs(
 
     line = progress.Progress(config.steps)
     before = run_eval(0, bases)
-    first_metric = time.time() - started
+    first_metric = time.monotonic() - started
     for done in range(1, config.steps + 1):
       batch = stack([next(b)[0] for b in batches])
       with clock.stage('step'):
@@ -152,7 +152,7 @@ def vmapped_runs(
     after = run_eval(config.steps, map(trained, range(n)))
 
   environment = system.environment()
-  wall, out = time.time() - started, []
+  wall, out = time.monotonic() - started, []
   for i, (c, workdir) in enumerate(zip(configs, workdirs)):
     if c.export:
       train.export(c, os.fspath(workdir), trained(i), after[i][0], built.policy)

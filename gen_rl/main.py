@@ -29,6 +29,7 @@ import types
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+import gen_rl
 from gen_rl.utils import memory
 
 # Before jax is imported: TensorFlow and XLA are not to fill the terminal.
@@ -293,9 +294,8 @@ def main(argv: list[str]) -> None:
   hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if _MODE.value == 'train':
     from gen_rl import train
-    from gen_rl.utils import system
 
-    train.train_and_evaluate(config, workdir, started=system.process_start())
+    train.train_and_evaluate(config, workdir, started=gen_rl.STARTED)
     return
   from gen_rl import inference
 

@@ -23,7 +23,8 @@ result.json, schema_version 1. A number nobody measured is null.
     invalid             {gold, proxy, monitor/LABEL: how many of them it could
                         not score}; optional
   kl                  from the base to the trained policy, nats per sample
-  wall_seconds        from start of the process to this file
+  wall_seconds        from the start of Python to this file, of all starts that
+                      led to it
   seconds_to_first_metric   from start to the first line of metrics.jsonl
   samples_per_second  median over updates, in all processes
   peak_rss_bytes      most memory held by process 0
@@ -67,9 +68,12 @@ RESULT_KEYS = (
 
 def check(result: Mapping) -> None:
   """Raises ValueError, naming what is missing, unless the schema is met."""
+  if not isinstance(result, Mapping):
+    raise ValueError(f'The result is no mapping: {result!r:.60}.')
   missing = [k for k in RESULT_KEYS if k not in result]
   for name in ('base', 'trained'):
-    part = result.get(name) or {}
+    part = result.get(name)
+    part = part if isinstance(part, Mapping) else {}
     missing += [f'{name}.{k}' for k in POLICY_KEYS if k not in part]
   if missing:
     raise ValueError(f'The result lacks {", ".join(missing)}.')
@@ -101,9 +105,14 @@ def write_json(workdir, result: Mapping) -> pathlib.Path:
 
 
 def read_json(workdir) -> dict | None:
-  """What `write_json` wrote there, or None."""
+  """What `write_json` wrote there, or None: no such file, or not as it was."""
   path = pathlib.Path(workdir) / 'result.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  try:
+    result = json.loads(path.read_text(encoding='utf-8'))
+    check(result)
+  except (FileNotFoundError, ValueError):
+    return None
+  return result
 
 
 def gold(part: Mapping) -> str:

@@ -1,6 +1,6 @@
 """Training, top to bottom: config in, checkpoints, metrics and a report out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import io
@@ -25,15 +25,17 @@ from gen_rl import (
   metrics,
   report,
   results,
+  run_folder,
   sharding,
   train_state,
+  train_step,
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params, Policy
-from gen_rl.utils import files, hosts, image, progress, system, tree
+from gen_rl.utils import hosts, image, progress, system, tree
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -92,7 +94,7 @@ def train_and_evaluate(
       rewards that live in a notebook.
     workdir: folder for checkpoints, metrics.jsonl, TensorBoard files,
       result.json and report.html.
-    started: seconds since the epoch from which wall time counts; default now.
+    started: `time.monotonic()` from which wall time counts; default now.
 
   Returns:
     What result.json holds.
@@ -107,8 +109,7 @@ def train_and_evaluate(
       f'--workdir={workdir} is no folder of a file system; mount the bucket '
       '(experiments/launch/mount.sh does) and give the path it has there'
     )
-  started = time.time() if started is None else started
-  clock = progress.Stopwatch()
+  started = time.monotonic() if started is None else started
   try:
     built = assemble.setup(config, own_rewards)
     layout = assemble.make_layout(config, built)
@@ -120,6 +121,21 @@ def train_and_evaluate(
   )
   shapes = assemble.param_shapes(config, built.policy)
   checks.memory(jax.eval_shape(init, shapes), layout)
+  with run_folder.owned(workdir):
+    return _run(config, workdir, built, layout, step, init, started)
+
+
+def _run(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  built: assemble.Setup,
+  layout: sharding.Layout,
+  step: train_step.Step,
+  init: Callable[[Params], train_state.TrainState],
+  started: float,
+) -> dict[str, Any]:
+  """`train_and_evaluate` with everything built, in a folder that is ours."""
+  clock = progress.Stopwatch()
   batches = feeds.training(config, built)
   manager = checkpoint.open_manager(
     f'{workdir}/checkpoints', config.checkpoint.keep
@@ -153,8 +169,10 @@ def train_and_evaluate(
   line.note(f'{config.name} in {workdir}, ' + (
     f'from step {start} on' if restored else f'{config.steps} updates'
   ))  # fmt: skip
-  before = results.read_json(workdir) if start >= config.steps else None
-  if before and before['steps'] == start:
+  before = None
+  if start >= config.steps:
+    before = hosts.from_first(lambda: run_folder.finished(workdir, start))
+  if before:
     checkpoint.close(manager)
     if primary:
       print(results.table(before))
@@ -182,7 +200,7 @@ def train_and_evaluate(
     return sharding.put(params, layout.params(params))
 
   def wall() -> float:
-    return elapsed_before + time.time() - started
+    return elapsed_before + time.monotonic() - started
 
   def memory() -> int | None:
     peak = system.peak_rss_bytes()
@@ -271,12 +289,6 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     stack.callback(signal.signal, signal.SIGTERM, old_handler)
     stack.callback(checkpoint.close, manager)
-    if primary:
-      lock = files.locked(pathlib.Path(workdir) / '.lock', wait=False)
-      if stack.enter_context(lock) is None:
-        raise build.ConfigError(
-          f'another process is training in {workdir}; use another --workdir'
-        )
     # Not before: a writer forgets what came after the checkpoint.
     writer = stack.enter_context(
       metrics.Writer(
@@ -356,7 +368,6 @@ def train_and_evaluate(
     git_commit=environment['git_commit'],
   )
   if primary:
-    results.write_json(workdir, result)
     before = base_result.shown(config.eval.shown)
     after = trained_result.shown(config.eval.shown)
     comparison = report.Comparison(
@@ -377,6 +388,7 @@ def train_and_evaluate(
       environment,
       rerun_commands(config, workdir, sys.argv[1:]),
     )
+    results.write_json(workdir, result)  # last: it says that the run has ended
     print(results.table(result))
     print(f'Report: {path}')
   return result

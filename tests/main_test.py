@@ -369,7 +369,7 @@ def test_oracle_on_prompts_that_say_nothing_about_themselves(tmp_path):
 
 def test_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(checkpoint.CheckpointError) as error:
+  with pytest.raises(build.ConfigError) as error:
     train.train_and_evaluate(_config(), str(tmp_path / 'file' / 'run'))
   assert 'file/run' in main.sentence(error.value)
 

@@ -22,11 +22,12 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  run_folder,
   sharding,
   train,
 )
 from gen_rl.types import Reward, RewardOut
-from gen_rl.utils import files, tree
+from gen_rl.utils import tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 30
@@ -177,13 +178,23 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
   assert again['samples_per_second'] > 0
   assert f'--config.steps={2 * config.steps}' in capsys.readouterr().out
   assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json*')}
+  # killed as it wrote its last files: these are made up for
+  (tmp_path / 'report.html').unlink()
+  (tmp_path / 'result.json').write_text('{"steps": ')
+  ended = train.train_and_evaluate(config, str(tmp_path))
+  for name in ('base', 'trained', 'kl', 'steps'):
+    assert ended[name] == result[name], name
+  assert json.loads((tmp_path / 'result.json').read_text())['steps']
+  assert 'Held-out prompts' in (tmp_path / 'report.html').read_text()
   config.steps += 1
+  partial = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  partial.mkdir()
   with (
-    files.locked(tmp_path / '.lock'),
-    pytest.raises(build.ConfigError, match='another process is training'),
+    run_folder.owned(tmp_path),
+    pytest.raises(build.ConfigError, match='another process .*is training'),
   ):
     train.train_and_evaluate(config, str(tmp_path))
-  assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json*')}
+  assert partial.exists()  # being written by the other, for all we know
   built = assemble.setup(config)
   params = jax.tree.map(
     lambda x: x + 1, assemble.initial_params(config, built.policy)

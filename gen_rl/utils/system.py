@@ -6,32 +6,14 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 
 import jax
-
-_IMPORTED = time.time()
 
 
 def peak_rss_bytes() -> int:
   """The most memory this process has held at once, in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == 'darwin' else peak * 1024
-
-
-def process_start() -> float:
-  """When this process began, in seconds since the epoch.
-
-  Where the system does not say (no /proc), when this module was imported.
-  """
-  try:
-    with open('/proc/self/stat') as stat, open('/proc/uptime') as uptime:
-      # Field 22, counted after the name in brackets, which may hold spaces.
-      ticks = int(stat.read().rpartition(')')[2].split()[19])
-      age = float(uptime.read().split()[0]) - ticks / os.sysconf('SC_CLK_TCK')
-  except OSError:
-    return _IMPORTED
-  return time.time() - age
 
 
 def git_commit() -> str | None:
