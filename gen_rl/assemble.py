@@ -74,13 +74,8 @@ def setup(
   )
   end = dict(end=tokenizer.end_id)
   policy = build.build(policies, config.policy, net=net, **end)
-  every = dict(
-    window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
-    solver='euler', deterministic=False,
-  )  # fmt: skip
-  every = {k: v for k, v in every.items() if k in config.policy}
   all_decisions = build.build(
-    policies, {**config.policy, **every}, net=net, **end
+    policies, _all_decisions(config.policy), net=net, **end
   )
   view = None
   if config.data.view.name:
@@ -98,17 +93,17 @@ def setup(
     *sampling, config.eval.solver, **grid
   )
   segments = None
+  offers = dict(
+    ode=policy.velocity is not None, policy=True,
+    greedy=policy.greedy is not None,
+  )  # fmt: skip
+  offers = [name for name, offered in offers.items() if offered]
   if config.eval.sampler == 'policy':
     sampler = lambda params, rows: (
       policy.rollout(params, rows, jnp.zeros((), jnp.int32)).sample
     )
   elif config.eval.sampler == 'greedy':
     sampler = policy.greedy
-  elif config.eval.sampler != 'ode':
-    raise build.ConfigError(
-      f'config.eval.sampler is {config.eval.sampler!r}; it is ode, policy or '
-      'greedy'
-    )
   elif sampler and config.eval.solver == 'euler':
     segments = ode.segments(*sampling, **grid)
   reader = feeds.reader(config)
@@ -120,6 +115,11 @@ def setup(
   }
   weighted |= own_rewards or {}
   errors = build.field_errors(config) + _drawn_errors(config)
+  if config.eval.name == 'sampled' and config.eval.sampler not in offers:
+    errors.append(
+      f'config.eval.sampler is {config.eval.sampler!r}; the policy '
+      f'{config.policy.name} offers {", ".join(offers)}'
+    )
   if config.released and policy.load is None:
     errors.append(
       f'config.released={config.released!r} is the folder of a released model, '
@@ -160,6 +160,27 @@ def setup(
     reader,
     feeds.embed(config),
   )
+
+
+# Settings of policies by which decisions are left out of training.
+_LEAVE_OUT = dict(
+  window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
+  solver='euler', deterministic=False, drop_truncated=False,
+  greedy_first=False,
+)  # fmt: skip
+
+
+def _all_decisions(spec: build.Spec) -> dict[str, Any]:
+  """The spec of a policy, and of those within it, that leaves out none."""
+  policy_names = build.names(policies)
+
+  def changed(key: str, value: Any) -> Any:
+    name = value.get('name', '') if isinstance(value, Mapping) else ''
+    if name.rpartition('.')[2] in policy_names:
+      return _all_decisions(value)
+    return _LEAVE_OUT.get(key, value)
+
+  return {key: changed(key, value) for key, value in build.plain(spec).items()}
 
 
 def _drawn_errors(config: ml_collections.ConfigDict) -> list[str]:

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Int
 
-from gen_rl.types import AnyArray, Array
+from gen_rl.types import AnyArray, Array, Dist
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -261,3 +261,10 @@ class Concat(struct.PyTreeNode):
   def entropy(self) -> Array:
     """Of the parts, side by side [b k]."""
     return jnp.concatenate([p.entropy() for p in self.parts], 1)
+
+
+def joint(dist: Dist) -> Dist:
+  """The same with event dimensions summed: entropies and KLs in nats."""
+  if isinstance(dist, Concat):
+    return Concat(tuple(map(joint, dist.parts)))
+  return dist.replace(event='sum') if isinstance(dist, Gaussian) else dist

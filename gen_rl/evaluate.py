@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl import distributions, sharding
 from gen_rl import rollout as rollout_lib
-from gen_rl import sharding
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as reward_calls
@@ -384,8 +384,7 @@ def kl_from_base(
     rows = _split(rows, layout)
     traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
     p, q = policy.dist(params, traj), policy.dist(base, traj)
-    if hasattr(p, 'event'):
-      p, q = p.replace(event='sum'), q.replace(event='sum')
+    p, q = distributions.joint(p), distributions.joint(q)
     return (p.kl(q) * traj.mask).sum(-1).mean()
 
   return lambda params, base: float(run(params, base, dict(batch)))

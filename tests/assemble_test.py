@@ -1,13 +1,17 @@
 """What a config's monitors and nested specs become."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import flow_grpo, vlm_grpo
 from gen_rl import assemble, sharding
+from gen_rl import build as builder
 from gen_rl.build import ConfigError
-from gen_rl.data import feeds
+from gen_rl.data import feeds, prompts
 from gen_rl.utils import tree
 
 
@@ -64,3 +68,67 @@ def test_a_folder_of_a_released_model_needs_such_a_network():
   config.released = 'models/sd3'
   with pytest.raises(ConfigError, match='and the network dit is none; set'):
     assemble.setup(config)
+
+
+@pytest.mark.parametrize(
+  'method, sampler, offered',
+  [
+    (flow_grpo, 'greedy', 'denoising offers ode, policy'),
+    (flow_grpo, 'euler', 'denoising offers ode, policy'),
+    (vlm_grpo, 'ode', 'tokens offers policy, greedy'),
+  ],
+)
+def test_a_sampler_the_policy_has_not(method, sampler, offered):
+  config = method.get_config('tiny')
+  config.eval.sampler = sampler
+  with pytest.raises(
+    ConfigError, match=f"eval.sampler is '{sampler}'.*{offered}"
+  ):
+    assemble.setup(config)
+
+
+def test_policies_within_a_policy_leave_out_no_decision_either():
+  """What the KL from the base sums over."""
+  second = dict(
+    name='denoising.denoising', steps=5, window=2, deterministic=True,
+    window_start=dict(name='random_window'), noise=0.3,
+  )  # fmt: skip
+  spec = dict(
+    name='text_then_image', length=4, second=second,
+    first=dict(name='tokens', length=3, drop_truncated=True, greedy_first=True),
+    model=dict(name='dit', window=7),
+  )  # fmt: skip
+  assert assemble._all_decisions(spec) == dict(
+    spec,
+    first=dict(
+      name='tokens', length=3, drop_truncated=False, greedy_first=False
+    ),
+    second=dict(second, window=0, deterministic=False, window_start=None),
+  )
+
+
+def test_pictures_of_the_data_are_seen_in_evaluation(monkeypatch):
+  """A question about a picture of its own, asked and shown."""
+  pictures = np.random.default_rng(0).random((40, 24, 24, 3), np.float32)
+
+  def build(module, spec, **bound):
+    built = plain_build(module, spec, **bound)
+    if not isinstance(built, prompts.Prompts):
+      return built
+    few = {k: v[:40] for k, v in built.info.items()}
+    return dataclasses.replace(
+      built, texts=built.texts[:40], ids=built.ids[:40], info=few,
+      tasks=(), answers=built.answers[:40], media=pictures,
+    )  # fmt: skip
+
+  plain_build = builder.build
+  monkeypatch.setattr(builder, 'build', build)
+  config = vlm_grpo.get_config('tiny')
+  config.data.view = dict(name='given')
+  built = assemble.setup(config)
+  run, batch = assemble.make_evaluator(config, built)
+  params = assemble.initial_params(config, built.policy)
+  found = run(params)
+  np.testing.assert_allclose(found.seen[:, 1], batch['media'], atol=1e-6)
+  assert batch['media'].std((0, 1, 2)).min() > 0.2
+  assert found.shown(2).pictures.shape[:2] == (2, 2)

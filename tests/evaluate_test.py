@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import build, evaluate, rollout, testing
-from gen_rl.policies import denoising, ode, tokens
+from gen_rl.policies import compose, denoising, ode, tokens
 from gen_rl.types import Policy, Reward, RewardOut
 from gen_rl.utils import rng
 
@@ -122,14 +122,16 @@ def test_monitors_are_means_beside_the_verdict():
 
 
 def test_diversity_by_hand():
+  diversity = jax.jit(evaluate.diversity, static_argnums=1)
   # prompt 0: samples 0, 0 and 3 -> distances 0, 3, 3; prompt 1: all equal
   media = jnp.array([0, 0, 3, 5, 5, 5.0])[:, None, None, None] * jnp.ones(
     (6, 2, 2, 3)
   )
-  np.testing.assert_allclose(evaluate.diversity(media, 3), [2, 0])
-  np.testing.assert_allclose(evaluate.diversity(media, 1), np.zeros(6))
-  lost = media.at[4, 0, 0, 0].set(jnp.nan).at[1:3].set(jnp.inf)
-  np.testing.assert_allclose(evaluate.diversity(lost, 3), [np.nan, 0])
+  np.testing.assert_allclose(diversity(media, 3), [2, 0])
+  np.testing.assert_allclose(diversity(media, 1), np.zeros(6))
+  lost = np.array(media)
+  lost[4, 0, 0, 0], lost[1:3] = np.nan, np.inf
+  np.testing.assert_allclose(diversity(lost, 3), [np.nan, 0])
 
 
 def test_evaluation_is_repeatable_and_its_numbers_are_means():
@@ -277,6 +279,15 @@ def test_kl_from_base():
     expected = 48 * np.sum(np.square(0.2 * slope) / (2 * std**2))
     got = kl(jnp.float32(0.3), jnp.float32(0.1))
     assert got == pytest.approx(expected, rel=1e-4)
+  # After words, on which both agree: the pictures' nats are summed there too.
+  said = tokens.tokens(testing.bigram(6), length=3, end=5)
+  policy = denoising.denoising(net, steps=4, noise=level, event='mean')
+  both = compose.compose(said, policy, length=2, end=5)
+  words = said.init(KEY)
+  got = evaluate.kl_from_base(both, PROMPTS, 2, seed=0)(
+    *(dict(first=words, second=jnp.float32(v)) for v in (0.3, 0.1))
+  )
+  assert got == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_said_is_shown_under_what_is_seen():

@@ -125,7 +125,6 @@ def evaluation(
     embed=built.embed,
   )
   batch, texts = next(batches)
-  batch = {k: v for k, v in batch.items() if k != 'media'}
   tasks = []
   if source.tasks:
     task_of = dict(zip(source.texts, source.tasks, strict=True))
