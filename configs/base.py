@@ -77,6 +77,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     window_high=0,  # one past the last; 0: all but the last
     window_start=dict(name='fixed_window'),  # or random_, progressive_window
     guidance_scale=1.0,  # classifier-free guidance; 1 is off
+    # Gradient of both halves of a guided prediction, as it is sampled, or of
+    # the conditional half alone: faster, and biased the more the larger the
+    # scale (diffusion/guidance.py).
+    guidance_gradient='both',
     event='mean',  # log-probs average or sum over a latent's dimensions
     unit_log_prob=False,  # Flow-CPS's log-prob without 1 / (2 std^2)
     time_mean=0.0,  # logit-normal training times of the matching loss: mean

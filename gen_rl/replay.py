@@ -75,11 +75,16 @@ def make(
       which, policy.nll(of(which), exp.traj.sample, exp.traj.cond, keys)
     )
 
+  def predicts(function: Callable[..., Array] | None) -> Callable[..., Array]:
+    if function is None:
+      raise ConfigError('this policy does not predict velocities')
+    return function
+
   @functools.cache
   def velocity(which: str) -> Array:
-    traj = exp.traj
-    at = Noised(traj.states, traj.times[..., 0], traj.sample, ())
-    return velocity_at(which, at)
+    traj, net = exp.traj, predicts(policy.guided_velocity)
+    v = net(of(which), traj.states, traj.times[..., 0], traj.cond)
+    return answer(which, velocity, v.astype(jnp.float32))
 
   # By identity: what two objectives ask alike is answered, and
   # differentiated, once. The questions are kept, so that no id comes back.
@@ -91,20 +96,18 @@ def make(
     return asked[key][1]
 
   def noised(keys: Array, draws: int = 1) -> Noised:
-    if policy.noised is None:
-      raise ConfigError('this policy does not predict velocities')
+    draw = predicts(policy.noised)
     return once(
       ('noised', id(keys), draws),
       keys,
-      lambda: policy.noised(exp.traj.sample, keys, draws),
+      lambda: draw(exp.traj.sample, keys, draws),
     )
 
   def velocity_at(which: str, at: Noised) -> Array:
-    if policy.velocity is None:
-      raise ConfigError('this policy does not predict velocities')
+    net = predicts(policy.velocity)
 
     def ask() -> Array:
-      v = policy.velocity(of(which), at.x, at.t, exp.traj.cond)
+      v = net(of(which), at.x, at.t, exp.traj.cond)
       v = v.astype(jnp.float32)
       return answer(which, lambda copy: velocity_at(copy, at), v)
 

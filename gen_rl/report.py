@@ -259,13 +259,25 @@ def _environment(result, env):
 
 
 def _config(config):
+  note = ''
   if isinstance(config, str):
     text = config
   else:
     config = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
     text = yaml.safe_dump(files.plain(config), sort_keys=False, width=76)
+    policy = config.get('policy', {})
+    if (
+      policy.get('guidance_gradient') == 'conditional'
+      and policy.get('guidance_scale', 1.0) != 1
+    ):
+      note = (
+        f'<p class="note">Guided at scale {policy["guidance_scale"]:g} with '
+        'policy.guidance_gradient=conditional: updates follow the gradient of '
+        'the conditional half alone, which is not that of the policy that '
+        'sampled.</p>'
+      )
   return (
-    '<details><summary>All fields, as YAML</summary>'
+    f'{note}<details><summary>All fields, as YAML</summary>'
     f'<pre><code>{html.escape(text)}</code></pre></details>'
   )
 

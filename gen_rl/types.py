@@ -104,6 +104,8 @@ class Policy(NamedTuple):
   # Of policies that predict velocities:
   # (params, x [b k ...], t [b k], cond) -> velocities [b k ...]
   velocity: Callable[..., Array] | None = None
+  # the same as the policy samples by, after guidance
+  guided_velocity: Callable[..., Array] | None = None
   # (x0 [b ...], keys [b], draws) -> Noised with k = draws
   noised: Callable[..., Noised] | None = None
   # (params, Rows, step, Trajectory) -> samples [b k ...]: those of the
@@ -199,10 +201,11 @@ class Replay(NamedTuple):
   dist: Callable[[str], Dist]
   log_prob: Callable[[str], Array]  # [b k] of the stored actions
   nll: Callable[..., Array]  # (which, keys [b]) -> [b], paired noise
-  velocity: Callable[[str], Array]  # [b k ...] at the stored states
+  # [b k ...] at the stored states, as sampled: after guidance
+  velocity: Callable[[str], Array]
   # (keys [b], draws) -> Noised: the samples at drawn times, whoever asks
   noised: Callable[..., Noised] = None
-  # (which, Noised) -> velocities [b k ...] there
+  # (which, Noised) -> velocities [b k ...] there, of the net without guidance
   velocity_at: Callable[..., Array] = None
   # (which, cut [b], detach_inputs) -> samples [b ...], see Policy.finish
   finish: Callable[..., Array] = None

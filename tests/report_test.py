@@ -112,7 +112,13 @@ def test_report_without_history_grids_or_numbers(tmp_path):
     part.update(strict=None, strict_per_task={}, proxy=None, diversity=None)
   result.update(kl=float('nan'), samples_per_second=None)
   path = report.write_report(tmp_path, result, [], {}, {}, {}, {})
-  assert 'nan' not in ''.join(Page(path.read_text()).text).lower()
+  text = ''.join(Page(path.read_text()).text)
+  assert 'nan' not in text.lower() and 'conditional half' not in text
+  biased = dict(
+    policy=dict(guidance_gradient='conditional', guidance_scale=4.5)
+  )
+  path = report.write_report(tmp_path, result, [], {}, biased, {}, {})
+  assert 'scale 4.5' in path.read_text()
 
 
 def test_large_pictures_are_shrunk(tmp_path):

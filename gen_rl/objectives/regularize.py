@@ -117,7 +117,8 @@ def velocity_kl(ref: str = 'ref', draws: int = 0) -> Objective:
   """Squared velocity difference to a frozen copy, equation (2).
 
   Needs `replay.velocity(which)` -> [b k ...], the predicted velocity x1 - x0
-  at the stored states (after guidance, if the policy samples with it).
+  at the stored states (after guidance, if the policy samples with it); with
+  `draws`, that of the net itself.
 
   Args:
     ref: name of the copy, 'ref', 'old' or 'ema'.

@@ -73,6 +73,7 @@ def denoising(
   window_high: int = 0,
   window_start: Mapping[str, Any] | None = None,
   guidance_scale: float = 1.0,
+  guidance_gradient: Literal['both', 'conditional'] = 'both',
   event: Literal['mean', 'sum'] = 'mean',
   unit_log_prob: bool = False,
   time_mean: float = 0.0,
@@ -98,7 +99,10 @@ def denoising(
     window_start: spec of `fixed_window`, `random_window` or
       `progressive_window` of `diffusion.schedules`.
     guidance_scale: classifier-free guidance, 1 is off. Applied in sampling
-      and scoring alike.
+      and scoring alike, not in matching losses, which fit the net itself.
+    guidance_gradient: 'both' halves of a guided velocity are differentiated,
+      as the policy that samples has it, or the 'conditional' one alone: faster,
+      and biased (`diffusion.guidance`).
     event: a decision's log-prob is the 'mean' or the 'sum' over the latent's
       dimensions.
     unit_log_prob: drop 1 / (2 std^2) and the constants from the log-prob, as
@@ -144,7 +148,7 @@ def denoising(
       'it has to be 1'
     )
   times, (first_unit, last_unit) = ode.grid_of(grid, steps, shift)
-  guided = guidance.cfg(net, guidance_scale)
+  guided = guidance.cfg(net, guidance_scale, guidance_gradient)
   scale = 'unit' if unit_log_prob else 'full'
 
   def grid_of(start: Array) -> tuple[Array, int | Array]:
@@ -302,11 +306,11 @@ def denoising(
     flat = x.reshape(b * k, *x.shape[2:])
     return net.apply(params, flat, t.reshape(-1), prompt).reshape(x.shape)
 
-  velocity = functools.partial(flat_velocity, guided)
+  guided_velocity = functools.partial(flat_velocity, guided)
 
   def dist(params: Params, traj: Trajectory) -> Gaussian:
     t, t_next = traj.times[..., 0], traj.times[..., 1]
-    v = velocity(params, traj.states, t, traj.cond)
+    v = guided_velocity(params, traj.states, t, traj.cond)
     return kernel(traj.states, v, t, t_next, traj.noise)
 
   def noised(x0: Array, keys: Array, draws: int = 1) -> Noised:
@@ -345,7 +349,8 @@ def denoising(
     dist,
     nll,
     decode,
-    velocity=velocity,
+    velocity=functools.partial(flat_velocity, net),
+    guided_velocity=guided_velocity,
     noised=noised,
     complete=complete,
     finish=finish,

@@ -48,6 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.build import ConfigError
+from gen_rl.diffusion import guidance
 from gen_rl.distributions import Categorical, Places
 from gen_rl.models.layers import MaskNet
 from gen_rl.policies import coded
@@ -105,6 +106,7 @@ def masked(
   temperature: float = 1.0,
   choice_temperature: float = 4.5,
   guidance_scale: float = 1.0,
+  guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
   null_prob: float = 0.0,
 ) -> Policy:
@@ -120,6 +122,7 @@ def masked(
     temperature: tau of (1).
     choice_temperature: a of (2); inf takes places in random order.
     guidance_scale: w of (1), 1 is off.
+    guidance_gradient: see `tokens`.
     score: whose log-probs are trained.
     null_prob: share of rows that lose their prompt in `nll`, for guidance.
 
@@ -127,6 +130,7 @@ def masked(
     ConfigError: numbers out of range, more steps than places.
   """
   _check(temperature, choice_temperature, score)
+  guidance.check(guidance_gradient)
   counts = schedule(net.length, steps)
   n, guided = net.length, guidance_scale != 1
 
@@ -222,7 +226,7 @@ def masked(
     )[-1]
 
   def dist(params: Params, traj: Trajectory) -> Places:
-    free = jax.lax.stop_gradient(params)
+    free = guidance.unconditional(params, guidance_gradient)
     prompts = prompts_of(params, traj.cond, free)
     prompts = jax.tree.map(lambda x: jnp.repeat(x, steps, 0), prompts)
     codes = traj.states.codes.reshape(-1, n)
@@ -259,6 +263,7 @@ def masked_image(
   temperature: float = 1.0,
   choice_temperature: float = 4.5,
   guidance_scale: float = 1.0,
+  guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
   null_prob: float = 0.0,
 ) -> Policy:
@@ -274,6 +279,7 @@ def masked_image(
     temperature: see `masked`.
     choice_temperature: see `masked`.
     guidance_scale: see `masked`.
+    guidance_gradient: see `masked`.
     score: see `masked`.
     null_prob: see `masked`.
 
@@ -284,7 +290,7 @@ def masked_image(
   """
   book = coded.codec_of(codec, net.vocab, net.length)
   said = masked(
-    net, steps, temperature, choice_temperature, guidance_scale, score,
-    null_prob,
+    net, steps, temperature, choice_temperature, guidance_scale,
+    guidance_gradient, score, null_prob,
   )  # fmt: skip
   return coded.coded(said, book, codec_weights)

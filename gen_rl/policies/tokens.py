@@ -9,14 +9,14 @@ the tokens before j, and l0 those given no prompt,
   p   = softmax(l / tau)   score = 'cond'
 
 The first w = 1 where there is no guidance, and then both scores are the same.
-'guided' differentiates what is sampled, but for l0, which gets no gradient, as
-in `diffusion.guidance`. 'cond' is what T2I-R1 does (arXiv 2505.00703): its
-gradient with respect to l is that of 'guided' over w where the advantages of a
-state average to zero, and where they do not, guidance is distilled into the
-conditional logits; with several updates per rollout its ratio is not the
-importance weight of what was sampled. Truncation (top-k, top-p) is left out of
-the score, as in other code: a token may leave the current policy's top k, and
-would have no log-probability then.
+'guided' differentiates what is sampled, l and l0, or l alone where
+guidance_gradient='conditional' (`diffusion.guidance`). 'cond' is what T2I-R1
+does (arXiv 2505.00703): its gradient with respect to l is that of 'guided' over
+w where the advantages of a state average to zero, and where they do not,
+guidance is distilled into the conditional logits; with several updates per
+rollout its ratio is not the importance weight of what was sampled. Truncation
+(top-k, top-p) is left out of the score, as in other code: a token may leave the
+current policy's top k, and would have no log-probability then.
 
 A row ends with the token `end`, which it chose and which is trained; what
 follows is padding and is not. With `drop_truncated` nothing is trained of a row
@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
+from gen_rl.diffusion import guidance
 from gen_rl.distributions import Categorical
 from gen_rl.models.layers import PAD, TokenNet
 from gen_rl.policies import coded
@@ -103,6 +104,7 @@ def tokens(
   top_k: int = 0,
   top_p: float = 1.0,
   guidance_scale: float = 1.0,
+  guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
   null_prob: float = 0.0,
   drop_truncated: bool = False,
@@ -118,6 +120,7 @@ def tokens(
     top_k: see `truncated`; 0 is off.
     top_p: see `truncated`; 1 is off.
     guidance_scale: w of (1), 1 is off.
+    guidance_gradient: 'both', of l and l0, or 'conditional', of l alone.
     score: whose log-probs are trained, see (3).
     null_prob: share of rows that lose their prompt in `nll`, for guidance.
     drop_truncated: rows without an end token are not trained.
@@ -132,6 +135,7 @@ def tokens(
       'policy.drop_truncated: there is no end token, all rows have '
       f'policy.length={length} tokens; use a tokenizer with an end'
     )
+  guidance.check(guidance_gradient)
   guided = guidance_scale != 1
 
   def mix(with_prompt: Array, without: Array | None) -> Array:
@@ -233,7 +237,7 @@ def tokens(
   def dist(params: Params, traj: Trajectory) -> Categorical:
     logits = net.score(params, traj.cond, traj.actions)
     if guided and score == 'guided':
-      free = jax.lax.stop_gradient(params)
+      free = guidance.unconditional(params, guidance_gradient)
       null = net.score(free, net.null(traj.cond), traj.actions)
       logits = mix(logits, null)
     return Categorical(logits.astype(jnp.float32) / temperature)
@@ -265,6 +269,7 @@ def image_tokens(
   top_k: int = 0,
   top_p: float = 1.0,
   guidance_scale: float = 1.0,
+  guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
   null_prob: float = 0.0,
 ) -> Policy:
@@ -280,6 +285,7 @@ def image_tokens(
     top_k: see `tokens`.
     top_p: see `tokens`.
     guidance_scale: see `tokens`.
+    guidance_gradient: see `tokens`.
     score: see `tokens`.
     null_prob: see `tokens`.
 
@@ -290,6 +296,6 @@ def image_tokens(
   book = coded.codec_of(codec, net.vocab)
   said = tokens(
     net, math.prod(book.grid), None, temperature, top_k, top_p, guidance_scale,
-    score, null_prob,
+    guidance_gradient, score, null_prob,
   )  # fmt: skip
   return coded.coded(said, book, codec_weights)

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from gen_rl.build import ConfigError
 from gen_rl.diffusion import guidance
 from gen_rl.models.layers import Net
 
@@ -16,9 +18,9 @@ def _zeros(cond):
   return jax.tree.map(jnp.zeros_like, cond)
 
 
-def _guided(apply, scale, null=_zeros):
+def _guided(apply, scale, null=_zeros, gradient='both'):
   """(params, x, t, cond) -> guided velocity, from a bare function."""
-  net = guidance.cfg(Net(None, apply, (3,), null), scale)
+  net = guidance.cfg(Net(None, apply, (3,), null), scale, gradient)
   return lambda params, x, t, cond: net.apply(
     params, x, t, net.encode(params, cond)
   )
@@ -57,17 +59,33 @@ def test_half_precision_nets_are_combined_in_float32():
   assert v.dtype == jnp.float32
 
 
-def test_gradient_is_scale_times_that_of_the_conditional_half():
-  args = _case()
+@pytest.mark.parametrize('gradient', guidance.GRADIENTS)
+def test_gradients_are_those_of_both_halves(gradient):
+  """(1 - scale) dv(null) + scale dv(cond), of a perceptron by numpy.
+
+  With 'conditional' the null half adds nothing to the parameters' gradient,
+  and the same to that of x, which a chain of steps needs.
+  """
+  params, x, t, cond = _case()
   scale = 2.5
-  guided = _guided(_net, scale)
-  grad = jax.grad(lambda *a: guided(*a).sum(), (0, 1))(*args)
-  want = jax.grad(lambda *a: _net(*a).sum(), (0, 1))(*args)
-  for g, w in zip(jax.tree.leaves(grad), jax.tree.leaves(want), strict=True):
-    np.testing.assert_allclose(g, scale * w, rtol=1e-5, atol=1e-5)
+  guided = _guided(_net, scale, gradient=gradient)
+  got, got_x = jax.grad(lambda *a: guided(*a).sum(), (0, 1))(params, x, t, cond)
+  x, t, w = np.asarray(x), np.asarray(t), np.asarray(params['w'])
+  slope = t[:, None] * (1 - np.tanh(x @ w) ** 2)  # of either half: c is added
+  halves = 1.0 if gradient == 'both' else scale
+  np.testing.assert_allclose(got['w'], halves * x.T @ slope, rtol=1e-5)
+  # null features are 0, so that u is in the conditional half alone
+  total = np.broadcast_to(np.asarray(cond['c']).sum(0)[:, None], (2, 3))
+  np.testing.assert_allclose(got['u'], scale * total, rtol=1e-5)
+  np.testing.assert_allclose(got_x, slope @ w.T, rtol=1e-5, atol=1e-6)
 
 
-def test_backward_pass_costs_what_an_unguided_one_costs():
+def test_an_unknown_gradient_is_refused():
+  with pytest.raises(ConfigError, match="'cond'; it is one of both, cond"):
+    _guided(_net, 1.0, gradient='cond')
+
+
+def test_a_conditional_backward_pass_costs_what_an_unguided_one_costs():
   params, x, t, cond = _case()
 
   def matmuls(net, differentiate):
@@ -75,8 +93,10 @@ def test_backward_pass_costs_what_an_unguided_one_costs():
     f = jax.grad(f) if differentiate else f
     return str(jax.make_jaxpr(f)(params)).count('dot_general')
 
-  guided = _guided(_net, 3.0)
+  guided = _guided(_net, 3.0, gradient='conditional')
   plain = matmuls(_net, True) - matmuls(_net, False)
   assert plain > 0
   assert matmuls(guided, False) == 2 * matmuls(_net, False)
   assert matmuls(guided, True) - matmuls(guided, False) == plain
+  both = _guided(_net, 3.0)
+  assert matmuls(both, True) - matmuls(both, False) == 2 * plain

@@ -79,22 +79,29 @@ def chain(deterministic, **kwargs):
   return policy, params, rows, traj
 
 
-def by_hand(params, x, cond, cut, grid, detach):
+def by_hand(params, x, cond, cut, grid, detach, scale):
   """Euler steps with the gradient stopped before the cut, plain autodiff."""
   net = testing.perceptron()
   for j in range(4):
     seen = jax.lax.stop_gradient(x) if detach else x
-    v = net.apply(params, seen, jnp.full(6, grid[j]), cond)
+    v, free = (
+      net.apply(params, seen, jnp.full(6, grid[j]), c)
+      for c in (cond, net.null(cond))
+    )
+    v = scale * v + (1 - scale) * free
     if j < cut:
       v = jax.lax.stop_gradient(v)
     x = x + v * (grid[j + 1] - grid[j])
   return x
 
 
-@pytest.mark.parametrize('detach', [False, True])
-@pytest.mark.parametrize('cut', [0, 2, 3])
-def test_gradient_is_that_of_the_chain(cut, detach):
-  policy, params, rows, traj = chain(deterministic=True)
+@pytest.mark.parametrize(
+  'cut, detach, scale',
+  [(0, False, 4.5), (0, True, 1.0), (2, False, 1.0), (3, True, 4.5)],
+)
+def test_gradient_is_that_of_the_chain(cut, detach, scale):
+  """With guidance, too: through both halves of every step."""
+  policy, params, rows, traj = chain(deterministic=True, guidance_scale=scale)
   grid = 2 * np.linspace(1, 0, 5) / (1 + np.linspace(1, 0, 5))
   weight = jax.random.normal(KEY, traj.sample.shape)
 
@@ -104,7 +111,8 @@ def test_gradient_is_that_of_the_chain(cut, detach):
 
   def expected(params):
     x = traj.states[:, 0]
-    return (weight * by_hand(params, x, rows.cond, cut, grid, detach)).sum()
+    end = by_hand(params, x, rows.cond, cut, grid, detach, scale)
+    return (weight * end).sum()
 
   value, grad = jax.jit(jax.value_and_grad(mine))(params)
   want, want_grad = jax.jit(jax.value_and_grad(expected))(params)

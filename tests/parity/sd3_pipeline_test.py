@@ -132,7 +132,7 @@ def test_trained_steps_are_those_of_flow_grpo(sampled):
   traj = jax.jit(built.policy.rollout)(params, rows, jnp.int32(0))
   dist = jax.jit(built.policy.dist)(params, traj)
   v = np.float64(
-    jax.jit(built.policy.velocity)(
+    jax.jit(built.policy.guided_velocity)(
       params, traj.states, traj.times[..., 0], traj.cond
     )
   )

@@ -97,8 +97,14 @@ def test_replay_is_what_sampled(scale):
     dist.log_prob(traj.actions), traj.log_prob, atol=1e-4
   )
   np.testing.assert_array_equal(dist.kl(dist), 0)
-  v = policy.velocity(params, traj.states, traj.times[..., 0], traj.cond)
-  assert v.shape == traj.states.shape
+  # Matching losses fit the net, which guidance at scale 1 leaves as it is.
+  net = testing.perceptron()
+  at = params, traj.states[:, 1], traj.times[:, 1, 0]
+  own, free = (net.apply(*at, c) for c in (traj.cond, net.null(traj.cond)))
+  at = params, traj.states, traj.times[..., 0], traj.cond
+  np.testing.assert_allclose(policy.velocity(*at)[:, 1], own, atol=1e-6)
+  guided = policy.guided_velocity(*at)[:, 1]
+  np.testing.assert_allclose(guided, free + scale * (own - free), atol=1e-5)
   other = jax.tree.map(lambda p: 1.5 * p, params)
   assert (dist.kl(policy.dist(other, traj)) > 0).all()
 

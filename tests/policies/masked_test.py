@@ -212,10 +212,11 @@ def test_guidance_by_hand(score):
   np.testing.assert_allclose(traj.log_prob[:, 0], total, atol=1e-4)
   log_prob = lambda q: policy.dist(q, traj).log_prob(traj.actions).sum()
   np.testing.assert_allclose(log_prob(params), total.sum(), rtol=1e-5)
-  # The unconditional half has no gradient.
-  grads = jax.grad(log_prob)(params)
-  assert not np.asarray(grads['prompt'][0]).any()
-  assert np.asarray(grads['prompt'][2]).any()
+  # Logits are sums: the halves' gradients are as 1 - w to w.
+  grads = np.asarray(jax.grad(log_prob)(params)['prompt'])
+  share = (1 - w) / w if score == 'guided' else 0.0
+  assert grads[2].any()
+  np.testing.assert_allclose(grads[0], share * grads[2], atol=1e-2)
 
 
 def test_greedy():

@@ -131,11 +131,21 @@ def test_guidance_by_hand(score):
   np.testing.assert_allclose(traj.log_prob, again, atol=1e-5)
 
 
-def test_no_gradient_through_the_unguided_half():
-  """'guided' is w times 'cond' where the probabilities agree (00i)."""
+def test_gradients_of_the_two_halves():
+  """w and 1 - w times that of 'cond' where the probabilities agree (00i)."""
   w, found = 3.0, {}
-  for score in ('guided', 'cond'):
-    policy, params = make(guidance_scale=w, score=score, end=None, length=1)
+  for gradient, score in (
+    ('both', 'guided'),
+    ('conditional', 'guided'),
+    ('both', 'cond'),
+  ):
+    policy, params = make(
+      guidance_scale=w,
+      guidance_gradient=gradient,
+      score=score,
+      end=None,
+      length=1,
+    )
     # The null prompt is as likely as the prompt: p is the same for both.
     params['prompt'] = params['prompt'].at[0].set(params['prompt'][2])
     traj = policy.rollout(params, make_rows(4, (2,)), 0)
@@ -143,9 +153,13 @@ def test_no_gradient_through_the_unguided_half():
     def total(params, policy=policy, traj=traj):
       return policy.dist(params, traj).log_prob(traj.actions).sum()
 
-    found[score] = jax.grad(total)(params)['prompt']
-  assert not np.asarray(found['guided'][0]).any()
-  np.testing.assert_allclose(found['guided'], w * found['cond'], atol=1e-5)
+    found[gradient, score] = np.asarray(jax.grad(total)(params)['prompt'])
+  own = found['both', 'cond']
+  assert own[2].any() and not own[0].any()
+  np.testing.assert_allclose(found['conditional', 'guided'], w * own, atol=1e-5)
+  want = w * own
+  want[0] = (1 - w) * own[2]
+  np.testing.assert_allclose(found['both', 'guided'], want, atol=1e-5)
 
 
 def test_forced_tokens_are_said_and_not_chosen():
