@@ -1,21 +1,71 @@
 """Every field a run has, with its unit. All other configs are deltas on this.
 
-Named sub-dicts hold `name=...` plus keywords of the function of that name;
-the function's signature is the schema. A field set to a dict without `name`
-changes the keywords only.
+A field is written here and nowhere else: its default; where the type does not
+say enough, its range or choices (`field(default, Count)`); and where it is not
+mathematics its kind, which says whether a resumed run may change it (see
+`gen_rl.fields`). A `part` holds `name=...` plus keywords of the function of
+that name, whose signature is the schema; a part set to a dict without `name`
+changes the keywords only. The labels of a `labelled` field are of a person's
+choice. No other field can be set, in a file as on the command line.
 """
 
+import re
+import types
+from typing import Annotated, Any, Literal
+
 import ml_collections
-from ml_collections import config_dict
+
+from gen_rl.fields import (
+  Count,
+  Decay,
+  Dtype,
+  Index,
+  Kind,
+  Must,
+  NonNegative,
+  Positive,
+  Regex,
+  Seed,
+  defaults,
+  field,
+  labelled,
+  part,
+  section,
+)
+
+MEMORY = Kind.GEOMETRY
+NOTES = Kind.BOOKKEEPING
+AXIS = Annotated[
+  int,
+  Must('at least 1, or -1 for all that are left', lambda n: n == -1 or n >= 1),
+]
+FILE = Annotated[
+  str,
+  Must(
+    'the name of a file in the workdir, without folders, or empty',
+    lambda x: not x or (x == x.strip() and re.fullmatch(r'[^/\\\0]{1,200}', x)
+    and x not in ('.', '..', 'checkpoints', 'images', 'tensorboard')),
+  ),
+]  # fmt: skip
+
+# Fields that were taken out, {path: what was its default}: a checkpoint that
+# has one at that value goes on.
+REMOVED: dict[str, Any] = {}
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """Defaults. `arg` is what follows the colon of --config; unused here."""
   del arg
-  c = config_dict.ConfigDict()
-  c.name = 'base'  # of the run: file name of the config, with its variant
-  c.seed = 0  # of everything random
-  c.steps = 100  # rollouts
+  return defaults(fields())
+
+
+def fields() -> dict[str, Any]:
+  """{name: Field, or a dict of them}."""
+  c = types.SimpleNamespace()
+  # Of the run: file name of the config, with its variant.
+  c.name = field('base', kind=NOTES)
+  c.seed = field(0, Seed)  # of everything random
+  c.steps = field(100, Count, NOTES)  # rollouts
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
   # else the path of a safetensors file.
   c.init = ''
@@ -26,42 +76,59 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # '' has none. To train them alone: trainable='_lora_[ab]$'.
   # init, of their first factor: 'kaiming' (PEFT's default) or 'gaussian', of
   # deviation 1 / rank.
-  c.lora = dict(pattern='', rank=8, alpha=16.0, init='kaiming')
-  c.trainable = ''  # regular expression on parameter names; "" trains all
-  c.frozen_dtype = 'float32'  # of the others; bfloat16 takes half the memory
+  c.lora = section(
+    pattern=field('', Regex),
+    rank=field(8, Count),
+    alpha=field(16.0, Positive),
+    init=field('kaiming', Literal['kaiming', 'gaussian']),
+  )
+  # Regular expression on parameter names; "" trains all.
+  c.trainable = field('', Regex)
+  c.frozen_dtype = field('float32', Dtype)  # of the others; bfloat16: half
 
-  c.tokenizer = dict(name='shapes_words')  # a function of data.tokenizers
-  c.data = config_dict.create(
+  c.tokenizer = part(name='shapes_words')  # a function of data.tokenizers
+  c.data = section(
     # a function of data.prompts: shapes, txt, table, metadata_jsonl, geneval,
     # quoted, tfds
-    prompts=dict(name='shapes', split='rl'),
-    prompts_per_step=12,  # P, different prompts per rollout
-    group_size=8,  # G, samples per prompt
+    prompts=part(name='shapes', split='rl'),
+    prompts_per_step=field(12, Count),  # P, different prompts per rollout
+    group_size=field(8, Count),  # G, samples per prompt
     # Every task of a world equally often; lines of a file come as they stand.
     balance=True,
-    weights={},  # {task: relative frequency} in place of that, of files too
-    length=16,  # prompt length, tokens
+    # {task: relative frequency} in place of that, of files too.
+    weights=labelled(NonNegative),
+    length=field(16, Count),  # prompt length, tokens
     truncate=False,  # cut longer prompts, or refuse them
     # Pictures the prompts are about: a function of data.pictures, or '', none.
-    view=dict(name=''),
-    answer_length=4,  # tokens of an answer and its end, where prompts have any
+    view=part(name=''),
+    answer_length=field(4, Count),  # tokens of an answer and its end, if any
     # How judges (rewards.judge) read prompts: a function of data.tokenizers,
     # the tokens of a text, {name in info: text with "{prompt}" in it}, and
     # whether longer ones are cut.
-    reader=dict(tokenizer=dict(name=''), length=16, texts={}, truncate=False),
+    reader=section(
+      tokenizer=part(name=''),
+      length=field(16, Count),
+      texts=labelled(str),
+      truncate=False,
+    ),
     # Networks that are given features of prompts in place of tokens: a function
     # of data.text_features, the text of no prompt (None: it is not needed), a
     # folder that keeps them between runs ('': none), and how many are held.
-    embed=dict(encoder=dict(name=''), negative='', cache='', keep=256),
+    embed=section(
+      encoder=part(name=''),
+      negative=field('', str | None),
+      cache=field('', kind=MEMORY),
+      keep=field(256, Count, MEMORY),
+    ),
   )
   # A function of models; vocab and length are bound.
-  c.model = dict(
+  c.model = part(
     name='dit',
     width=160,  # channels of a token
     layers=5,  # transformer blocks
   )
   # A function of policies; net is bound.
-  c.policy = dict(
+  c.policy = part(
     name='denoising',
     steps=8,  # denoising steps of a rollout
     # Time shift of the grid, and of the times the matching loss trains on:
@@ -92,31 +159,36 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     deterministic=False,  # no noise at all, for objectives without decisions
   )
   # "policy" samples; else a function of data.pictures gives the samples.
-  c.rollout = dict(name='policy')
+  c.rollout = part(name='policy')
   # Whose samples are learned from: "params", or one of copies.
   c.behaviour = 'params'
   # {name: schedule of a copy that follows the parameters}: dict(name=
   # 'ramp_decay' or 'constant_decay', ...). Copies that objectives name as
   # `ref` need no entry: they stay as they were.
-  c.copies = config_dict.ConfigDict()
-  c.rewards = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  c.copies = labelled()
+  c.rewards = labelled()  # {label: dict(name, weight, ...)}
   # {label: dict(name, ...)}, rewards that are logged and not trained on
-  c.monitors = config_dict.ConfigDict()
+  c.monitors = labelled(kind=NOTES)
   # Those that run in Python: seconds and groups of a call, calls at a time.
-  c.host_rewards = dict(timeout=60.0, groups_per_call=1, workers=8)
-  # Of rewards that are trained: optimizer, and what is real to them.
-  c.critic = dict(
-    optimizer=dict(name='adamw', lr=1e-3, b1=0.5),  # as below
-    reals=dict(name='shapes_pictures'),
+  c.host_rewards = section(
+    NOTES,
+    timeout=field(60.0, Positive),
+    groups_per_call=field(1, Index),  # 0: all
+    workers=field(8, Count),
   )
-  c.advantage = dict(name='grpo', std='global')  # a function of advantages
-  c.objective = config_dict.ConfigDict()  # {label: dict(name, weight, ...)}
+  # Of rewards that are trained: optimizer, and what is real to them.
+  c.critic = section(
+    optimizer=part(name='adamw', lr=1e-3, b1=0.5),  # as below
+    reals=part(name='shapes_pictures'),
+  )
+  c.advantage = part(name='grpo', std='global')  # a function of advantages
+  c.objective = labelled()  # {label: dict(name, weight, ...)}
   # A function of gen_rl.aggregate: how the losses of decisions become one.
   # token_mean, seq_mean_token_mean, seq_mean_token_sum or const; for rows of
   # one length only seq_mean_token_sum, their sums, is another.
   c.aggregate = 'token_mean'
 
-  c.optimizer = dict(
+  c.optimizer = part(
     name='adamw',  # a function of optim
     lr=1e-4,  # learning rate after the warm-up
     b1=0.9,  # decay of the mean gradient, per update
@@ -126,54 +198,65 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     warmup=5,  # updates
     decay='constant',  # or cosine, linear: to 0 at the last step
   )
-  c.updates = 1  # optimizer steps (minibatches) per pass over a rollout
-  c.epochs = 1  # passes over a rollout
-  c.microbatches = 1  # gradient accumulation within an optimizer step
-  c.rollout_chunks = 1  # parts a rollout is sampled in, one after the other
-  c.ema = 0.9  # decay of the averaged parameters; 0: no average
-  c.ema_every = 1  # optimizer steps between two changes of the average
+  # Optimizer steps (minibatches) per pass over a rollout.
+  c.updates = field(1, Count)
+  c.epochs = field(1, Count)  # passes over a rollout
+  # Gradient accumulation within an optimizer step.
+  c.microbatches = field(1, Count, MEMORY)
+  # Parts a rollout is sampled in, one after the other.
+  c.rollout_chunks = field(1, Count, MEMORY)
+  c.ema = field(0.9, Decay)  # decay of the averaged parameters; 0: no average
+  # Optimizer steps between two changes of the average.
+  c.ema_every = field(1, Count)
   c.ema_warmup = False  # after n steps the decay is at most (1 + n) / (10 + n)
   # Of ema, optimizer: what is kept in the hosts' memory and brought to the
   # devices for each optimizer step.
-  c.offload = ()
-  c.stop_after_skipped = 10  # non-finite updates in a row that end the run
+  c.offload = field((), tuple[Literal['ema', 'optimizer'], ...], MEMORY)
+  # Non-finite updates in a row that end the run.
+  c.stop_after_skipped = field(10, Count, NOTES)
 
-  c.eval = config_dict.create(
+  c.eval = section(
+    NOTES,
     name='sampled',  # or labelled, for policies that predict labels
-    every=25,  # steps
+    every=field(25, Count),  # steps
     # Changes to data.prompts; of another source, a source of its own.
-    prompts=dict(name='shapes', split='heldout'),
-    rollout={},  # changes to rollout, where it is data
-    num_prompts=70,
-    samples=8,  # per prompt
+    prompts=part(name='shapes', split='heldout'),
+    rollout=part(),  # changes to rollout, where it is data
+    num_prompts=field(70, Count),
+    samples=field(8, Count),  # per prompt
     # "ode": deterministic steps; "policy": as in training, noise included;
     # "greedy": the likeliest token at every place
-    sampler='ode',
-    steps=8,  # denoising steps of the ode
-    solver='euler',  # of them: euler or dpm2
-    seed=1234,  # of the initial noise
-    gold=dict(oracle=dict(name='shapes_strict')),  # the verdict
-    shown=14,  # prompts in grids
+    sampler=field('ode', Literal['ode', 'policy', 'greedy']),
+    steps=field(8, Count),  # denoising steps of the ode
+    solver=field('euler', Literal['euler', 'dpm2']),  # of them
+    seed=field(1234, Seed),  # of the initial noise
+    gold=labelled(oracle=dict(name='shapes_strict')),  # the verdict
+    shown=field(14, Count),  # prompts in grids
   )
   # Devices along each axis of the mesh; one may be -1, all that are left.
-  c.mesh = config_dict.create(
-    data=-1,  # split the rows
-    fsdp=1,  # split rows, parameters and optimizer state
-    tensor=1,  # split heads and hidden units
-    rules={},  # {logical axis: mesh axis} in place of sharding.RULES
+  c.mesh = section(
+    MEMORY,
+    data=field(-1, AXIS),  # split the rows
+    fsdp=field(1, AXIS),  # split rows, parameters and optimizer state
+    tensor=field(1, AXIS),  # split heads and hidden units
+    rules=labelled(
+      str | None
+    ),  # {logical axis: mesh axis} in place of sharding.RULES
   )
-  c.log = config_dict.create(
-    every=1,  # steps between lines of metrics.jsonl
+  c.log = section(
+    NOTES,
+    every=field(1, Count),  # steps between lines of metrics.jsonl
     tensorboard=True,  # the same as TensorBoard files, and the grids
   )
-  c.checkpoint = config_dict.create(
-    every=50,  # steps
-    keep=2,  # newest ones that stay
+  c.checkpoint = section(
+    NOTES,
+    every=field(50, Count),  # steps
+    keep=field(2, Count),  # newest ones that stay
   )
   # Name of a safetensors file to write at the end, or none; of a released
   # network, a folder that diffusers can load.
-  c.export = ''
-  return c
+  c.export = field('', FILE, NOTES)
+  return section(**vars(c))
 
 
 def make_tiny(c: ml_collections.ConfigDict) -> None:

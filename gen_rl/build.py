@@ -187,7 +187,7 @@ def diff(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> list[str]:
     f'{path}: {_show(a[path]) if path in a else "(absent)"} ->'
     f' {_show(b[path]) if path in b else "(absent)"}'
     for path in sorted(a | b)
-    if path not in a or path not in b or not _same(a[path], b[path])
+    if path not in a or path not in b or not same(a[path], b[path])
   ]
 
 
@@ -269,9 +269,10 @@ def _is_config_dict(value: Any) -> bool:
   return hasattr(value, 'to_dict') and hasattr(value, 'items')
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+  """Whether two values of configs are equal, see `diff`."""
   if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-    return len(a) == len(b) and all(map(_same, a, b))
+    return len(a) == len(b) and all(map(same, a, b))
   if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
     return math.isnan(b)
   return isinstance(a, bool) == isinstance(b, bool) and a == b

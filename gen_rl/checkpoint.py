@@ -33,9 +33,6 @@ from gen_rl.checkpoint_format import CheckpointError
 from gen_rl.types import PyTree
 from gen_rl.utils import tree as tree_lib
 
-# Config fields that may change between a save and a resume.
-IGNORE = ('steps', 'log', 'eval', 'checkpoint', 'mesh', 'mode', 'workdir')
-
 
 class Restored(NamedTuple):
   """What a checkpoint held."""
@@ -195,7 +192,7 @@ def restore_latest(
   manager: ocp.CheckpointManager,
   abstract_state: PyTree,
   config: Any = None,
-  ignore: Iterable[str] = IGNORE,
+  given: Iterable[str] = (),
 ) -> Restored | None:
   """Restores the newest whole checkpoint, bitwise; None if there is none.
 
@@ -207,27 +204,35 @@ def restore_latest(
     manager: from `open_manager`.
     abstract_state: the state, or ShapeDtypeStructs of it; their shardings are
       used (default: the first device).
-    config: must agree with the saved one, except below
-    ignore: these paths ('eval' covers 'eval.every').
+    config: must compute what the saved one does (see `resume`).
+    given: fields of the state that are as they should be in `abstract_state`,
+      whatever the checkpoint holds of them.
 
   Raises:
-    build.ConfigError: the config differs; the fields are named.
+    build.ConfigError: the config computes something else; the fields are named.
     CheckpointError: the state has other arrays; or checkpoints exist and none
       of them can be read; or a newer format.
   """
   path = epath.Path(manager.directory)
-  numbers = steps(path)
+  numbers, given = steps(path), tuple(given)
   if not numbers:
     return None
 
   def read(step: int) -> Restored:
     meta = checkpoint_format.read_meta(path, step)
-    checkpoint_format.check_config(path, step, meta, config, tuple(ignore))
-    wanted = tree_lib.named(abstract_state)
-    checkpoint_format.check_types(path, step, meta, wanted)
-    leaves = checkpoint_format.read_leaves(path, step, meta, wanted)
+    checkpoint_format.check_config(path, step, meta, config)
+    leaves = tree_lib.named(abstract_state)
+
+    def stored(named: Mapping[str, Any]) -> dict[str, Any]:
+      return {
+        n: x for n, x in named.items() if n.partition('/')[0] not in given
+      }
+
+    types, wanted = stored(meta['types']), stored(leaves)
+    checkpoint_format.check_types(path, step, {**meta, 'types': types}, wanted)
+    leaves |= checkpoint_format.read_leaves(path, step, meta, wanted)
     state = jax.tree.unflatten(
-      jax.tree.structure(abstract_state), [leaves[n] for n in wanted]
+      jax.tree.structure(abstract_state), list(leaves.values())
     )
     return _restored(step, state, meta)
 

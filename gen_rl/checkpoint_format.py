@@ -13,7 +13,7 @@ array is read: another config, other arrays, a newer format.
 `checkpoint` keeps the checkpoints of a run; this is about a single one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import gc
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gen_rl import build
+from gen_rl import build, resume
 from gen_rl.types import PyTree
 from gen_rl.utils import tree as tree_lib
 
@@ -125,11 +125,7 @@ def read_meta(path: epath.Path, step: int) -> dict[str, Any]:
 
 
 def check_config(
-  path: epath.Path,
-  step: int,
-  meta: Mapping[str, Any],
-  config: Any,
-  ignore: Sequence[str],
+  path: epath.Path, step: int, meta: Mapping[str, Any], config: Any
 ) -> None:
   """Raises build.ConfigError, naming the fields, where a config differs.
 
@@ -137,22 +133,17 @@ def check_config(
     path: directory of the checkpoints.
     step: which of them.
     meta: from `read_meta`.
-    config: must agree with the saved one (None: with any), except below
-    ignore: these paths ('eval' covers 'eval.every').
+    config: must compute what the saved one does (None: whatever it does).
   """
   if config is None or meta['config'] is None:
     return
   ours = json.loads(json.dumps(build.plain(config), default=_to_json))
-  changed = [
-    line
-    for line in build.diff(meta['config'], ours)
-    if not any(line.startswith((f'{i}.', f'{i}:')) for i in ignore)
-  ]
+  changed = resume.changes(meta['config'], ours)
   if changed:
     raise build.ConfigError(
       f'Checkpoint {step} in {path} was made with another config'
-      f' ({"; ".join(changed)}); restore those fields or choose another'
-      ' directory.'
+      f' ({"; ".join(changed)}): the updates to come would not be those of the'
+      ' run it is of; restore those fields or choose another directory.'
     )
 
 

@@ -1,5 +1,6 @@
 """Where the functions are found that the parts of a config name."""
 
+from collections.abc import Mapping
 import fnmatch
 import inspect
 
@@ -52,9 +53,17 @@ def keywords(path: str, name: str | None) -> list[str] | None:
   Raises:
     ConfigError: there is no such function, listing those there are.
   """
+  found = parameters(path, name)
+  return None if found is None else list(found)
+
+
+def parameters(
+  path: str, name: str | None
+) -> Mapping[str, inspect.Parameter] | None:
+  """The same with defaults and annotations."""
   for pattern, module in SPECS.items():
     if fnmatch.fnmatchcase(path, pattern):
-      if name is None or (path, name) == ('rollout', 'policy'):
-        return []
-      return list(inspect.signature(build.find(module, name)).parameters)
+      if not name or (path, name) == ('rollout', 'policy'):
+        return {}
+      return inspect.signature(build.find(module, name)).parameters
   return None

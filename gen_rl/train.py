@@ -145,12 +145,18 @@ def _run(
   base = jax.device_get(assemble.initial_params(config, built.policy))
   _, host_rewards = combine.split(built.rewards or {})
   state = init(base)
-  origin = tree.checksum((base, state.frozen['rewards']))
+  models = state.frozen['rewards']
+  judges = {k: v for k, v in models.items() if k not in built.monitors}
+  origin = tree.checksum((base, judges))
+  origins = origin, tree.checksum((base, models))  # as releases before had it
   state = layout.put(state)
-  restored = checkpoint.restore_latest(manager, state, config.to_dict())
+  # What is frozen was made here, and is the run's if its origin is.
+  restored = checkpoint.restore_latest(
+    manager, state, config.to_dict(), given=['frozen']
+  )
   elapsed_before, first_metric, most_memory = 0.0, None, 0
   if restored:
-    if restored.extra['origin'] != origin:
+    if restored.extra['origin'] not in origins:
       raise checkpoint.CheckpointError(
         f'the run in {workdir} began from other parameters than '
         f'{config.init or config.released!r} holds now, or with other reward '

@@ -250,9 +250,21 @@ def test_other_config_names_the_fields_that_matter(tmp_path):
   assert 'policy.noise: 0.7 -> 0.5' in str(error.value)
   assert 'evaluation: 1 -> 2' in str(error.value)
   assert 'steps' not in str(error.value)
-  assert checkpoint.restore_latest(
-    manager, make_state(), new, ignore=('policy', 'eval', 'evaluation', 'steps')
-  )
+  checkpoint.close(manager)
+
+
+def test_given_fields_are_not_of_the_checkpoint(tmp_path):
+  x = jnp.arange(3.0)
+  manager = checkpoint.open_manager(tmp_path)
+  saved = dict(params=dict(x=x), frozen=dict(old=x, both=x))
+  assert checkpoint.save(manager, 1, saved)
+  checkpoint.check(manager, wait=True)
+  ours = dict(params=dict(x=0 * x), frozen=dict(both=x + 1, new=x + 2))
+  got = checkpoint.restore_latest(manager, ours, given=['frozen']).state
+  wanted = dict(params=dict(x=x), frozen=dict(both=x + 1, new=x + 2))
+  assert tree_lib.equal(got, wanted)
+  with pytest.raises(checkpoint.CheckpointError, match='frozen/new is missing'):
+    checkpoint.restore_latest(manager, ours)
   checkpoint.close(manager)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from gen_rl.data import embeddings, tokenizers
 from gen_rl.data.embeddings import Encoder, Features
+from gen_rl.fields import Chunk
 from gen_rl.models import clip, folders, t5
 
 _CLIP_LENGTH = 77
@@ -34,7 +35,7 @@ def sd15_text(
   folder: str = '',
   truncate: bool = False,
   dtype: str = 'float32',
-  chunk: int = 16,
+  chunk: Chunk = 16,
   width: int = 768,
 ) -> Encoder:
   """Of Stable Diffusion 1.5: text [77 width].
@@ -67,7 +68,7 @@ def sd3_text(
   t5_length: int = 256,
   use_t5: bool = True,
   dtype: str = 'bfloat16',
-  chunk: int = 8,
+  chunk: Chunk = 8,
   width: int = 4096,
   pooled: int = 2048,
 ) -> Encoder:
@@ -130,7 +131,7 @@ def flux_text(
   truncate: bool = False,
   t5_length: int = 512,
   dtype: str = 'bfloat16',
-  chunk: int = 8,
+  chunk: Chunk = 8,
   width: int = 4096,
   pooled: int = 768,
 ) -> Encoder:

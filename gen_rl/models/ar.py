@@ -11,6 +11,7 @@ from typing import Literal
 from flax import linen as nn
 import jax.numpy as jnp
 
+from gen_rl.fields import Remat
 from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import lm
 from gen_rl.models.layers import PAD, TokenNet
@@ -81,7 +82,7 @@ def ar_image(
   bias: bool = False,
   eps: float = 1e-6,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
+  remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> TokenNet:
   """An image model: cond is dict(tokens [b l]), actions are codes.

@@ -32,6 +32,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import folders, released, vit
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, constrain
@@ -307,8 +308,8 @@ def image_reward(
   eps: float = 1e-12,
   head: tuple[int, ...] = HEAD,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Scorer:
   """The network; pixels are normalised as CLIP's are.

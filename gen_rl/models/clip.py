@@ -31,6 +31,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import released, vit
 from gen_rl.models.layers import Dense
 from gen_rl.types import Array, Axes, Params
@@ -256,8 +257,8 @@ def clip(
   length: int = 77,
   end: int = 2,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Clip:
   """Both networks, or one of them.

@@ -37,6 +37,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import released, vit
 from gen_rl.models.layers import Dense, constrain
 from gen_rl.models.vit import Features, ImageEncoder
@@ -207,8 +208,8 @@ def dinov2(
   registers: int = 0,
   mask_token: bool = True,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> ImageEncoder:
   """The network; pixels are RGB, normalised with MEAN and STD.

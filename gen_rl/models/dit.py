@@ -20,6 +20,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Remat
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import (
   PAD,
@@ -205,7 +206,7 @@ def dit(
   text_layers: int = 2,
   t_min: float = 0.05,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
+  remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network.

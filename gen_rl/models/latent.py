@@ -13,6 +13,7 @@ import jax
 
 from gen_rl import build, minibatch, models
 from gen_rl.build import ConfigError
+from gen_rl.fields import RowsOrAll
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import options, released
 from gen_rl.models import vae as vae_lib
@@ -26,7 +27,7 @@ def latent(
   vae: Mapping[str, Any],
   vocab: int,
   length: int,
-  decode_rows: int = 0,
+  decode_rows: RowsOrAll = 0,
   tiled: bool = False,
   vae_dtype: str = 'float32',
 ) -> Net:

@@ -35,6 +35,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Remat
 from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.decoder import Decoder, Past
@@ -243,7 +244,7 @@ def lm(
   rows: int | None = None,
   pad: int = PAD,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
+  remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> TokenNet:
   """A language model that continues prompts: cond is dict(tokens [b l]).

@@ -29,6 +29,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import adaln, mmdit_files, options, released, vit
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
@@ -257,8 +258,8 @@ def mmdit(
   grid: int = 384,
   sample_size: int = 128,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network; defaults are those of 3.5 medium.

@@ -32,6 +32,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import released, vit
 from gen_rl.models.layers import Dense
@@ -295,8 +296,8 @@ def siglip(
   length: int = 64,
   out: int | None = None,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Siglip:
   """Both networks, or one of them.

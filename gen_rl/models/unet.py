@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import ddpm
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import (
   folders,
   options,
@@ -226,8 +227,8 @@ def unet(
   beta_start: float = 0.00085,
   beta_end: float = 0.012,
   train_steps: int = 1000,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The U-Net as a velocity network.

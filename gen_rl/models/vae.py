@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.diffusion import process
+from gen_rl.fields import Remat
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import options, released, resnet
 from gen_rl.models.layers import Dense, sdpa
@@ -234,7 +235,7 @@ def vae(
   post_quant: bool = True,
   attention: bool = True,
   tile: int = 512,
-  remat: Literal['none', 'dots', 'full'] = 'none',
+  remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> VAE:
   """The autoencoder; the defaults are those of Stable Diffusion 1.5.

@@ -15,6 +15,7 @@ import einops
 from flax import linen as nn
 import jax.numpy as jnp
 
+from gen_rl.fields import Remat
 from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import lm
@@ -139,7 +140,7 @@ def vlm(
   rows: int | None = None,
   pad: int = PAD,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
+  remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> TokenNet:
   """A vision-language model: cond is dict(tokens [b l], image [b h w c]).

@@ -27,6 +27,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
@@ -237,8 +238,8 @@ def wan(
   mlp: int = 8960,
   text: int = 4096,
   scan: bool = False,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network; the defaults are those of T2V-1.3B.

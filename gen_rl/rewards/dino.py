@@ -13,6 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import dinov2, vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
@@ -35,8 +36,8 @@ def dino(
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   scan: bool = True,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
 ) -> Reward:
   """Likeness with the picture that a prompt comes with.
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
+from gen_rl.fields import Kernel, Remat
 from gen_rl.models import blip, vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
@@ -30,8 +31,8 @@ def imagereward(
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   scan: bool = True,
-  remat: Literal['none', 'dots', 'full'] = 'none',
-  attention: Literal['xla', 'cudnn'] = 'xla',
+  remat: Remat = 'none',
+  attention: Kernel = 'xla',
 ) -> Reward:
   """ImageReward's score. A picture that is not finite is not valid.
 

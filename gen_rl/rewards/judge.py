@@ -40,6 +40,7 @@ import numpy as np
 from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
+from gen_rl.fields import RowsOrAll
 from gen_rl.rewards import answers, pairwise
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
@@ -284,7 +285,7 @@ def judged_win_rate(
   column: str = 'question',
   tie: float = 0.0,
   soft: bool = False,
-  chunk: int = 0,
+  chunk: RowsOrAll = 0,
   least: float = 0.1,
 ) -> Reward:
   """Win rate in [0, 1] of a row in its group, equation (5).
