@@ -33,6 +33,7 @@ _REQUIRES = [
   'transformers>=5',  # tokenizers, model configs, file formats
   'huggingface_hub>=1',  # released models by their ids
   'tokenizers>=0.22',  # the word tokenizer of ShapesWorld
+  'ftfy>=6.3',  # prompts for HPS, cleaned as the open_clip it trained with does
   'safetensors>=0.6',  # weights: gen_rl/assets, released models
   'einops>=0.8',  # axes by name
   'jaxtyping>=0.3.5',  # shapes in signatures; the tests check them

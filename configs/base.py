@@ -103,7 +103,8 @@ def fields() -> dict[str, Any]:
     view=part(name=''),
     answer_length=field(4, Count),  # tokens of an answer and its end, if any
     # How judges (rewards.judge) read prompts: a function of data.tokenizers,
-    # the tokens of a text, {name in info: text with "{prompt}" in it}, and
+    # the tokens of a text, {name in info: text with "{prompt}" in it, or
+    # "{cleaned}", the prompt as open_clip cleans it, which hps reads}, and
     # whether longer ones are cut.
     reader=section(
       tokenizer=part(name=''),

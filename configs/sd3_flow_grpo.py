@@ -190,7 +190,7 @@ def _rewards(c: ml_collections.ConfigDict, reward: str) -> None:
   """The reward, its prompts, and who judges it."""
   c.data.reader = config_dict.create(
     tokenizer=dict(name='clip', folder=c.get_ref('released')), length=77,
-    texts=dict(clip='{prompt}'), truncate=True,
+    texts=dict(clip='{prompt}', hps='{cleaned}'), truncate=True,
   )  # fmt: skip
   if reward == 'pickscore':
     c.rewards.pickscore = config_dict.create(

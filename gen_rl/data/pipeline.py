@@ -41,6 +41,8 @@ import numpy as np
 from gen_rl.data import embeddings, prompts, tokenizers
 
 Batch = dict[str, Any]
+# Of a prompt in a text that a judge reads: what stands there, and as what.
+_PLACES = {'{prompt}': str, '{cleaned}': tokenizers.cleaned}
 _GOLDEN = int((math.sqrt(5) - 1) / 2 * 2**32)  # u_n in units of 2**-32
 
 
@@ -49,7 +51,9 @@ class Reader(NamedTuple):
 
   tokenizer: tokenizers.Tokenizer
   length: int  # tokens of a text, padded on the right
-  texts: Mapping[str, str] = {}  # {name in info: text with "{prompt}"}
+  # {name in info: text with "{prompt}", or "{cleaned}", the prompt as
+  # tokenizers.cleaned has it}
+  texts: Mapping[str, str] = {}
   truncate: bool = False  # cut texts that are longer
 
   def read(
@@ -65,11 +69,15 @@ class Reader(NamedTuple):
     )
     out = {}
     for name, text in self.texts.items():
-      if '{prompt}' not in text:
+      places = [place for place in _PLACES if place in text]
+      if len(places) != 1:
         raise ValueError(
-          f'data.reader.texts.{name} is {text!r}; it needs a "{{prompt}}"'
+          f'data.reader.texts.{name} is {text!r}; it needs a "{{prompt}}" or a '
+          '"{cleaned}"'
         )
-      out[name] = encode([text.replace('{prompt}', p) for p in prompts])
+      (place,) = places
+      said = map(_PLACES[place], prompts)
+      out[name] = encode([text.replace(place, p) for p in said])
     if checks:
       asked = encode([question for row in checks for question in row])
       out['checks'] = asked.reshape(len(checks), -1, self.length)

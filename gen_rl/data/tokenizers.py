@@ -15,8 +15,10 @@ second and is imported by the two functions that need it.
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
+import html
 from typing import Any, NamedTuple
 
+import ftfy
 import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
@@ -209,6 +211,18 @@ def to_transformers(tokenizer: Tokenizer):
     unk_token=UNK,
     padding_side='right',
   )
+
+
+def cleaned(text: str) -> str:
+  """A prompt as open_clip reads it, before its words are looked up.
+
+  Text that was decoded wrongly is repaired (ftfy), HTML entities stand for
+  their letters, twice over, runs of white space are a space, letters are small.
+  transformers' tokenizer of CLIP does the last two: of 25,432 prompts of
+  PickScore 240 are other tokens.
+  """
+  text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  return ' '.join(text.split()).lower()
 
 
 def clip(folder: str = '') -> Tokenizer:

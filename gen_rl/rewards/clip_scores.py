@@ -25,9 +25,11 @@ which does not jump where a sum on other devices has another last bit.
 
 Prompts are read with CLIP's tokenizer, 77 tokens, through
 
-  data.reader = dict(tokenizer=dict(name='pretrained', path=...), length=77,
-                     texts=dict(clip='{prompt}'), truncate=True)
+  data.reader = dict(
+    tokenizer=dict(name='pretrained', path=...), length=77, truncate=True,
+    texts=dict(clip='{prompt}', hps='{cleaned}'))
 
+(3) reads them as open_clip does, `data.tokenizers.cleaned`: it was trained so.
 The folder 'drawn' stands for a small network that is drawn: it means nothing,
 but runs.
 """
@@ -50,6 +52,7 @@ from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 
 # Of the network that is drawn.
 _SIZES = dict(width=32, layers=2, heads=2, mlp=64, act='gelu', eps=1e-5)
+_PLACE = dict(hps='cleaned')  # of a prompt in the text that is read
 _HEAD = 'layers.0', 'layers.2', 'layers.4', 'layers.6', 'layers.7'
 
 
@@ -124,7 +127,7 @@ def _similarity(
   if column not in inputs.info:
     raise ConfigError(
       f'{what} is to read {column!r}, and these prompts have none: set '
-      f'data.reader.texts.{column}="{{prompt}}"'
+      f'data.reader.texts.{column}="{{{_PLACE.get(what, "prompt")}}}"'
     )
   images, finite = pixels.finite(inputs.media)
   x = model.net.image(params, _seen(model, images, fit))
@@ -229,7 +232,7 @@ def pickscore(
 def hps(
   reader: Tokenizer | None,
   folder: str,
-  column: str = 'clip',
+  column: str = 'hps',
   rounded: bool = False,
   **options: Any,
 ) -> Reward:

@@ -27,6 +27,7 @@ def imagereward(
   reader: Tokenizer | None,
   folder: str,
   column: str = 'imagereward',
+  rounded: bool = False,
   sizes: Mapping[str, Any] | None = None,
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
@@ -40,6 +41,8 @@ def imagereward(
     reader: bound, the tokenizer of config.data.reader.
     folder: of its weights, see `blip.load`.
     column: of info that holds the tokens of the prompt.
+    rounded: pixels to 8 bits before, between rows and columns, and after they
+      are resized, as its authors' code does; see `clip_scores`.
     sizes: keywords of `blip.image_reward`, where it is not ImageReward v1.0.
     param_dtype: of the weights.
     dtype: of the arithmetic.
@@ -72,7 +75,9 @@ def imagereward(
         f'data.reader.texts.{column}="{{prompt}}"'
       )
     images, finite = pixels.finite(inputs.media)
-    seen = vit.fitted(images, net.image, vit.CLIP_MEAN, vit.CLIP_STD)
+    seen = vit.fitted(
+      images, net.image, vit.CLIP_MEAN, vit.CLIP_STD, rounded=rounded
+    )
     value = net.apply(params, seen, inputs.info[column])
     return RewardOut(value, {}, finite)
 

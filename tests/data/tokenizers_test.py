@@ -35,6 +35,21 @@ def test_typographic_quotes_are_quotes():
   np.testing.assert_array_equal(straight, curly)
 
 
+@pytest.mark.parametrize(
+  'text, want',
+  [
+    ('A  Cat\tand\n a dog ', 'a cat and a dog'),
+    ('Gandalf’s “Gate”', 'gandalf\'s "gate"'),
+    ('salt &amp; pepper', 'salt & pepper'),
+    ('salt &amp;amp; pepper &lt;3', 'salt & pepper <3'),
+    ('schÃ¶n', 'schön'),  # UTF-8 that was read as Latin-1
+    ('ＡＢ e\u0301', 'ab é'),
+  ],
+)
+def test_prompts_are_cleaned_as_open_clip_does(text, want):
+  assert tokenizers.cleaned(text) == want
+
+
 def test_unknown_words_are_counted():
   tokenizer = tokenizers.word_level(WORDS)
   texts = ['a blue circle.', 'the blue cat']

@@ -64,7 +64,9 @@ def seen(saved):
   reader = tokenizers.pretrained(folder)
   ids = np.repeat(reader.encode(TEXTS, 77), G, 0)
   inputs = RewardInputs(
-    jnp.asarray(whole / 255, jnp.float32), dict(clip=jnp.asarray(ids)), G
+    jnp.asarray(whole / 255, jnp.float32),
+    dict(clip=jnp.asarray(ids), hps=jnp.asarray(ids)),
+    G,
   )
   processor = transformers.CLIPImageProcessor(
     size=dict(shortest_edge=SIDE), crop_size=dict(height=SIDE, width=SIDE)
@@ -351,6 +353,10 @@ def test_what_is_missing(saved, seen):
   ):  # fmt: skip
     with pytest.raises(ConfigError, match='it is to be the tokenizer of CLIP'):
       clip_scores.pickscore(other, saved[2])
-  reward = clip_scores.pickscore(reader, saved[2])
-  with pytest.raises(ConfigError, match=r'texts\.clip="\{prompt\}"'):
-    reward.score(reward.params, inputs._replace(info={}), KEY)
+  for make, text in (
+    (clip_scores.pickscore, r'clip="\{prompt\}"'),
+    (clip_scores.hps, r'hps="\{cleaned\}"'),
+  ):
+    reward = make(reader, saved[2])
+    with pytest.raises(ConfigError, match=rf'texts\.{text}'):
+      reward.score(reward.params, inputs._replace(info={}), KEY)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from configs import base
@@ -84,6 +85,29 @@ def test_scores(tokenizer, folder):
   assert (
     abs(score(reward.params, media[::-1], info).score - out.score)[0] > 1e-4
   )
+
+
+def test_rounded_pixels_are_pillows(tokenizer, folder):
+  """The authors' transform of an 8-bit picture: resized, the middle cut out."""
+  reward = imagereward.imagereward(tokenizer, folder, sizes=SIZES, rounded=True)
+  whole = np.round(255 * pictures()).astype(np.uint8)
+  info = read(tokenizer, TEXTS)
+  cut = [
+    np.asarray(Image.fromarray(x).resize((10, 8), Image.Resampling.BICUBIC))[
+      :, 1:9
+    ]
+    for x in whole
+  ]
+  seen = (np.stack(cut) / 255 - vit.CLIP_MEAN) / vit.CLIP_STD
+  net, params = blip.load(folder, **SIZES)
+  score = jax.jit(
+    lambda params, media: (
+      reward.score(params, RewardInputs(media, info, 1), None).score
+    )
+  )
+  want = jax.jit(net.apply)(params, np.float32(seen), info['imagereward'])
+  got = score(reward.params, np.float32(whole / 255))
+  np.testing.assert_allclose(got, want, atol=2e-4)
 
 
 def test_gradient(tokenizer, folder):
