@@ -366,7 +366,7 @@ def make_step(
     if build.weight(spec)
   )
   encode = encoder(config, built.tokenizer.end_id)
-  rollout = rollout_lib.data_rollout(encode) if encode else None
+  rollout = encode and rollout_lib.data_rollout(encode, built.policy.compress)
   unit = group_size if whole_groups else 1
   if errors := row_errors(config, layout.row_shards, unit):
     raise build.ConfigError(errors[0])

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gen_rl.diffusion import process
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 
@@ -67,19 +68,41 @@ def policy_rollout(policy: Policy) -> Callable[..., Trajectory]:
   return policy.rollout
 
 
+def media_of(data: Array, samples: Array) -> Array:
+  """Data as what is decoded from samples: in [0, 1], and of its size.
+
+  Args:
+    data: of a function of `data.pictures`, pictures [b h w c] in [-1, 1]; other
+      data are left as they are.
+    samples: media [b ...] of the policy.
+  """
+  if jnp.issubdtype(data.dtype, jnp.integer):
+    return data
+  data = process.clip((data + 1.0) / 2.0)
+  if data.ndim != 4 or samples.ndim != 4:
+    return data
+  return process.resized(data, samples.shape[1:3])
+
+
 def data_rollout(
   encode: Callable[[Rows], tuple[PyTree, PyTree]],
+  compress: Callable[[Params, Array], Array] | None = None,
 ) -> Callable[..., Trajectory]:
   """The identity rollout: data in place of samples, no decisions (k = 0).
 
   Args:
-    encode: rows -> (latents [b ...], cond); renders or normalises the data.
-      `cond` is that of the rows, or holds what is to be learned (labels).
+    encode: rows -> (pictures [b h w c] in [-1, 1] or tokens [b k], cond);
+      renders or normalises the data. `cond` is that of the rows, or holds what
+      is to be learned (labels).
+    compress: of policies whose samples are no pictures, see `types.Policy`:
+      the trajectory's samples are what the policy's own would be.
   """
 
   def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
-    del params, step
+    del step
     sample, cond = encode(rows)
+    if compress and jnp.issubdtype(sample.dtype, jnp.floating):
+      sample = compress(params, (sample + 1.0) / 2.0)
     b = rows.group.shape[0]
     none = jnp.zeros((b, 0), jnp.float32)
     return Trajectory(

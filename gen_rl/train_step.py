@@ -274,7 +274,7 @@ def make(
     state, exp, metrics = judge(state, traj, dict(inputs.info), outs)
     if critics:
       rows = make_rows(state, batch, key)
-      real = policy.decode(full(state.params, state), reals(rows)[0])
+      real = rollout_lib.media_of(reals(rows)[0], inputs.media)
       state, trained = critics_lib.step(
         critics, critic_tx, state, real, inputs.media, rows.keys
       )

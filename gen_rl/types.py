@@ -120,6 +120,9 @@ class Policy(NamedTuple):
   # (params, Rows) -> samples [b ...] without chance, for policies of tokens:
   # the most likely one at every place
   greedy: Callable[..., Array] | None = None
+  # (params, pictures [b h w c] in [0, 1]) -> samples [b ...], the other way
+  # round than decode; None: samples are pictures in [-1, 1], or tokens
+  compress: Callable[..., Array] | None = None
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
   # (folder of a released model, type of its parameters) -> params, on the host
   load: Callable[[str, str], Params] | None = None

@@ -110,6 +110,14 @@ def _clip_jvp(primals, tangents):
   return clip(*primals), tangents[0]
 
 
+def resized(pictures: Array, size: tuple[int, int]) -> Array:
+  """Pictures [b h w c] at a size (h, w), linearly; those that have it as is."""
+  if pictures.shape[1:3] == tuple(size):
+    return pictures
+  shape = (len(pictures), *size, pictures.shape[-1])
+  return jax.image.resize(pictures, shape, 'linear')
+
+
 def event_mean(x: Float[AnyArray, 'b k ...']) -> Float32[Array, 'b k']:
   """Mean over all but the first two axes, in float32."""
   x = jnp.asarray(x, jnp.float32)

@@ -5,7 +5,7 @@ trained: trainable='^net/'. Gradients of rewards pass through its decoder to the
 latents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import inspect
 from typing import Any
 
@@ -38,8 +38,8 @@ def latent(
     vae: spec of an autoencoder, name='vae'.
     vocab: token ids of prompts, for networks that read them.
     length: of prompts in tokens, likewise.
-    decode_rows: rows a device decodes at a time; 0: all. What a decoder keeps
-      of a large picture is many times the picture.
+    decode_rows: rows a device decodes or encodes at a time; 0: all. What a
+      decoder keeps of a large picture is many times the picture.
     tiled: decode in tiles.
     vae_dtype: type of the autoencoder's parameters.
 
@@ -78,24 +78,28 @@ def latent(
   def frozen(params: Params) -> Params:
     return jax.lax.stop_gradient(params['vae'])
 
-  def decode(params: Params, y: Array) -> Array:
-    decoder = coder.tiled_decode if tiled else coder.decode
+  def in_parts(coded: Callable[[Array], Array], x: Array) -> Array:
     rows = decode_rows * layers_lib.shards('batch')  # of all devices
-    if not decode_rows or rows >= len(y):
-      return decoder(frozen(params), y)
-    if len(y) % rows == 0:  # every device decodes rows of its own
-      parts = minibatch.cut(y, len(y) // rows)
-      return minibatch.join(
-        jax.lax.map(lambda part: decoder(frozen(params), part), parts)
-      )
+    if not decode_rows or rows >= len(x):
+      return coded(x)
+    if len(x) % rows == 0:  # every device takes rows of its own
+      parts = minibatch.cut(x, len(x) // rows)
+      return minibatch.join(jax.lax.map(coded, parts))
     return jax.lax.map(
-      lambda row: decoder(frozen(params), row[None])[0],
-      y,
+      lambda row: coded(row[None])[0],
+      x,
       batch_size=decode_rows if decode_rows > 1 else None,
     )
 
+  def decode(params: Params, y: Array) -> Array:
+    decoder = coder.tiled_decode if tiled else coder.decode
+    return in_parts(lambda part: decoder(frozen(params), part), y)
+
   def compress(params: Params, image: Array) -> Array:
-    return coder.scaled(coder.encode(frozen(params), image).mode())
+    def coded(part: Array) -> Array:
+      return coder.scaled(coder.encode(frozen(params), part).mode())
+
+    return in_parts(coded, image)
 
   def load(folder: str, dtype: str) -> Params:
     if inner.load is None:

@@ -5,9 +5,11 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gen_rl import build, models, types
 from gen_rl.build import ConfigError
+from gen_rl.diffusion import process
 from gen_rl.models import vq, weights
 from gen_rl.types import Array, Params, PyTree
 from gen_rl.utils import rng
@@ -44,8 +46,7 @@ def coded(
   """A policy of codes as one of pictures.
 
   Parameters are dict(net, codec); the codec's get no gradient, and trainable
-  should leave them out: trainable='^net/'. `nll` takes pictures in [-1, 1] or
-  codes.
+  should leave them out: trainable='^net/'. `nll` takes codes.
 
   Args:
     said: samples are codes [b n].
@@ -62,10 +63,14 @@ def coded(
     return dict(net=said.init(key), codec=drawn)
 
   def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
-    if x.ndim > 2:
-      x = book.encode(params['codec'], (x + 1.0) / 2.0)
-    x = jax.lax.stop_gradient(x)
     return said.nll(params['net'], x, cond, keys)
+
+  def compress(params: Params, pictures: Array) -> Array:
+    codes = jax.ShapeDtypeStruct((1, math.prod(book.grid)), jnp.int32)
+    size = jax.eval_shape(book.decode, params['codec'], codes).shape[1:3]
+    return jax.lax.stop_gradient(
+      book.encode(params['codec'], process.resized(pictures, size))
+    )
 
   return types.Policy(
     init,
@@ -76,5 +81,6 @@ def coded(
       jax.lax.stop_gradient(params['codec']), codes
     ),
     greedy=lambda params, rows: said.greedy(params['net'], rows),
+    compress=compress,
     axes=(*said.axes, *book.axes),
   )

@@ -331,9 +331,6 @@ def denoising(
       drop_keys = rng.stream_keys(keys, 'null')
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
       cond = tree.where(drop, net.null(cond), cond)
-    if net.compress and x0.shape[1:] != net.shape:
-      picture = (x0 + 1.0) / 2.0
-      x0 = jax.lax.stop_gradient(net.compress(params, picture))
     at = noised(x0, keys)
     v = flat_velocity(net, params, at.x, at.t, cond)
     return process.matching_error(v, at)[:, 0]
@@ -342,6 +339,13 @@ def denoising(
     if net.decode:
       return net.decode(params, latent)
     return process.clip((latent + 1.0) / 2.0)
+
+  def compress(params: Params, pictures: Array) -> Array:
+    """Latents of pictures, which are brought to the size it makes itself."""
+    latents = jax.ShapeDtypeStruct((1, *net.shape), jnp.float32)
+    size = jax.eval_shape(net.decode, params, latents).shape[1:3]
+    pictures = process.resized(pictures, size)
+    return jax.lax.stop_gradient(net.compress(params, pictures))
 
   return Policy(
     net.init,
@@ -354,6 +358,7 @@ def denoising(
     noised=noised,
     complete=complete,
     finish=finish,
+    compress=compress if net.compress else None,
     axes=net.axes,
     load=net.load,
     save=net.save,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import build, models, sharding, testing
+from gen_rl import build, models, rollout, sharding, testing
 from gen_rl.build import ConfigError
 from gen_rl.models import latent, vae
 from gen_rl.models.layers import Net
@@ -71,17 +71,29 @@ def test_gradients_reach_latents_and_not_the_autoencoder(params):
   assert all(not x.any() for x in jax.tree.leaves(grads))
 
 
-def test_data_are_compressed_before_they_are_noised(params):
-  """The loss of pictures is that of their latents, with the same keys."""
-  policy = testing.jitted(denoising.denoising(make(), steps=3))
-  pictures = jax.random.uniform(KEY, (2, 16, 16, 3))
-  cond = dict(text=jnp.ones((2, 3, 12)), pooled=jnp.ones((2, 10)))
-  keys = jax.random.split(KEY, 2)
-  found = policy.nll(params, 2 * pictures - 1, cond, keys)
-  small = make().compress(params, pictures)
-  np.testing.assert_allclose(
-    found, policy.nll(params, small, cond, keys), rtol=1e-5
-  )
+def test_data_are_latents_from_the_rollout_on(params):
+  """Of pictures of any size."""
+  policy = testing.jitted(denoising.denoising(make(decode_rows=2), steps=3))
+  pictures = jax.random.uniform(KEY, (4, 12, 20, 3))
+  rows = rollout.make_rows(testing.batch((5, 2)), 2, KEY, jnp.int32(0))
+  draw = lambda x: rollout.data_rollout(
+    lambda rows: (2 * x - 1, rows.cond), policy.compress
+  )(params, rows, 0)
+  traj = draw(pictures)
+  sized = jax.image.resize(pictures, (4, 16, 16, 3), 'linear')
+  want = make().compress(params, sized)
+  np.testing.assert_allclose(traj.sample, want, rtol=1e-4, atol=1e-5)
+
+
+def test_critics_see_data_as_they_are():
+  """Not decoded once more, and of the size of the samples."""
+  data = 2 * jax.random.uniform(KEY, (4, 6, 6, 3)) - 1
+  seen = rollout.media_of(data, jnp.zeros((4, 12, 12, 3)))
+  assert seen.shape == (4, 12, 12, 3) and 0 <= seen.min() <= seen.max() <= 1
+  same = rollout.media_of(data, data)
+  np.testing.assert_allclose(same, (data + 1) / 2, atol=1e-6)
+  words = jnp.arange(6).reshape(2, 3)
+  np.testing.assert_array_equal(rollout.media_of(words, words), words)
 
 
 def test_every_parameter_has_axes(params):

@@ -293,7 +293,7 @@ def test_codes_become_pictures():
     traj = policy.rollout(params, make_rows(2), 0)
     media = policy.decode(params, traj.sample)
     loss = lambda p: policy.nll(
-      p, 2 * media - 1, traj.cond, jax.random.split(key, 4)
+      p, policy.compress(p, media), traj.cond, jax.random.split(key, 4)
     ).sum()
     return media, jax.grad(loss)(params)
 
