@@ -108,6 +108,15 @@ def _without_cluster(monkeypatch):
     ({}, None),
     (dict(SLURM_STEP_NODELIST='a[1-2]', SLURM_NTASKS='2'), 'SLURM'),
     (dict(SLURM_STEP_NODELIST='a', SLURM_NTASKS='1'), None),
+    # the shell of `salloc -n 4`
+    (
+      dict(SLURM_STEP_NODELIST='a', SLURM_NTASKS='4', SLURM_STEP_NUM_TASKS='1'),
+      None,
+    ),
+    (
+      dict(SLURM_STEP_NODELIST='a', SLURM_NTASKS='1', SLURM_STEP_NUM_TASKS='4'),
+      'SLURM',
+    ),
     (dict(TPU_WORKER_HOSTNAMES='a,b'), 'TPU pod'),
     (dict(TPU_WORKER_HOSTNAMES='localhost'), None),
     (dict(JOB_COMPLETION_INDEX='0', JOB_COMPLETIONS='4'), 'Kubernetes'),
@@ -161,9 +170,64 @@ def test_tpu_machines_are_known_by_their_metadata(tmp_path, monkeypatch):
   assert hosts.cluster() is None  # nobody answers
 
 
+@pytest.mark.parametrize(
+  'variables, words',
+  [
+    (dict(SLURM_NTASKS='abc'), "SLURM_NTASKS='abc'"),
+    (dict(SLURM_NTASKS='4', SLURM_STEP_NUM_TASKS='-1'), "NUM_TASKS='-1'"),
+    (dict(SLURM_STEP_NUM_TASKS='9' * 5000), 'no whole number from 1 to'),
+    (dict(SLURM_NTASKS='2', SLURM_PROCID='2'), "SLURM_PROCID='2'.*0 to 1"),
+    (dict(SLURM_NTASKS='2', SLURM_JOB_ID='x'), "SLURM_JOB_ID='x'"),
+    (dict(JOB_COMPLETION_INDEX='0', JOB_COMPLETIONS='4.0'), "'4.0'"),
+    (
+      dict(OMPI_MCA_orte_hnp_uri='x', OMPI_COMM_WORLD_SIZE='0'),
+      "WORLD_SIZE='0'",
+    ),
+    (dict(JAX_COORDINATOR_ADDRESS='nonsense'), "'nonsense'; it is host:port"),
+  ],
+)
+def test_a_cluster_that_describes_itself_wrongly(variables, words, monkeypatch):
+  _without_cluster(monkeypatch)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+    if name.startswith('SLURM'):
+      monkeypatch.setenv('SLURM_STEP_NODELIST', 'a')
+  with pytest.raises(build.ConfigError, match=words):
+    hosts.start()
+
+
 def test_flags_that_go_together():
   with pytest.raises(build.ConfigError, match='--process go together'):
     hosts.start(coordinator='localhost:1')
+  for address, count, number in (
+    ('localhost', 2, 0), ('localhost:x', 2, 0), (':1', 2, 0),
+    ('a:99999', 2, 0), ('a:1', 0, 0), ('a:1', 2, 2), ('a:1', 2, -1),
+  ):  # fmt: skip
+    with pytest.raises(build.ConfigError, match='process 0|--processes='):
+      hosts.start(address, count, number)
+
+
+def test_who_waits_says_for_whom_and_gives_up(monkeypatch, capsys):
+  left = threading.Event()
+  code = []
+
+  def leave(status):
+    code.append(status)
+    left.set()
+
+  monkeypatch.setattr(hosts.os, '_exit', leave)
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))  # nobody listens
+    address = f'127.0.0.1:{probe.getsockname()[1]}'
+    with hosts._waiting(address, address, 3, 1, (0.01, 0.02)):
+      assert left.wait(10)
+  waits, ends = capsys.readouterr().err.splitlines()
+  assert 'gen_rl: waiting for the other 2 of 3 processes' in waits
+  assert address in waits and 'no process 0 answers' in waits
+  assert ends.startswith('gen_rl: gave up after') and code == [2]
+  with hosts._waiting(address, address, 2, 0, (60, 61)):
+    pass  # they came
+  assert capsys.readouterr().err == ''
 
 
 def test_one_process_needs_nobody():

@@ -5,10 +5,15 @@ global arrays (multi-controller JAX). Process 0 writes logs and reports, all
 write checkpoints.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import glob
 import os
 import pickle
+import re
+import socket
+import sys
+import threading
 from typing import Any
 import urllib.error
 import urllib.request
@@ -22,7 +27,10 @@ from gen_rl.types import PyTree
 
 # A process that is not heard of for so many seconds ends all others.
 HEARTBEAT = 60
-
+# Who waits for the others says so after so many seconds, and then gives up.
+PATIENCE = 10, 300
+# More processes than anybody has: a number beyond is a mistake.
+_MOST = 1 << 20
 
 # There are such files where TPU chips are.
 _CHIPS = '/dev/accel*', '/dev/vfio/[0-9]*'
@@ -52,15 +60,40 @@ def _tpu_vms() -> int:
     return 1
 
 
+def _number(name: str, least: int = 1, most: int = _MOST) -> int | None:
+  """The whole number that a variable of the environment holds; None: no such.
+
+  Raises:
+    ConfigError: it holds something else.
+  """
+  text = os.environ.get(name, '').strip()
+  if not text:
+    return None
+  if not re.fullmatch('[0-9]{1,18}', text) or not least <= int(text) <= most:
+    raise ConfigError(
+      f'the environment has {name}={text[:40]!r}, no whole number from '
+      f'{least} to {most}; correct it, or unset it where there is no cluster'
+    )
+  return int(text)
+
+
+def _slurm_tasks() -> int:
+  """Of this job step; the shell of `salloc -n 4` is a step of one task."""
+  return _number('SLURM_STEP_NUM_TASKS') or _number('SLURM_NTASKS') or 1
+
+
 def cluster() -> str | None:
   """The kind of cluster that surrounds this process, if it has several.
 
   jax.distributed finds addresses and numbers: SLURM, Open MPI, TPU pods and
   Kubernetes by variables, slices of plain TPU machines by their metadata.
+
+  Raises:
+    ConfigError: a variable that should hold a number does not.
   """
   env = os.environ
-  several = lambda name: int(env.get(name) or 1) > 1
-  if 'SLURM_STEP_NODELIST' in env and several('SLURM_NTASKS'):
+  several = lambda name: (_number(name) or 1) > 1
+  if 'SLURM_STEP_NODELIST' in env and _slurm_tasks() > 1:
     return 'SLURM'
   if 'OMPI_MCA_orte_hnp_uri' in env and several('OMPI_COMM_WORLD_SIZE'):
     return 'Open MPI'
@@ -75,13 +108,31 @@ def cluster() -> str | None:
   return 'TPU pod' if _tpu_vms() > 1 else None
 
 
+def _check(coordinator: str, source: str, number: int, count: int) -> None:
+  """Raises ConfigError for what cannot be an address, or a process of many."""
+  host, _, port = coordinator.rpartition(':')
+  if not host or not re.fullmatch('[0-9]{1,5}', port) or int(port) > 65535:
+    raise ConfigError(
+      f'{source} is {coordinator!r}; it is host:port of process 0, such as '
+      '10.0.0.1:1234'
+    )
+  if not 1 <= count <= _MOST or not 0 <= number < count:
+    raise ConfigError(
+      f'--process={number} of --processes={count}: processes are numbered from '
+      '0, and there is one at least'
+    )
+
+
 def start(
   coordinator: str | None = None,
   processes: int | None = None,
   process: int | None = None,
   heartbeat: int = HEARTBEAT,
+  patience: tuple[float, float] = PATIENCE,
 ) -> int:
   """Joins the other processes, if there are any; before any array is made.
+
+  Where they do not come, the process ends with a sentence and exit code 2.
 
   Args:
     coordinator: 'host:port' of process 0; None: of the cluster, if `cluster`
@@ -89,13 +140,15 @@ def start(
     processes: how many; goes with `coordinator`.
     process: which one this is, from 0; goes with `coordinator`.
     heartbeat: seconds after which a silent process counts as dead.
+    patience: seconds of waiting after which it is said who waits for whom, and
+      after which it ends.
 
   Returns:
     How many processes there are.
 
   Raises:
-    ConfigError: some of the three are given, others are not; or no process 0
-      answers.
+    ConfigError: some of the three are given, others are not; or one cannot be;
+      or the cluster describes itself wrongly.
   """
   given = [coordinator, processes, process]
   if any(x is None for x in given) and any(x is not None for x in given):
@@ -103,24 +156,98 @@ def start(
       '--coordinator, --processes and --process go together: the address of '
       'process 0 (host:port), how many there are, and which one this is'
     )
-  if coordinator is None and cluster() is None:
-    return 1
+  kind = None
+  if coordinator is None:
+    kind = cluster()
+    if kind is None:
+      return 1
+    if address := os.environ.get('JAX_COORDINATOR_ADDRESS'):
+      _check(address, 'JAX_COORDINATOR_ADDRESS', 0, 1)
+  else:
+    _check(coordinator, '--coordinator', process, processes)
+  if kind == 'SLURM':
+    processes = _slurm_tasks()
+    process = _number('SLURM_PROCID', 0, processes - 1)
+    _number('SLURM_LOCALID', 0)
+    _number('SLURM_JOB_ID', 0, 10**18 - 1)
+  where = coordinator or f'the {kind} that the environment describes'
   # Collectives of CPU devices of several processes.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  try:
-    jax.distributed.initialize(
-      coordinator,
-      processes,
-      process,
-      heartbeat_timeout_seconds=heartbeat,
-    )
-  except Exception as error:
-    where = coordinator or f'the {cluster()} that the environment describes'
-    raise ConfigError(
-      f'the processes could not be joined through {where}: '
-      f'{str(error).splitlines()[0]}'
-    ) from error
+  with _waiting(where, coordinator, processes, process, patience):
+    try:
+      jax.distributed.initialize(
+        coordinator,
+        processes,
+        process,
+        # Later than ours: it would end the process with a stack.
+        initialization_timeout=int(patience[1]) + 60,
+        heartbeat_timeout_seconds=heartbeat,
+      )
+    except Exception as error:
+      raise ConfigError(
+        f'the processes could not be joined through {where}: '
+        f'{str(error).splitlines()[0]}'
+      ) from error
   return jax.process_count()
+
+
+@contextlib.contextmanager
+def _waiting(
+  where: str,
+  coordinator: str | None,
+  processes: int | None,
+  process: int | None,
+  patience: tuple[float, float],
+) -> Iterator[None]:
+  """Says for whom the block waits; ends the process when it waits too long.
+
+  From a thread: the block is jax's, and cannot be interrupted.
+  """
+  joined = threading.Event()
+  if processes is None:
+    others = 'the other processes'
+  elif processes == 2:
+    others = f'process {1 - process}'
+  else:
+    others = f'the other {processes - 1} of {processes} processes'
+
+  def whom() -> str:
+    text = f'{others} (through {where})'
+    if coordinator and process and not _answers(coordinator):
+      text += '; no process 0 answers there'
+    return text
+
+  def watch() -> None:
+    soon, late = patience
+    if joined.wait(soon):
+      return
+    said = whom()
+    print(f'gen_rl: waiting for {said}', file=sys.stderr, flush=True)
+    if joined.wait(late - soon):
+      return
+    print(
+      f'gen_rl: gave up after {late:.0f} s of waiting for {whom()}; start all '
+      'of them within that time, or this one alone (without --coordinator, or '
+      'outside the cluster step)',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    yield
+  finally:
+    joined.set()
+
+
+def _answers(coordinator: str) -> bool:
+  host, _, port = coordinator.rpartition(':')
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), 2).close()
+  except OSError:
+    return False
+  return True
 
 
 def lost(error: BaseException) -> str | None:
@@ -155,26 +282,15 @@ def fetch(tree: PyTree) -> PyTree:
 def from_first(value: Callable[[], Any]) -> Any:
   """What `value()` is on process 0, on all of them; all have to ask.
 
-  For what may differ between processes: a judge that is not deterministic. A
-  ValueError it raises is raised on all of them, so that none waits for it.
+  For what may differ between processes: a judge that is not deterministic.
   """
   if jax.process_count() == 1:
     return value()
   first = jax.process_index() == 0
-  outcome = error = None
-  if first:
-    try:
-      outcome = value()
-    except ValueError as raised:
-      error = raised
-  data = np.frombuffer(pickle.dumps((outcome, error)), np.uint8)
+  data = np.frombuffer(pickle.dumps(value() if first else None), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data))))
   data = np.resize(data, size)
-  data = multihost_utils.broadcast_one_to_all(data).tobytes()
-  outcome, error = pickle.loads(data)
-  if error is not None:
-    raise error
-  return outcome
+  return pickle.loads(multihost_utils.broadcast_one_to_all(data).tobytes())
 
 
 def any_process(flag: bool) -> bool:
