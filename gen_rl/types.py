@@ -148,9 +148,6 @@ class RewardOut(struct.PyTreeNode):
   # [b k] optional: the score of the row, had it been finished without noise
   # from the state before each decision; NaN where not valid
   before: Array | None = None
-  # [b] bool optional: False where the row asks for nothing this reward is for,
-  # such as another task; it then counts as 0. None: it is for all rows.
-  applies: Array | None = None
 
 
 class Critic(NamedTuple):
@@ -170,7 +167,7 @@ class Reward(NamedTuple):
   name: str
   params: PyTree
   score: Callable[..., RewardOut]  # (params, RewardInputs, key) -> RewardOut
-  where: Literal['device', 'host', 'remote'] = 'device'
+  where: Literal['device', 'host'] = 'device'
   differentiable: bool = False
   critic: Critic | None = None
   verdict: bool = False  # the score is 1 for right and 0 for wrong

@@ -187,7 +187,7 @@ def test_says_what_is_wrong():
     combine.combine({'a': (a, 0.0)})
   with pytest.raises(ValueError, match="'a' has the weight nan"):
     combine.split({'a': (a, float('nan'))})
-  with pytest.raises(ValueError, match="runs in 'moon'"):
+  with pytest.raises(ValueError, match='"device" or "host"'):
     combine.split({'a': (a._replace(where='moon'), 1.0)})
   with pytest.raises(ValueError, match='do not match'):
     combine.merge({}, {'a': 1.0})
