@@ -20,6 +20,7 @@ incompatible config is never mistaken for a broken file.
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import logging as std_logging
+import sys
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -384,10 +385,22 @@ def _failed(manager: ocp.CheckpointManager, error: Exception) -> Exception:
 
 
 def _quiet() -> None:
-  """Leaves Orbax's warnings, without its progress and re-raised tracebacks."""
+  """Leaves Orbax's warnings, without its progress and re-raised tracebacks.
+
+  Where one write of a save fails, those beside it end later and find nobody to
+  tell: their tracebacks say nothing that the error of the save does not.
+  """
   logger = std_logging.getLogger('absl')
-  if _keep not in logger.filters:
-    logger.addFilter(_keep)
+  if _keep in logger.filters:
+    return
+  logger.addFilter(_keep)
+  shown = sys.unraisablehook
+
+  def show(failure: Any) -> None:
+    if str(failure.exc_value) != 'Event loop is closed':
+      shown(failure)
+
+  sys.unraisablehook = show
 
 
 def _keep(record: std_logging.LogRecord) -> bool:

@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 import gen_rl
-from gen_rl.utils import memory
+from gen_rl.utils import memory, surroundings, terminal
 
 # Before jax is imported: TensorFlow and XLA are not to fill the terminal.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -75,7 +75,9 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer('processes', None, 'How many there are.')
 _PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0.')
 
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_CANNOT_WRITE = (
+  errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG,
+)  # fmt: skip
 
 
 def installed_configs() -> dict[str, pathlib.Path]:
@@ -83,6 +85,33 @@ def installed_configs() -> dict[str, pathlib.Path]:
   folder = pathlib.Path(__file__).resolve().parents[1] / 'configs'
   files = {path.stem: path for path in sorted(folder.glob('*.py'))}
   return {n: p for n, p in files.items() if n not in ('__init__', 'base')}
+
+
+def own_configs_first(path: str) -> None:
+  """Makes `configs` the package beside this one, wherever the command runs.
+
+  The names of the installed configs, `base` among them, are its own; what it
+  does not have is looked for in folders `configs` of the search path. A config
+  that stands in such a folder of somebody else has that one come first.
+
+  Args:
+    path: of the config to be run.
+  """
+  own = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+  beside = pathlib.Path(path).resolve().parent
+  folders = [beside] if beside.name == 'configs' else []
+  folders += [
+    own,
+    *(pathlib.Path(p or '.').resolve() / 'configs' for p in sys.path),
+  ]
+  folders = [str(f) for f in dict.fromkeys(folders) if f.is_dir()]
+  package = sys.modules.get('configs')
+  if package is None or list(getattr(package, '__path__', ())) != folders:
+    package = types.ModuleType('configs', 'Configs, installed and others.')
+    package.__path__ = folders
+    for name in [n for n in sys.modules if n.startswith('configs.')]:
+      del sys.modules[name]
+    sys.modules['configs'] = package
 
 
 def find_config(value: str) -> str:
@@ -232,6 +261,7 @@ def resolve(argv: list[str]) -> list[str]:
   if config:
     # Loaded once more by its flag, which hides what went wrong in a file.
     path, _, variant = config.partition(':')
+    own_configs_first(path)
     get_config = runpy.run_path(path).get('get_config')
     if get_config is None:
       raise ValueError(f'{path} is no config: it defines no get_config(arg)')
@@ -248,11 +278,23 @@ def use_compilation_cache(folder: str | None) -> None:
   """
   import jax
 
+  from gen_rl.utils import compiled
+
+  compiled.check_entries()
   if folder is None:
-    caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    folder = os.environ.get(
-      'JAX_COMPILATION_CACHE_DIR', os.path.join(caches, 'gen_rl', 'xla')
-    )
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if folder is None:
+    caches = os.environ.get('XDG_CACHE_HOME', '')
+    if not os.path.isabs(caches):  # to be ignored then, says its specification
+      caches = os.path.expanduser('~/.cache')
+    folder = os.path.join(caches, 'gen_rl', 'xla')
+    if not os.path.isabs(folder):
+      print(
+        'gen_rl: this user has no home folder, so compiled programs are not '
+        'kept; --compilation_cache=FOLDER keeps them',
+        file=sys.stderr,
+      )
+      folder = ''
   if folder and '://' not in folder:
     try:
       os.makedirs(folder, exist_ok=True)
@@ -288,10 +330,12 @@ def main(argv: list[str]) -> None:
     raise ValueError('--mode=sample needs --prompt="what to draw"')
   workdir = _WORKDIR.value or f'runs/{config.name.replace(":", "_")}'
   logging.set_verbosity(logging.WARNING)
+  surroundings.fix_numbers()
   use_compilation_cache(_CACHE.value)
   from gen_rl.utils import hosts
 
   hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  surroundings.check_devices()
   if _MODE.value == 'train':
     from gen_rl import train
 
@@ -366,8 +410,11 @@ def _lost(error: BaseException) -> str | None:
 
 def cli() -> None:
   """Entry point of the command."""
+  terminal.make_lasting()
   memory.keep_freed_memory()
+  surroundings.keep_warnings_of_others()
   try:
+    surroundings.check_xla_flags()
     app.run(main, resolve(sys.argv), flags_parser=flags.FLAGS)
   except KeyboardInterrupt:
     if os.environ.get('GEN_RL_TRACEBACK'):

@@ -1,6 +1,7 @@
 """The command line, and what it says when a person gets something wrong."""
 
 import errno
+import importlib
 import os
 import pathlib
 import subprocess
@@ -21,6 +22,7 @@ from gen_rl import (
   train,
   train_step,
 )
+from gen_rl.types import Reward
 
 ROOT = pathlib.Path(main.__file__).parents[1]
 
@@ -89,6 +91,37 @@ def test_finds_installed_configs_from_anywhere(tmp_path, monkeypatch):
   assert main.find_config('flow_grpo.py:a,b') == 'flow_grpo.py:a,b'
   with pytest.raises(ValueError, match='elsewhere/flow_grpo.py'):
     main.find_config('elsewhere/flow_grpo.py')
+
+
+def test_configs_import_gen_rls_base_beside_a_package_of_that_name(
+  tmp_path, monkeypatch
+):
+  for name, module in list(sys.modules.items()):
+    if name.partition('.')[0] == 'configs':
+      monkeypatch.setitem(sys.modules, name, module)  # put back afterwards
+      del sys.modules[name]
+  folder = tmp_path / 'configs'
+  folder.mkdir()
+  for name, text in (
+    ('__init__', ''), ('base', 'lr = 1'), ('other', 'rate = 2'),
+    ('own', 'from configs import base\ndef get_config(arg=""):\n'
+     '  raise ValueError(f"their rate is {base.lr}")'),
+  ):  # fmt: skip
+    (folder / f'{name}.py').write_text(text)
+  (tmp_path / 'mine.py').write_text(
+    'from configs import base, other\ndef get_config(arg=""):\n'
+    '  config = base.get_config()\n  config.seed = other.rate\n'
+    '  return config\n'
+  )
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', ['', *sys.path])
+  importlib.import_module('configs.base')  # theirs, before ours is looked for
+  seed = '--config.seed=1'
+  assert main.resolve(['main', '--config=toy:tiny', seed])[2] == seed
+  assert main.resolve(['main', '--config=mine.py', seed])[2] == seed
+  # what stands in their package imports from it
+  with pytest.raises(ValueError, match='their rate is 1'):
+    main.resolve(['main', '--config=configs/own.py'])
 
 
 def test_resolve_leaves_the_other_arguments_alone():
@@ -317,6 +350,13 @@ def _prompts(path, name='txt', **more):
   config.data.prompts = dict(name=name, path=str(path), **more)
   config.eval.prompts = {}
   return config
+
+
+def test_a_remote_reward_is_refused_before_anything_is_compiled(tmp_path):
+  own = dict(far=(Reward('far', (), None, where='remote'), 1.0))
+  with pytest.raises(ValueError, match='where=.remote.*asks a server') as error:
+    train.train_and_evaluate(_config(), str(tmp_path / 'run'), own)
+  assert main.sentence(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

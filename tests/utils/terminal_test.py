@@ -1,0 +1,36 @@
+import io
+import os
+
+import pytest
+
+from gen_rl.utils import terminal
+
+
+@pytest.mark.parametrize(
+  'encoding, written',
+  [
+    ('ascii', b'0.6 -> 0.9 (-1 x), l\\xe4uft \\u4e24'),
+    ('latin-1', b'0.6 -> 0.9 (-1 \xd7), l\xe4uft \\u4e24'),
+    ('utf-8', '0.6 → 0.9 (−1 ×), läuft 两'.encode()),
+  ],
+)
+def test_what_a_terminal_lacks_is_ascii(encoding, written):
+  data = io.BytesIO()
+  stream = io.TextIOWrapper(data, encoding, errors='gen_rl.plain')
+  stream.write('0.6 → 0.9 (−1 ×), läuft 两')
+  stream.flush()
+  assert data.getvalue() == written
+
+
+def test_a_reader_that_is_gone_stops_nothing():
+  reader, writer = os.pipe()
+  stream = terminal.Lasting(open(writer, 'w'))  # noqa: SIM115
+  stream.write('a')
+  stream.flush()
+  assert os.read(reader, 9) == b'a'
+  os.close(reader)
+  stream.write('b' * 100_000)
+  stream.flush()
+  stream.write('c')
+  assert not stream.isatty() and stream.fileno() == writer
+  stream.close()
