@@ -81,6 +81,10 @@ def fields() -> dict[str, Any]:
     rank=field(8, Count),
     alpha=field(16.0, Positive),
     init=field('kaiming', Literal['kaiming', 'gaussian']),
+    # A file or folder of adapters that a run goes on from, of a released
+    # network, as PEFT, diffusers or kohya write them; '': new ones. The copy
+    # "ref" of the parameters has them, too.
+    start='',
   )
   # Regular expression on parameter names; "" trains all.
   c.trainable = field('', Regex)

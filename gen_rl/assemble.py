@@ -126,6 +126,11 @@ def setup(
       f'and the network {config.model.name} is none; set config.init to a '
       'safetensors file of its own'
     )
+  if config.lora.start and (policy.adapt is None or not config.lora.pattern):
+    reason = f'the network {config.model.name} is none of those that have files'
+    if policy.adapt:
+      reason = "lora.pattern is '', and no module has an adapter to start from"
+    errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
   said = config.policy.get('length')
   if source.answers and said is not None and said <= config.data.answer_length:
     errors.append(
@@ -222,7 +227,7 @@ def row_errors(
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   """Parameters a run starts from: `config.init` or `config.released`, or drawn.
 
-  With new adapters where `config.lora` asks for them.
+  With the adapters that `config.lora` asks for, new ones or those of a file.
   """
   key = jax.random.key(config.seed)
   if config.released and not config.init:
@@ -237,7 +242,10 @@ def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
     params = jax.tree.map(jnp.asarray, params)
   else:
     params = jax.jit(policy.init)(key)
-  return with_adapters(config, params)
+  params = with_adapters(config, params)
+  if config.lora.start:
+    params = policy.adapt(config.lora.start, params)
+  return params
 
 
 def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
@@ -247,7 +255,8 @@ def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
   """
   if config.lora.pattern:
     key = rng.stream_keys(jax.random.key(config.seed), 'lora')
-    params = lora.add(params, **config.lora, key=key)
+    drawn = {k: v for k, v in config.lora.items() if k != 'start'}
+    params = lora.add(params, **drawn, key=key)
   trained, rest = tree.split(params, config.trainable)
   return tree.merge(
     trained,

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import shlex
 import signal
 import statistics
@@ -419,8 +420,8 @@ def export(
 
   Adapters are merged into the kernels they belong to. As float16, half
   the bytes; `initial_params` reads them back as float32. Of a released network
-  a folder of that name is written, for diffusers: its adapters as they are, or
-  without any the whole network.
+  a folder of that name is written, for diffusers: its adapters, where nothing
+  else was trained, or the whole network.
   """
   facts = dict(
     config=config.name,
@@ -430,10 +431,20 @@ def export(
   )
   params = hosts.fetch(params)
   if policy.save:
+    trained, _ = tree.split(params, config.trainable)
+    if not all(re.search(lora.TRAINABLE, name) for name in tree.named(trained)):
+      params = lora.merge(params)
     if jax.process_index() == 0:
       policy.save(f'{workdir}/{config.export}', params)
     return
   params = lora.merge(params)
-  half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+  half = jax.tree.map(_half, params)
   if jax.process_index() == 0:
     weights.save(f'{workdir}/{config.export}.safetensors', half, facts)
+
+
+def _half(x: Any) -> np.ndarray:
+  """As float16; as it is where it holds larger numbers."""
+  with np.errstate(over='ignore'):
+    out = np.asarray(x, np.float16)
+  return out if weights.finite(out) else np.asarray(x)

@@ -128,6 +128,9 @@ class Policy(NamedTuple):
   load: Callable[[str, str], Params] | None = None
   # (folder, params) -> None: writes what diffusers can load
   save: Callable[[str, Params], None] | None = None
+  # (file or folder of adapters, params with new ones) -> params that compute
+  # what those of the file do
+  adapt: Callable[[str, Params], Params] | None = None
 
 
 class RewardInputs(NamedTuple):

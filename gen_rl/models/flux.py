@@ -303,11 +303,11 @@ def flux(
 
   init, apply, encode = adaln.functions(module, (2, 2, image[-1]), text, pooled)
 
-  load, save = peft.in_folders(
+  files = peft.in_folders(
     'transformer', KINDS, said, init, names_of(scan), config, config_json
   )
   null = layers_lib.null_features
-  return Net(init, apply, image, null, encode, AXES, load=load, save=save)
+  return Net(init, apply, image, null, encode, AXES, **files)
 
 
 def names_of(scan: bool) -> released.Names:

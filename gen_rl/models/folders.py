@@ -174,7 +174,7 @@ def open_tensors(
     paths = [_inside(folder, name) for name in names]
   files: dict[str, Any] = {}
   for path in paths:
-    file = _opened(path, stack)
+    file = open_file(path, stack)
     names = file.keys()  # a method: the file is no mapping
     if twice := sorted(name for name in names if name in files):
       raise WeightsError(f'{folder} has tensors in two files: {few(twice)}.')
@@ -241,8 +241,8 @@ def _parts(folder: str, name: str) -> tuple[Mapping[str, str], Sequence[str]]:
   return found, names
 
 
-def _opened(path: str, stack: contextlib.ExitStack) -> Any:
-  """A file of weights; WeightsError if it is none."""
+def open_file(path: str, stack: contextlib.ExitStack) -> Any:
+  """A file of weights, open for as long as the stack."""
   if path.endswith(TORCH):
     return stack.enter_context(pickles.File(path))
   try:
@@ -264,6 +264,7 @@ class _Part:
   def __init__(self, path: str):
     self._path = path
     with safetensors.safe_open(path, 'numpy') as file:
+      self._metadata = file.metadata() or {}
       names = file.keys()  # a method: the file is no mapping
       slices = {name: file.get_slice(name) for name in names}
       self._header = {
@@ -273,6 +274,9 @@ class _Part:
 
   def keys(self) -> list[str]:
     return list(self._header)
+
+  def metadata(self) -> dict[str, str]:
+    return self._metadata
 
   def get_slice(self, name: str) -> '_Header':
     return self._header[name]

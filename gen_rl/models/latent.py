@@ -117,6 +117,9 @@ def latent(
       raise ConfigError(f'latent: {net} cannot be written as a released folder')
     inner.save(folder, params['net'])
 
+  def adapt(path: str, params: Params) -> Params:
+    return params | dict(net=inner.adapt(path, params['net']))
+
   return Net(
     init,
     apply,
@@ -128,4 +131,5 @@ def latent(
     compress,
     load,
     save,
+    adapt if inner.adapt else None,
   )

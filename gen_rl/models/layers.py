@@ -48,6 +48,9 @@ class Net(NamedTuple):
   # (folder, params) -> None: writes what diffusers can load, its adapters or,
   # where there are none, the whole network
   save: Callable[[str, Params], None] | None = None
+  # (file or folder of adapters, params with new ones) -> params that compute
+  # what those of the file do
+  adapt: Callable[[str, Params], Params] | None = None
 
 
 class TokenNet(NamedTuple):

@@ -26,14 +26,13 @@ from typing import Any, Literal
 
 import einops
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models import adaln, mmdit_files, options, released, vit
+from gen_rl.models import adaln, mmdit_files, peft, vit
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
-from gen_rl.types import Array, Params
+from gen_rl.types import Array
 
 AXES = (
   (r'(^|/)pos_embed/proj/kernel$', (None, 'embed')),
@@ -327,21 +326,16 @@ def mmdit(
     module, (patch, patch, image[-1]), text, pooled
   )
 
-  def load(folder: str, dtype: str) -> Params:
-    folder = released.locate(folder, 'transformer')
-    options.same(
-      folder,
-      mmdit_files.config(released.config(folder, mmdit_files.KINDS)),
-      said,
-      'model.net',
-    )
-    names = mmdit_files.names_of(layers, len(dual), scan)
-    mmdit_files.same_positions(folder, said)
-    like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(folder, like, names, dtype, host=True)
-
-  def save(folder: str, params: Params) -> None:
-    mmdit_files.save_network(folder, params, said, scan)
-
+  files = peft.in_folders(
+    'transformer',
+    mmdit_files.KINDS,
+    said,
+    init,
+    mmdit_files.names_of(layers, len(dual), scan),
+    mmdit_files.config,
+    mmdit_files.config_json,
+    lambda folder: mmdit_files.same_positions(folder, said),
+    lambda: mmdit_files.position_table(said),
+  )
   null = layers_lib.null_features
-  return Net(init, apply, image, null, encode, AXES, load=load, save=save)
+  return Net(init, apply, image, null, encode, AXES, **files)

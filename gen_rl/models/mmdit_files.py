@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.models import folders, options, peft, released
+from gen_rl.models import folders, options, released
 from gen_rl.models.adaln import positions
 from gen_rl.models.weights import WeightsError
-from gen_rl.types import Params
 
 _TABLE = 'pos_embed.pos_embed'  # follows from the sizes
 KINDS = ('SD3Transformer2DModel',)
@@ -69,11 +68,12 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
 def same_positions(folder: str, said: Mapping[str, Any]) -> None:
   """Positions are computed; those of the file have to be the same.
 
-  Of the middle 64 x 64 (or fewer) of the grid.
+  Of the middle 64 x 64 (or fewer) of the grid. `folder` is a pipeline's.
 
   Raises:
     WeightsError: they are not.
   """
+  folder = folders.locate(folder, 'transformer')
   grid, d = said['grid'], said['heads'] * said['head_dim']
   side = min(grid, 64)
   with contextlib.ExitStack() as stack:
@@ -121,22 +121,9 @@ def config_json(said: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def save_network(
-  folder: str, params: Params, said: Mapping[str, Any], scan: bool
-) -> None:
-  """Writes what diffusers can load, positions included.
-
-  Args:
-    folder: see `peft.save_network`.
-    params: of `mmdit`.
-    said: its keywords, and channels.
-    scan: see `mmdit`.
-  """
+def position_table(said: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Positions as a tensor of a file, for keywords of `mmdit`."""
   d = said['heads'] * said['head_dim']
   base = said['sample_size'] // said['patch']
   table = positions(said['grid'], said['grid'], d, said['grid'], base)
-  names = names_of(said['layers'], len(said['dual']), scan)
-  peft.save_network(
-    folder, params, names, 'transformer', config_json(said),
-    extra={_TABLE: table[None]},
-  )  # fmt: skip
+  return {_TABLE: table[None]}

@@ -34,20 +34,31 @@ def check(
       knows, in one sentence.
   """
   missing = [name for name in required if config.get(name) is None]
-  problems = [f'{name} is missing' for name in missing]
+  found = [f'{name} is missing' for name in missing]
+  found += problems(config, computed, free)
+  if found:
+    raise ValueError(
+      f'the config of this {kind} asks for what is not computed: '
+      f'{"; ".join(found)}'
+    )
+
+
+def problems(
+  config: Mapping[str, Any],
+  computed: Mapping[str, tuple[Any, ...]],
+  free: Collection[str] = (),
+) -> list[str]:
+  """What `check` refuses, an option each."""
+  out = []
   for name, value in config.items():
     value = tuple(value) if isinstance(value, list) else value
     if name in computed:
       if value not in computed[name]:
         allowed = ' or '.join(map(repr, computed[name]))
-        problems.append(f'{name}={value!r}, where it is {allowed}')
+        out.append(f'{name}={value!r}, where it is {allowed}')
     elif name not in free and not name.startswith('_') and value is not None:
-      problems.append(f'{name}={value!r}, an option that is not known')
-  if problems:
-    raise ValueError(
-      f'the config of this {kind} asks for what is not computed: '
-      f'{"; ".join(problems)}'
-    )
+      out.append(f'{name}={value!r}, an option that is not known')
+  return out
 
 
 def same(

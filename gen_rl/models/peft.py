@@ -1,13 +1,15 @@
-"""Adapters as diffusers and PEFT write them, and back.
+"""Adapters of a network that start from a file, and go to diffusers.
 
-One safetensors file. A module X of the network has
+What is written is one safetensors file. A module X of the network has
 
   <part>.X.lora_A.weight = A^T [rank, in],
-  <part>.X.lora_B.weight = B^T [out, rank]                               (1)
+  <part>.X.lora_B.weight = scale B^T [out, rank]                         (1)
 
-for the A and B of `lora`, and the header says rank and alpha (key
-lora_adapter_metadata, whose fields begin with the part). Files without that
-field mean alpha = rank. Scanned blocks have one module in (1) for each layer.
+for A, B and scale of `lora`: their product is the trained change, for readers
+of every kind, those that know of no other scale among them. The header (key
+lora_adapter_metadata, whose fields begin with the part) says the rank, and the
+same for alpha. Scanned blocks have one module in (1) for each layer. What can
+be read is more, see `adapter_files`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from gen_rl.models import options, released, weights
-from gen_rl.models.weights import WeightsError
+from gen_rl.build import ConfigError
+from gen_rl.models import adapter_files, options, released, weights
 from gen_rl.types import Array, Params
 from gen_rl.utils import tree as tree_lib
+from gen_rl.utils.words import few
 
-FILE = 'pytorch_lora_weights.safetensors'
-_HEADER = 'lora_adapter_metadata'
+FILE = adapter_files.FILE
 
 
 def _kernels(params: Params) -> dict[str, Any]:
@@ -51,7 +52,9 @@ def save(
   names: released.Names,
   part: str = 'transformer',
 ) -> None:
-  """Writes the adapters of a network, float32 as they are.
+  """Writes the adapters of a network, float32, by (1).
+
+  Those of a smaller rank than others are filled up with zeros.
 
   Args:
     path: of the file; diffusers looks for FILE in a folder.
@@ -60,7 +63,7 @@ def save(
     part: of the pipeline: transformer or unet.
 
   Raises:
-    ValueError: there are none, or they have unlike ranks or scales.
+    ValueError: there are none.
   """
   kernels = _kernels(params)
   if not kernels:
@@ -69,54 +72,25 @@ def save(
     f'{name}_lora_{x}': tree_lib.named(params)[f'{name}_lora_{x}']
     for name in kernels for x in ('a', 'b', 'scale')
   }))  # fmt: skip
-  ranks = {leaves[f'{name}_lora_a'].shape[-1] for name in kernels}
-  scales = {
-    float(x) for name in kernels for x in np.ravel(leaves[f'{name}_lora_scale'])
-  }
-  if len(ranks) > 1 or len(scales) > 1:
-    raise ValueError(
-      f'adapters of one file have one rank and one scale; these have ranks '
-      f'{sorted(ranks)} and scales {sorted(scales)}'
-    )
-  (rank,), (scale,) = ranks, scales
+  rank = max(leaves[f'{name}_lora_a'].shape[-1] for name in kernels)
   tensors, modules = {}, _modules(kernels, names)
   for module, place in modules.items():
-    for letter, matrix in (('a', 'lora_A'), ('b', 'lora_B')):
-      x = leaves[f'{place.leaf}_lora_{letter}']
-      x = x if place.index is None else x[place.index]
+    at = ... if place.index is None else place.index
+    a, b, scale = (
+      np.asarray(leaves[f'{place.leaf}_lora_{x}'], np.float32)[at]
+      for x in ('a', 'b', 'scale')
+    )
+    more = rank - a.shape[-1]
+    a, b = np.pad(a, ((0, 0), (0, more))), np.pad(b, ((0, more), (0, 0)))
+    for x, matrix in ((a, 'lora_A'), (scale * b, 'lora_B')):
       tensors[f'{part}.{module}.{matrix}.weight'] = np.asarray(x.T, order='C')
-  said = dict(r=rank, lora_alpha=rank * scale, target_modules=sorted(modules))
+  said = dict(r=rank, lora_alpha=rank, target_modules=sorted(modules))
   header = {f'{part}.{name}': value for name, value in said.items()}
   data = safetensors.numpy.save(
-    tensors, {'format': 'pt', _HEADER: json.dumps(header, sort_keys=True)}
+    tensors,
+    {'format': 'pt', adapter_files.HEADER: json.dumps(header, sort_keys=True)},
   )
   weights.write(path, data)
-
-
-def save_network(
-  folder: str,
-  params: Params,
-  names: released.Names,
-  part: str,
-  config: Mapping[str, Any],
-  extra: Mapping[str, np.ndarray] | None = None,
-) -> None:
-  """Adapters into a folder, or all of a network without any into its part.
-
-  Args:
-    folder: for `load_lora_weights`, or whose `part` is for `from_pretrained`.
-    params: of the network.
-    names: of the network.
-    part: see `save`.
-    config: see `released.save`.
-    extra: see `released.save`.
-  """
-  os.makedirs(folder, exist_ok=True)
-  if _kernels(params):
-    save(os.path.join(folder, FILE), params, names, part)
-    return
-  at = os.path.join(folder, part)
-  released.save(at, params, names, config, extra=extra)
 
 
 def in_folders(
@@ -127,8 +101,15 @@ def in_folders(
   names: released.Names,
   config: Callable[[Mapping[str, Any]], dict[str, Any]],
   config_json: Callable[[Mapping[str, Any]], dict[str, Any]],
-) -> tuple[Callable[[str, str], Params], Callable[[str, Params], None]]:
-  """(load, save) of a `layers.Net` that a folder's config describes whole.
+  check: Callable[[str], None] = lambda folder: None,
+  extra: Callable[[], Mapping[str, np.ndarray]] = dict,
+) -> dict[str, Callable[..., Any]]:
+  """`load`, `save` and `adapt` of a `layers.Net` that a folder's config says.
+
+  `save` writes adapters alone into a folder for `load_lora_weights`, or all of
+  a network without any into its part, for `from_pretrained`. Adapters are for
+  the network that was read: it raises ValueError where more than they changed
+  since, and merging them (`lora.merge`) gives what can be written then.
 
   Args:
     part: of the folder of a pipeline.
@@ -138,18 +119,49 @@ def in_folders(
     names: of the network.
     config: config.json -> keywords.
     config_json: keywords -> config.json.
+    check: raises where something else in a pipeline's folder does not fit.
+    extra: see `released.save`.
   """
+  read: dict[str, np.ndarray] = {}  # some numbers of every leaf
 
-  def load(folder: str, dtype: str) -> Params:
+  def load_folder(folder: str, dtype: str) -> Params:
     at = released.locate(folder, part)
     options.same(at, config(released.config(at, kinds)), said, 'model.net')
+    check(folder)
     like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(at, like, names, dtype, host=True)
+    params = released.load(at, like, names, dtype, host=True)
+    read.clear()
+    read.update({n: _some(x) for n, x in tree_lib.named(params).items()})
+    return params
 
-  def save(folder: str, params: Params) -> None:
-    save_network(folder, params, names, part, config_json(said))
+  def save_folder(folder: str, params: Params) -> None:
+    os.makedirs(folder, exist_ok=True)
+    if not _kernels(params):
+      at = os.path.join(folder, part)
+      released.save(at, params, names, config_json(said), extra=extra())
+      return
+    changed = [
+      name for name, x in tree_lib.named(params).items()
+      if name in read and (_some(x) != read[name].astype(x.dtype)).any()
+    ]  # fmt: skip
+    if changed:
+      raise ValueError(
+        f'a file of adapters cannot hold what was trained beside them: '
+        f'{few(sorted(changed))}; merge the adapters into the network '
+        '(gen_rl.models.lora.merge) and write all of it'
+      )
+    save(os.path.join(folder, FILE), params, names, part)
 
-  return load, save
+  def adapt(path: str, params: Params) -> Params:
+    return start(path, params, names, part)
+
+  return dict(load=load_folder, save=save_folder, adapt=adapt)
+
+
+def _some(x: Any) -> np.ndarray:
+  """Up to 128 numbers of an array, from its first one on."""
+  flat = np.asarray(x).reshape(-1)
+  return flat[:: max(1, flat.size // 64)].copy()
 
 
 def load(
@@ -161,84 +173,112 @@ def load(
   """The network with the adapters of a file.
 
   Args:
-    path: of the file, or the folder that holds FILE.
+    path: see `adapter_files.read`.
     params: of the network, without adapters.
     names: of the network.
     part: see `save`.
 
   Returns:
-    The parameters with adapters. Of a stack of scanned blocks all have one, or
-    none: zeros where the file has none.
+    The parameters with adapters, of the largest rank among those of a kernel.
+    Of a stack of scanned blocks all have one, or none: zeros where the file has
+    none.
 
   Raises:
-    WeightsError: no such file, or it holds something else: modules that the
-      network does not have, halves of adapters, unlike ranks; all are named.
+    WeightsError: see `adapter_files.read`.
   """
-  path = os.fspath(path)
-  path = os.path.join(path, FILE) if os.path.isdir(path) else path
-  tensors, header = _read(path)
-  there = {
-    name: x for name, x in tree_lib.named(params).items()
-    if name.split('/')[-1] == 'kernel'
-  }  # fmt: skip
-  modules = _modules(there, names)
-  found: dict[str, dict[str, np.ndarray]] = {}
-  strange = []
-  for name, x in tensors.items():
-    module, _, end = name.removeprefix(f'{part}.').rpartition('.lora_')
-    letter = end.removesuffix('.weight')
-    if module not in modules or letter not in ('A', 'B'):
-      strange.append(name)
-    else:
-      found.setdefault(module, {})[letter] = x
-  half = [m for m, pair in found.items() if len(pair) < 2]
-  wrong = [
-    f'{m} is {list(p["B"].shape)} x {list(p["A"].shape)} where '
-    f'{list(modules[m].shape)} is wanted'
-    for m, p in found.items()
-    if len(p) == 2
-    and (p['B'].shape[0], p['A'].shape[1]) != tuple(modules[m].shape)
-  ]
-  ranks = {p['A'].shape[0] for p in found.values() if 'A' in p}
-  problems = [
-    f'unexpected {", ".join(strange)}' if strange else '',
-    f'only half of {", ".join(half)}' if half else '',
-    '; '.join(wrong),
-    f'ranks {sorted(ranks)}, where one is wanted' if len(ranks) != 1 else '',
-  ]
-  if any(problems):
-    raise WeightsError(
-      f'{path} does not fit: {"; ".join(filter(None, problems))}.'
-    )
-  (rank,) = ranks
-  alpha = header.get(f'{part}.lora_alpha', rank)
+  kernels, modules, found = _read(path, params, names, part)
   leaves = tree_lib.named(params)
-  for name in {modules[m].leaf for m in found}:
-    *stack, rows, columns = there[name].shape
+  for leaf in {modules[m].leaf for m in found}:
+    rank = max(
+      x.a.shape[1] for m, x in found.items() if modules[m].leaf == leaf
+    )
+    *stack, rows, columns = kernels[leaf].shape
     leaves |= {
-      f'{name}_lora_a': np.zeros((*stack, rows, rank), np.float32),
-      f'{name}_lora_b': np.zeros((*stack, rank, columns), np.float32),
-      f'{name}_lora_scale': np.full(stack, alpha / rank, np.float32),
+      f'{leaf}_lora_a': np.zeros((*stack, rows, rank), np.float32),
+      f'{leaf}_lora_b': np.zeros((*stack, rank, columns), np.float32),
+      f'{leaf}_lora_scale': np.ones(stack, np.float32),
     }
-  for module, pair in found.items():
-    place = modules[module]
-    for letter, x in pair.items():
-      whole = leaves[f'{place.leaf}_lora_{letter.lower()}']
-      whole[... if place.index is None else place.index] = x.T
+  for module, x in found.items():
+    leaf, index, _ = modules[module]
+    at = () if index is None else index
+    rank = x.a.shape[1]
+    leaves[f'{leaf}_lora_a'][at][:, :rank] = x.a
+    leaves[f'{leaf}_lora_b'][at][:rank] = x.b
+    leaves[f'{leaf}_lora_scale'][at] = x.scale
   return jax.tree.map(jnp.asarray, tree_lib.nest(leaves))
 
 
-def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  if not os.path.isfile(path):
-    raise WeightsError(f'There is no file of adapters {path}.')
-  try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      names = file.keys()  # a method: the file is no mapping
-      tensors = {name: file.get_tensor(name) for name in names}
-      header = json.loads((file.metadata() or {}).get(_HEADER, '{}'))
-  except Exception as error:
-    raise WeightsError(
-      f'{path} ({os.path.getsize(path)} bytes) is truncated or not a'
-      f' safetensors file: {error}.'
-    ) from None
-  return tensors, header
+def start(
+  path: str | os.PathLike[str],
+  params: Params,
+  names: released.Names,
+  part: str = 'transformer',
+) -> Params:
+  """A network whose new adapters compute what those of a file do.
+
+  Scales stay those of the network; what B is multiplied with differs. An
+  adapter that is not in the file, or has a smaller rank there, stays as it was
+  drawn beyond that.
+
+  Args:
+    path: see `adapter_files.read`.
+    params: of the network, with adapters of `lora.add`.
+    names: of the network.
+    part: see `save`.
+
+  Raises:
+    WeightsError: see `adapter_files.read`.
+    ConfigError: the file has adapters of modules that have none here, or of a
+      larger rank.
+  """
+  _, modules, found = _read(path, params, names, part)
+  leaves = tree_lib.named(params)
+  none = [m for m in found if f'{modules[m].leaf}_lora_a' not in leaves]
+  if none:
+    raise ConfigError(
+      f'config.lora.start={os.fspath(path)!r} has adapters of modules that '
+      f'lora.pattern does not find: {few(sorted(none))}'
+    )
+  ranks = {
+    m: (x.a.shape[1], leaves[f'{modules[m].leaf}_lora_a'].shape[-1])
+    for m, x in found.items()
+  }
+  if any(theirs > ours for theirs, ours in ranks.values()):
+    raise ConfigError(
+      f'config.lora.start={os.fspath(path)!r} has adapters of rank '
+      f'{max(x for x, _ in ranks.values())}, and lora.rank is '
+      f'{min(x for _, x in ranks.values())}; make it the same'
+    )
+  changed = {
+    f'{leaf}_lora_{x}': np.array(leaves[f'{leaf}_lora_{x}'], np.float32)
+    for leaf in {modules[m].leaf for m in found} for x in ('a', 'b', 'scale')
+  }  # fmt: skip
+  for module, x in found.items():
+    leaf, index, _ = modules[module]
+    at = () if index is None else index
+    rank = x.a.shape[1]
+    scale = changed[f'{leaf}_lora_scale'][at]
+    changed[f'{leaf}_lora_a'][at][:, :rank] = x.a
+    changed[f'{leaf}_lora_b'][at][:rank] = x.b * np.float32(x.scale / scale)
+  return tree_lib.nest(leaves | changed)
+
+
+def _read(
+  path: str | os.PathLike[str],
+  params: Params,
+  names: released.Names,
+  part: str,
+) -> tuple[
+  dict[str, Any],
+  dict[str, released.Place],
+  dict[str, adapter_files.Adapter],
+]:
+  """(kernels that may have adapters, their modules, those of a file)."""
+  kernels = {
+    name: x for name, x in tree_lib.named(params).items()
+    if name.split('/')[-1] == 'kernel' and x.ndim in (2, 3)
+  }  # fmt: skip
+  modules = _modules(kernels, names)
+  shapes = {m: place.shape for m, place in modules.items()}
+  products = {m: x for m, x in shapes.items() if len(x) == 2}
+  return kernels, modules, adapter_files.read(path, products, part)

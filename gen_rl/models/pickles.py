@@ -186,6 +186,9 @@ class File:
     """Names of the tensors; those inside of dicts as "a.b"."""
     return list(self._tensors)
 
+  def metadata(self) -> dict[str, str]:
+    return {}
+
   def get_slice(self, name: str) -> Lazy:
     return self._tensors[name]
 

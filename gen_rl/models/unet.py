@@ -303,26 +303,25 @@ def unet(
       x.astype(jnp.float32), t, times, prediction, boundary,
     )  # fmt: skip
 
-  def load(folder: str, dtype: str) -> Params:
-    part = released.locate(folder, 'unet')
-    found = unet_files.config(released.config(part, unet_files.KINDS))
-    options.same(part, unet_files.sizes(**found), said, 'model.net')
+  def same_process(folder: str) -> None:
     at = released.locate(folder, 'scheduler')
     scheduler = folders.read_json(os.path.join(at, 'scheduler_config.json'))
     options.same(at, ddpm.config(scheduler), said, 'model.net')
-    like = jax.eval_shape(init, jax.random.key(0))
-    return released.load(part, like, unet_files.NAMES, dtype, host=True)
 
+  files = peft.in_folders(
+    'unet',
+    unet_files.KINDS,
+    said,
+    init,
+    unet_files.NAMES,
+    lambda found: unet_files.sizes(**unet_files.config(found)),
+    lambda said: unet_files.config_json(said, image),
+    same_process,
+  )
   encode = lambda params, cond: cond['text']
 
-  def save(folder: str, params: Params) -> None:
-    config = unet_files.config_json(said, image)
-    peft.save_network(folder, params, unet_files.NAMES, 'unet', config)
-
   null = layers_lib.null_features
-  return Net(
-    init, apply, tuple(image), null, encode, AXES, load=load, save=save
-  )
+  return Net(init, apply, tuple(image), null, encode, AXES, **files)
 
 
 def load(

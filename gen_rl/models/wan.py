@@ -298,11 +298,11 @@ def wan(
     v = module.apply({'params': params}, x, t, encoded, method='denoise')
     return v.astype(jnp.float32)
 
-  load, save = peft.in_folders(
+  files = peft.in_folders(
     'transformer', KINDS, said, init, names_of(scan), config, config_json
   )
   null = layers_lib.null_features
-  return Net(init, apply, video, null, encode, AXES, load=load, save=save)
+  return Net(init, apply, video, null, encode, AXES, **files)
 
 
 def names_of(scan: bool) -> released.Names:

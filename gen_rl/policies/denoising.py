@@ -362,4 +362,5 @@ def denoising(
     axes=net.axes,
     load=net.load,
     save=net.save,
+    adapt=net.adapt,
   )

@@ -1,5 +1,7 @@
 """The pipeline of Stable Diffusion 3: from a folder, through our samplers."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from configs import sd3_flow_grpo
 from gen_rl import assemble, build, train
 from gen_rl.data import feeds
 from gen_rl.diffusion import schedules, transitions
-from gen_rl.models import lora, t5
+from gen_rl.models import lora, mmdit_files, peft, t5
 from gen_rl.rollout import make_rows
 from gen_rl.utils import rng as rng_lib
 from gen_rl.utils import tree
@@ -167,6 +169,43 @@ def test_steps_that_keep_coefficients():
     )
     np.testing.assert_allclose(found[0], mean, atol=1e-5)
     np.testing.assert_allclose(np.ravel(found[1])[0], std, atol=1e-5)
+
+
+def test_a_run_goes_on_from_adapters(config, sampled, tmp_path):
+  """Of any rank below its own; and what else it trains is not lost."""
+  built, params, *_ = sampled
+  given = lora.add(
+    lora.merge(params), r'/attn/to_q$', 3, 5.0, jax.random.key(1)
+  )
+  given['net'] = jax.tree.map(jnp.ones_like, given['net'])
+  path = tmp_path / 'a.safetensors'
+  peft.save(path, given['net'], mmdit_files.names_of(3, 1, True))
+  c = config.copy_and_resolve_references()
+  c.lora.start = str(path)
+  started = assemble.initial_params(c, assemble.setup(c).policy)
+  kernel = 'net/blocks/attn/to_q/kernel'
+  leaves = tree.named(started)
+  a, b, scale = (leaves[f'{kernel}_lora_{x}'] for x in ('a', 'b', 'scale'))
+  change = scale[..., None, None] * (a @ b)
+  np.testing.assert_allclose(change, np.full(change.shape, 3.0), atol=1e-5)
+  assert not leaves['net/blocks/attn/to_k/kernel_lora_b'].any()
+  # Written whole, as diffusers has no file of adapters and kernels.
+  c.trainable = r'(_lora_[ab]|/proj_out/kernel)$'
+  c.export = 'whole'
+  leaves['net/proj_out/kernel'] = leaves['net/proj_out/kernel'] + 0.1
+  result = types.SimpleNamespace(summary=dict)
+  train.export(c, str(tmp_path), tree.nest(leaves), result, built.policy)
+  model = diffusers.SD3Transformer2DModel.from_pretrained(
+    tmp_path / 'whole' / 'transformer'
+  )
+  found = model.proj_out.weight.detach().numpy().T
+  np.testing.assert_array_equal(found, leaves['net/proj_out/kernel'])
+  q = model.transformer_blocks[1].attn.to_q.weight.detach().numpy().T
+  merged = lora.merge(started)['net']['blocks']['attn']['to_q']['kernel'][0]
+  np.testing.assert_allclose(q, merged, atol=1e-6)
+  c.lora.pattern = ''
+  with pytest.raises(build.ConfigError, match=r"lora\.pattern is ''"):
+    assemble.setup(c)
 
 
 def test_a_run_from_the_folder(sd3_pipeline, config, tmp_path, monkeypatch):
