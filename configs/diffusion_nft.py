@@ -12,7 +12,10 @@ configs/flow_grpo.py.
 Variants, joined by commas:
   positive  without the negative branch
   on_policy  the policy itself samples
-  awm    advantage-weighted matching (arXiv 2509.25050) in its place
+  awm    advantage-weighted matching (arXiv 2509.25050) in its place, errors
+         weighing alike; its code weighs them by
+         --config.objective.awm.weighting=ghuber, clips advantages at 1 and has
+         a KL term to a copy that follows, beside that to the base
   rwr    reward-weighted regression (arXiv 2305.13301) in its place
   tiny   two quick steps of all of it, for tests
 """
@@ -46,7 +49,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.copies = config_dict.ConfigDict()
   if 'awm' in variants:
     del c.objective.nft
-    c.objective.awm = config_dict.create(name='awm', draws=2, weight=1.0)
+    c.objective.awm = config_dict.create(
+      name='awm', draws=2, weighting='uniform', weight=1.0
+    )
   if 'rwr' in variants:
     del c.objective.nft
     c.objective.rwr = config_dict.create(name='rwr', weight=1.0)

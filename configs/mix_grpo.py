@@ -8,13 +8,23 @@ what is drawn gets decided, and slides towards the picture as training goes on.
 All other steps belong to the ODE. Settings of data, world and evaluation are
 those of configs/flow_grpo.py, whose own window is drawn anew at every update.
 
+This is the method, not its config for FLUX. There, and not here: 25 steps, a
+window of 4 that moves every 25 updates, one noise for a group to start from,
+advantages of several rewards added up (`per_reward`), deviations per group and
+with n - 1, a learning rate of 1e-5.
+  flash  there: floor(0.4 (n + 1)) - 1 of the n steps after the window, 7 of 21,
+         and steps before it are of first order; here: ceil(0.4 n), 9 of 21, and
+         all steps without noise are of second order
+  dance  there: 16 steps of which 60 % are drawn and trained, several updates a
+         rollout; here: all but the last, one update
+
 Variants, joined by commas:
   flash   a second-order solver takes 40 % of the steps after the window
   random  the window's place is drawn
   frozen  the window stays at the first steps
   all     no window, as Flow-GRPO
   dance   DanceGRPO (arXiv 2505.07818): all steps noisy at a constant level,
-          a group starts from the same noise, deviations per group
+          a group starts from the same noise, deviations per group, of n - 1
   tiny    two quick steps of all of it, for tests
 """
 
@@ -47,7 +57,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'dance' in variants:
     c.policy.transition = dict(name='dance_sde')
     c.policy.update(noise=0.3, shared_noise=True)
-    c.advantage.std = 'group'
+    c.advantage.update(std='group', ddof=1, eps=1e-8)
   if 'flash' in variants:
     c.policy.update(solver='dpm2', tail=0.4)
   if 'tiny' in variants:

@@ -31,7 +31,7 @@ def per_reward(
     each: the advantage of one reward, a function of this module and its
       keywords; a clip in it bounds every A_ik.
     whiten: divide the sum by its deviation over the valid rows of the batch,
-      after taking its mean off.
+      with n - 1, after taking its mean off.
     eps: added to that deviation.
 
   Raises:
@@ -61,7 +61,7 @@ def per_reward(
           metrics[f'advantage/{label}/{name}'] = value
     _, valid = valid_scores(rewards)
     if whiten:
-      _, mean, std, differ = moments(adv[None, :, 0], valid[None])
+      _, mean, std, differ = moments(adv[None, :, 0], valid[None], 1)
       keep = differ & (weight > 0)[:, None]
       adv = jnp.where(keep, (adv - mean) / (std + eps), 0.0)
     some = (adv[:, 0] != 0).reshape(-1, group_size).any(-1)

@@ -53,6 +53,10 @@ def compressed_tail(
 ) -> tuple[Float32[Array, ' {steps}+1'], int | Int32[Array, '']]:
   """A grid with fewer steps after step `end` (MixGRPO-Flash).
 
+  Of n steps after it ceil(ratio n) stay. The paper's code takes floor(ratio
+  (n + 1)) - 1, 7 of 21 at ratio 0.4 where this takes 9, and none where that is
+  0: its samples then keep the noise they have there.
+
   Args:
     steps: T of the whole grid.
     end: steps before this one stay; may be traced.

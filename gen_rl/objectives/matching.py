@@ -6,7 +6,7 @@ velocity error at a drawn time and noise):
   (1) flow_matching  L_i = nll(x_i)
   (2) rwr            L_i = min(exp(A_i / temperature), w_max) nll(x_i)
   (3) awm            L_ik = max(-A_i r, -A_i clip(r, 1 - eps, 1 + eps)),
-                     r = exp(nll_old(x_i, k) - nll(x_i, k))
+                     r = exp(m(nll_old(x_i, k)) - m(nll(x_i, k)))
   (4) nft            L_ik = (C / beta) (p l+ + (1 - p) l-),
                      p = clip(A_i / (2 C) + 1/2, 0, 1)
 
@@ -18,8 +18,9 @@ loss depends on that row alone, so microbatches add up to the batch.
 (3) is advantage-weighted matching (arXiv:2509.25050): the policy gradient with
 the matching error of draw k (a time and a noise) in place of a log-probability,
 so that pretraining and RL share one loss; on policy its gradient is
-A_i d nll. (4) is DiffusionNFT (arXiv:2509.16117): with v_old of the policy that
-sampled x_i, it bends the velocity towards it or away from it,
+A_i d m(nll). m weighs times and errors, see `awm`. (4) is DiffusionNFT
+(arXiv:2509.16117): with v_old of the policy that sampled x_i, it bends the
+velocity towards it or away from it,
 
   (5) v+ = beta v + (1 - beta) v_old,   v- = (1 + beta) v_old - beta v
   (6) l+- = mean((x0+- - x_i)^2) / max(mean |x0+- - x_i|, 1e-5),
@@ -120,8 +121,24 @@ def _row_advantage(exp: Experience) -> Array:
   return jax.lax.stop_gradient(exp.adv).mean(-1, keepdims=True)
 
 
+# m of equation (3), of an error and its time.
+_WEIGHTED = {
+  'uniform': lambda error, t, power: error,
+  't': lambda error, t, power: t * error,
+  't2': lambda error, t, power: t**2 * error,
+  'huber': lambda error, t, power: t * (jnp.sqrt(error + 1e-10) - 1e-5),
+  'ghuber': lambda error, t, power: (
+    t / power * ((error + 1e-10) ** power - 1e-10**power)
+  ),
+}
+
+
 def awm(
-  draws: int = 1, clip: float = 0.2, max_log_ratio: float = 20.0
+  draws: int = 1,
+  clip: float = 0.2,
+  max_log_ratio: float = 20.0,
+  weighting: Literal['uniform', 't', 't2', 'huber', 'ghuber'] = 'uniform',
+  power: float = 0.25,
 ) -> Objective:
   """Advantage-weighted matching, equation (3).
 
@@ -129,11 +146,23 @@ def awm(
     draws: times and noises per sample, k.
     clip: eps, in units of the ratio; it acts off policy only.
     max_log_ratio: bound on |log r| before the exponential.
+    weighting: m, of an error e at time t: 'uniform' is e, 't' t e, 't2' t^2 e,
+      'huber' t sqrt(e) and 'ghuber' (t / p) e^p, as all configs of the paper's
+      code have it, with p = 0.25; the last two are 0 at e = 0, with a slope.
+    power: p of 'ghuber'.
 
   Returns:
     Objective with value and mask [b k] and metrics `nll`, `ratio`,
     `log_ratio_abs_max`.
+
+  Raises:
+    ValueError: another weighting, or a power that is not positive.
   """
+  if weighting not in _WEIGHTED or power <= 0:
+    raise ValueError(
+      f'awm: weighting is {weighting!r} and power {power}; weightings are '
+      f'{", ".join(_WEIGHTED)}, and a power is positive'
+    )
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
@@ -141,7 +170,8 @@ def awm(
     at = replay.noised(keys.own, draws)
     nll = process.matching_error(replay.velocity_at('params', at), at)
     old = process.matching_error(replay.velocity_at('old', at), at)
-    log_ratio = jnp.clip(old - nll, -max_log_ratio, max_log_ratio)
+    new, before = (_WEIGHTED[weighting](e, at.t, power) for e in (nll, old))
+    log_ratio = jnp.clip(before - new, -max_log_ratio, max_log_ratio)
     ratio = jnp.exp(log_ratio)
     adv = _row_advantage(exp)
     value = jnp.maximum(

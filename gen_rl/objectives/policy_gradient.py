@@ -95,6 +95,24 @@ def clipped(
   return jnp.maximum(-adv * r, -adv * bounded), outside
 
 
+def check_dual_clip(dual_clip: float | None, high: float) -> None:
+  """Raises ValueError: c of equation (7) is within the trust interval."""
+  if dual_clip is not None and dual_clip <= 1.0 + high:
+    raise ValueError(
+      f'dual_clip is {dual_clip}: it bounds ratios of actions that were bad, '
+      f'beyond the trust interval, which ends at {1.0 + high}.'
+    )
+
+
+def dual_clipped(
+  value: Float[Array, 'b k'], adv: Float[Array, 'b ...'], c: float | None
+) -> Float[Array, 'b k']:
+  """L of equation (7) from that of (2); None: no bound."""
+  if c is None:
+    return value
+  return jnp.where(adv < 0, jnp.minimum(value, -adv * c), value)
+
+
 def ratio_metrics(
   log_ratio: Float[Array, 'b k'],
   outside: Bool[Array, 'b k'],
@@ -174,11 +192,7 @@ def clipped_pg(
     raise ValueError(f"ratio is {ratio!r}: it is either 'plain' or 'guard'.")
   if clip <= 0 or high <= 0:
     raise ValueError(f'clip and clip_high must be positive: {clip}, {high}.')
-  if dual_clip is not None and dual_clip <= 1.0 + high:
-    raise ValueError(
-      f'dual_clip is {dual_clip}: it bounds ratios of actions that were bad, '
-      f'beyond the trust interval, which ends at {1.0 + high}.'
-    )
+  check_dual_clip(dual_clip, high)
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
@@ -198,8 +212,7 @@ def clipped_pg(
     log_ratio, r = bounded_exp(log_ratio)
     adv = jax.lax.stop_gradient(exp.adv)
     value, outside = clipped(r, adv, clip, high)
-    if dual_clip is not None:
-      value = jnp.where(adv < 0, jnp.minimum(value, -adv * dual_clip), value)
+    value = dual_clipped(value, adv, dual_clip)
     value = jnp.where(mask > 0, value * scale, 0.0)
     return Term(value, mask), ratio_metrics(log_ratio, outside, mask)
 

@@ -43,6 +43,7 @@ def gspo(
   clip_high: float = 4e-4,
   tokens: bool = False,
   on_policy: bool = True,
+  dual_clip: float | None = None,
 ) -> Objective:
   """Clipped surrogate on the ratios of whole rows, equation (2) or (4).
 
@@ -52,19 +53,23 @@ def gspo(
     clip_high: `hi`.
     tokens: the token-wise form (4), which an advantage per token needs.
     on_policy: as of `clipped_pg`.
+    dual_clip: as of `clipped_pg`, on the ratio of the row (TRL's `delta` at the
+      level of sequences); the paper has none.
 
   Returns:
     Objective with value and mask [b 1], one loss per row, or [b k] token-wise;
     metrics of `policy_gradient` of the ratio of rows, of that shape.
 
   Raises:
-    ValueError: a clip is not positive; when called, an advantage per token
+    ValueError: a clip is not positive, or a dual_clip within the trust
+      interval; when called, an advantage per token
       without `tokens`.
   """
   if clip <= 0 or clip_high <= 0:
     raise ValueError(
       f'clip and clip_high must be positive: {clip}, {clip_high}.'
     )
+  policy_gradient.check_dual_clip(dual_clip, clip_high)
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
@@ -87,6 +92,7 @@ def gspo(
     mean, s = policy_gradient.bounded_exp(mean)
     adv = jax.lax.stop_gradient(exp.adv)
     value, outside = policy_gradient.clipped(s, adv, clip, clip_high)
+    value = policy_gradient.dual_clipped(value, adv, dual_clip)
     metrics = policy_gradient.ratio_metrics(mean, outside, mask)
     return Term(jnp.where(mask > 0, value, 0.0), mask), metrics
 

@@ -75,7 +75,7 @@ def test_whitened():
   each = dict(name='grpo', eps=0.0)
   advantage = advantages.per_reward(2, dict(a=1.0, b=1.0), each, True, eps=0.0)
   adv, weight, *_ = update(advantage, parts)
-  sd = (12 / 6) ** 0.5
+  sd = (12 / 5) ** 0.5  # torch's std, which GDPO's code takes
   np.testing.assert_allclose(
     adv[:, 0], np.array([-1, 1, -2, 2, -1, 1]) / sd, rtol=1e-6
   )

@@ -94,6 +94,8 @@ def test_rows_are_independent():
 def test_errors():
   with pytest.raises(ValueError, match='positive'):
     objectives.rwr(temperature=0.0)
+  with pytest.raises(ValueError, match='uniform, t, t2, huber, ghuber'):
+    objectives.awm(weighting='t**2')
 
 
 # --- samples noised to drawn times
@@ -123,6 +125,30 @@ def test_awm_is_the_advantage_times_the_error_on_policy():
     assert metrics['ratio'] == 1.0
     assert loss == pytest.approx(-adv)
     assert grad == pytest.approx(-adv)  # -A dr = A dm
+
+
+@pytest.mark.parametrize(
+  'weighting, m, slope',  # of the error 1/4 at t = 1/2
+  [
+    ('uniform', 0.25, 1.0),
+    ('t', 0.125, 0.5),
+    ('t2', 0.0625, 0.25),
+    ('huber', 0.25, 0.5),  # t sqrt(e), slope t / (2 sqrt(e))
+    # (t / p) (e^p - 1e-10^p), slope t e^(p - 1)
+    ('ghuber', 2 * (0.5**0.5 - 10**-2.5), 0.5 * 0.25**-0.75),
+  ],
+)
+def test_awm_weighs_errors_and_times(weighting, m, slope):
+  objective = objectives.awm(weighting=weighting, clip=9.0, max_log_ratio=9.0)
+
+  def value(v, old):
+    replay = noised(dict(params=v, old=old))
+    return objective(replay, experience([[2.0]]), KEYS)[0].value.sum()
+
+  # At v_old = 2 the error of before is 0, so that r = exp(-m).
+  assert value(1.5, 2.0) == pytest.approx(-2 * np.exp(-m), rel=1e-4)
+  # On policy the loss moves by A m' de, de = 2 (v - 2) = -1 for a unit of v.
+  assert jax.grad(value)(1.5, 1.5) == pytest.approx(-2 * slope, rel=1e-4)
 
 
 def test_awm_stops_outside_of_the_trust_interval():

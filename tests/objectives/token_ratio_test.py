@@ -76,6 +76,22 @@ def test_gspo_table():
   assert metrics['approx_kl'][0, 0] == pytest.approx(0.0498588, rel=1e-4)
 
 
+def test_gspo_bounds_the_ratio_of_a_row_that_was_bad():
+  """The third row has s = e and A = -1: at c = 2 its loss is 2, flat."""
+  exp = experience(ADV, MASK, OLD)
+  objective = objectives.gspo(0.2, 0.5, on_policy=False, dual_clip=2.0)
+  term, _ = objective(replaying(NEW), exp, None)
+  np.testing.assert_allclose(
+    term.value[:, 0], [*VALUE[:2], 2.0, *VALUE[3:]], rtol=1e-6
+  )
+  grad = jax.grad(lambda x: total(objective, x, exp))(NEW)
+  np.testing.assert_allclose(
+    grad, [*SLOPE[:2], [0, 0, 0], *SLOPE[3:]], rtol=1e-5
+  )
+  with pytest.raises(ValueError, match=r'dual_clip is 1.4.*ends at 1.5'):
+    objectives.gspo(0.2, 0.5, dual_clip=1.4)
+
+
 def test_gspo_by_token_has_the_gradient_of_the_row():
   """Averaged over a row's tokens first, at one advantage per row."""
   exp = experience(ADV, MASK, OLD)
