@@ -24,7 +24,12 @@ from gen_rl.utils import image as image_lib
 PANELS = (
   ('Held-out: gold and proxy', ('eval/strict', 'eval/proxy'), None, 1),
   ('Held-out: gold per task', ('eval/strict/*',), None, 1),
-  ('Reward in training', ('reward/*', '!*std*', '!*valid*'), None, 9),
+  (
+    'Reward in training',
+    ('reward/*', '!*std*', '!*valid*', '!*scored'),
+    None,
+    9,
+  ),
   ('Held-out: monitors', ('eval/monitor/*',), None, 1),
   (
     'What the advantages are about',

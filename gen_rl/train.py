@@ -34,7 +34,7 @@ from gen_rl import (
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.models import lora, weights
-from gen_rl.rewards import combine, evaluate
+from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.types import Params, Policy
 from gen_rl.utils import hosts, image, progress, system, tree
 
@@ -103,6 +103,7 @@ def train_and_evaluate(
   Raises:
     ConfigError, CheckpointError: one sentence each.
     FloatingPointError: too many updates in a row were not finite.
+    RewardError: a reward that is none, or that scored no row for too long.
     SystemExit: code 0 after SIGTERM, with the state saved.
   """
   if '://' in workdir:
@@ -156,6 +157,7 @@ def _run(
     manager, state, config.to_dict(), given=['frozen']
   )
   elapsed_before, first_metric, most_memory = 0.0, None, 0
+  labels, silence = combine.weights(built.rewards or {}), {}
   if restored:
     if restored.extra['origin'] not in origins:
       raise checkpoint.CheckpointError(
@@ -168,6 +170,7 @@ def _run(
     elapsed_before = restored.extra['wall_seconds']
     first_metric = restored.extra['seconds_to_first_metric']
     most_memory = restored.extra.get('peak_rss_bytes', 0)
+    silence = restored.extra.get('silence', {})
   start = int(state.step)
   primary = jax.process_index() == 0
   line = progress.Progress(
@@ -220,6 +223,7 @@ def _run(
       wall_seconds=wall(),
       seconds_to_first_metric=first_metric,
       peak_rss_bytes=memory(),
+      silence=silence,
     )
     checkpoint.save(manager, int(state.step), state, config.to_dict(), extra)
 
@@ -327,7 +331,12 @@ def _run(
         samples_per_step=rows,
       )
       diverged = logged['optim/skipped_in_a_row'] >= config.stop_after_skipped
-      if done % config.log.every == 0 or done == config.steps or diverged:
+      # A run in which a reward scored no row at all has not succeeded either.
+      limit = config.stop_after_skipped
+      limit = min(limit, done) if done == config.steps else limit
+      silence = outcomes.silent(silence, logged, labels)
+      ended = diverged or max(silence.values(), default=0) >= limit
+      if done % config.log.every == 0 or done == config.steps or ended:
         writer.write_scalars(
           done, {**logged, **clock.summary(rows)}, samples=done * rows
         )
@@ -338,6 +347,8 @@ def _run(
           f'holds the parameters from before; see {workdir}/metrics.jsonl, and '
           'try a lower optimizer.lr in a new workdir'
         )
+      reasons = {label: evaluate.failure(label) for label in host_rewards}
+      outcomes.check_heard(silence, limit, done, reasons)
       if done % config.eval.every == 0 and done < config.steps:
         run_eval(done, train_state.full_params(layout.near(state), averaged))
       if done % config.checkpoint.every == 0 or done == config.steps:

@@ -265,7 +265,7 @@ def make(
       out, traj.group, state.adv_state
     )
     watched = combine.watch(watched, adv, out.valid, group_size)
-    metrics = {**combine.summarize(out), **metrics, **watched}
+    metrics = {**combine.summarize(out, scored), **metrics, **watched}
     state = state.replace(adv_state=adv_state)
     return state, Experience(traj, adv, weight, out, info), metrics
 

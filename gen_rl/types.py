@@ -151,6 +151,9 @@ class RewardOut(struct.PyTreeNode):
   # [b k] optional: the score of the row, had it been finished without noise
   # from the state before each decision; NaN where not valid
   before: Array | None = None
+  # [b] bool optional: False where the row asks for nothing this reward is for,
+  # such as another task; it then counts as 0. None: it is for all rows.
+  applies: Array | None = None
 
 
 class Critic(NamedTuple):

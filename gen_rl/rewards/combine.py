@@ -1,7 +1,7 @@
 """The weighted sum of named rewards, and the split by where they run.
 
   (1)  score = sum_label weight[label] * score[label]
-  (2)  valid = every part is valid and finite
+  (2)  valid = every part that applies is valid and finite, and one applies
 
 (2) because a missing part cannot be told from a bad one: a row with it left
 out would be compared with its group on a different scale. In a merged result
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from gen_rl.rewards import outcomes
 from gen_rl.types import (
   Array,
   Critic,
@@ -80,6 +81,11 @@ def critics(rewards: Weighted) -> dict[str, Critic]:
   }
 
 
+def rows_of(inputs: RewardInputs) -> int:
+  """B."""
+  return len(jax.tree.leaves((inputs.media, dict(inputs.info)))[0])
+
+
 def row_key(key: Array, label: str) -> Array:
   """The key(s) of one reward: does not depend on which others there are."""
   fold = lambda k: jax.random.fold_in(k, zlib.crc32(label.encode()))
@@ -96,11 +102,12 @@ def merge(
     weights: {label: weight}, the same labels.
 
   Returns:
-    score [b] float32; parts {label: [b], label/part: [b]}, unweighted; valid
-    [b]; dense: the weighted sum of those parts that have one, or None; before:
-    the weighted sum, or None unless all parts have it.
+    score [b] float32; parts {label: [b], label/part: [b]}, unweighted, 0 where
+    the reward does not apply; valid [b]; dense: the weighted sum of those that
+    have one, or None; before: the weighted sum, or None unless all have it.
 
   Raises:
+    RewardError: a reward answered with something else than scores of b rows.
     ValueError: the labels differ, or there are none.
   """
   if not weights or set(outs) != set(weights):
@@ -108,32 +115,33 @@ def merge(
       f'scores for {sorted(outs)} do not match the weights of '
       f'{sorted(weights)} (at least one is needed)'
     )
-  parts = {}
+  b = len(next(iter(outs.values())).valid)
+  outs = {label: outcomes.checked(label, x, b) for label, x in outs.items()}
+  parts, used = {}, {}
   for label, out in outs.items():
-    parts[label] = out.score
-    parts |= {f'{label}/{name}': part for name, part in out.parts.items()}
-  parts = {name: jnp.asarray(x, jnp.float32) for name, x in parts.items()}
-  valid = jnp.stack(
-    [
-      jnp.asarray(out.valid) & jnp.isfinite(parts[label])
-      for label, out in outs.items()
-    ]
-  ).all(0)
-  dense = [
-    weights[label] * jnp.asarray(out.dense, jnp.float32)
-    for label, out in outs.items()
-    if out.dense is not None
-  ]
+    named = {label: out.score}
+    named |= {f'{label}/{name}': part for name, part in out.parts.items()}
+    parts |= {name: jnp.asarray(x) for name, x in named.items()}
+    used |= dict.fromkeys(named, outcomes.scored(out))
+  valid = jnp.stack([jnp.asarray(out.valid) for out in outs.values()]).all(0)
+  valid &= jnp.stack([used[label] for label in outs]).any(0)
+  dense = []
+  for label, out in outs.items():
+    if out.dense is not None:
+      applies = True if out.applies is None else out.applies[:, None, None]
+      dense.append(weights[label] * jnp.where(applies, out.dense, 0))
   dense = sum(dense) if dense else None
   if dense is not None:
     valid &= jnp.isfinite(dense).all((1, 2))
     dense = jnp.where(valid[:, None, None], dense, 0)
   # Part by part: where(valid) around the sum alone would leave a NaN in the
   # gradient.
-  parts = {name: jnp.where(valid, x, 0) for name, x in parts.items()}
+  parts = {
+    name: jnp.where(valid & used[name], x, 0) for name, x in parts.items()
+  }
   score = sum(weights[label] * parts[label] for label in outs)
   before = [
-    weights[label] * jnp.asarray(out.before, jnp.float32)
+    weights[label] * jnp.asarray(out.before)
     for label, out in outs.items()
     if out.before is not None
   ]
@@ -158,8 +166,11 @@ def combine(rewards: Weighted) -> Reward:
   w = weights(used)
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
+    b = rows_of(inputs)
     outs = {
-      label: reward.score(params[label], inputs, row_key(key, label))
+      label: outcomes.checked(
+        label, reward.score(params[label], inputs, row_key(key, label)), b
+      )
       for label, (reward, _) in used.items()
     }
     return merge(outs, w)
@@ -176,25 +187,40 @@ def combine(rewards: Weighted) -> Reward:
   )
 
 
-def summarize(out: RewardOut) -> Metrics:
+def summarize(
+  out: RewardOut, outs: Mapping[str, RewardOut] | None = None
+) -> Metrics:
   """Means over the valid rows, and how many rows are not valid.
+
+  Args:
+    out: merged.
+    outs: {label: answer} it was merged of, which say where they apply; a part
+      is averaged over those rows alone.
 
   Returns:
     reward/score, reward/<part>, reward/std: NaN when no row is valid.
-    reward/invalid: a count.
+    What `outcomes.count` says, of the merged one where `outs` are not given.
   """
   valid = jnp.asarray(out.valid)
-  count = valid.sum()
+  outs = outs or {}
+  used = {
+    name: valid & outcomes.scored(x)
+    for label, x in outs.items()
+    for name in (label, *(f'{label}/{part}' for part in x.parts))
+  }
 
-  def mean(x: Array) -> Array:
-    return jnp.where(valid, x, 0).sum() / count
+  def mean(x: Array, rows: Array = valid) -> Array:
+    return jnp.where(rows, x, 0).sum() / rows.sum()
 
   average = mean(out.score)
-  metrics = {f'reward/{name}': mean(x) for name, x in out.parts.items()}
+  metrics = {
+    f'reward/{name}': mean(x, used.get(name, valid))
+    for name, x in out.parts.items()
+  }
   return metrics | {
     'reward/score': average,
     'reward/std': jnp.sqrt(mean(jnp.square(out.score - average))),
-    'reward/invalid': (~valid).sum().astype(jnp.float32),
+    **outcomes.count(outs, valid),
   }
 
 
@@ -238,9 +264,9 @@ def watch(
   for label, out in outs.items():
     for name, x in {label: out.score, **out.parts}.items():
       name = label if name == label else f'{label}/{name}'
-      mean = jnp.where(out.valid, x, 0).sum() / out.valid.sum()
-      metrics[f'monitor/{name}'] = mean
-    used = valid & out.valid
+      seen = outcomes.scored(out)
+      metrics[f'monitor/{name}'] = jnp.where(seen, x, 0).sum() / seen.sum()
+    used = valid & outcomes.scored(out)
     groups = used.reshape(-1, group_size)
     score = out.score.reshape(-1, group_size)
     count = jnp.maximum(groups.sum(-1, keepdims=True), 1)

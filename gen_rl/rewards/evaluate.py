@@ -1,9 +1,9 @@
 """Scoring: on the device inside jit, or on the host in threads.
 
 A reward that fails is not a reward of 0. On the host an exception, a call that
-takes too long, an answer of the wrong shape, and a score that is NaN or
-infinite all make their rows invalid; they are counted in the metrics, and the
-first one of a kind is logged with its reason.
+takes too long, and a score that is NaN or infinite all make their rows invalid;
+they are counted in the metrics, and the first one of a kind is logged with its
+reason. An answer that is no answer (`outcomes`) ends the run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.rewards import combine
+from gen_rl.rewards import combine, outcomes
 from gen_rl.types import Array, Params, PyTree, RewardInputs, RewardOut
 
 
@@ -39,17 +39,19 @@ def evaluate(
     {label: RewardOut}; rows with a score that is not finite are invalid.
 
   Raises:
+    RewardError: a reward answers with something else than scores of b rows.
     ValueError: a reward does not run on the device.
   """
   _check_place(rewards, 'device')
   if params is None:
     params = combine.params(rewards)
+  b = combine.rows_of(inputs)
   outs = {}
   for label, (reward, weight) in rewards.items():
     if weight == 0:
       continue
     out = reward.score(params[label], inputs, combine.row_key(key, label))
-    outs[label] = out.replace(valid=out.valid & jnp.isfinite(out.score))
+    outs[label] = outcomes.checked(label, out, b)
   return outs
 
 
@@ -113,6 +115,7 @@ def evaluate_host(
     one reward could not.
 
   Raises:
+    RewardError: a reward answers with something else than scores of b rows.
     ValueError: a reward does not run on the host.
   """
   _check_place(rewards, 'host')
@@ -127,15 +130,16 @@ def evaluate_host(
   for label, reward in used.items():
     folded = combine.row_key(key, label)
     for i, rows in enumerate(chunks):
+      # Copies: what a reward writes into them is seen by nobody else.
       part_media, part_info = jax.tree.map(
-        lambda x, rows=rows: x[rows], (media, info)
+        lambda x, rows=rows: x[rows].copy(), (media, info)
       )
       part = RewardInputs(part_media, part_info, group_size)
       if folded.ndim:
         part_key = folded[rows]
       else:
         part_key = folded if len(chunks) == 1 else jax.random.fold_in(folded, i)
-      calls.append(_call(reward, part, part_key, rows.stop - rows.start))
+      calls.append(_call(label, reward, part, part_key, rows.stop - rows.start))
       names.append(label)
 
   answers = _run(calls, timeout, workers)
@@ -144,13 +148,15 @@ def evaluate_host(
   for label, reward in used.items():
     mine = [a for a, n in zip(answers, names, strict=True) if n == label]
     for answer in mine:
-      if isinstance(answer, Exception):
+      if isinstance(answer, outcomes.RewardError):
+        raise answer
+      if isinstance(answer, BaseException):
         _log_once(label, answer)
     # The same parts at every step, also where every call of a step failed.
     parts = _parts_of.setdefault(reward.score, set())
     parts.update(*(a.parts for a in mine if isinstance(a, RewardOut)))
     outs[label] = _concatenate(
-      mine, [c.stop - c.start for c in chunks], sorted(parts)
+      label, mine, [c.stop - c.start for c in chunks], sorted(parts)
     )
     failed = ~outs[label].valid
     metrics[f'reward/{label}/invalid'] = np.float32(failed.sum())
@@ -168,31 +174,23 @@ def _check_place(rewards: combine.Weighted, where: str) -> None:
       )
 
 
-def _call(reward, inputs, key, b: int) -> Callable[[], RewardOut]:
+def _call(label, reward, inputs, key, b: int) -> Callable[[], RewardOut]:
   """A call that returns numpy arrays of b rows, or raises."""
 
   def call() -> RewardOut:
     out = reward.score(reward.params, inputs, key)
-    score = np.asarray(out.score, np.float32)
-    valid = np.asarray(out.valid, bool)
-    parts = {k: np.asarray(x, np.float32) for k, x in out.parts.items()}
-    for x in (score, valid, *parts.values()):
-      if x.shape != (b,):
-        raise ValueError(f'answered with shape {x.shape} for {b} rows')
-    bad = valid & ~np.isfinite(score)
+    out = jax.tree.map(np.asarray, outcomes.checked(label, out, b))
+    bad = ~np.isfinite(out.score)
     if bad.any():
-      _log_once(
-        reward.name, ValueError(f'{bad.sum()} of {b} scores are not finite')
-      )
-    dense = None if out.dense is None else np.asarray(out.dense, np.float32)
-    return RewardOut(score, parts, valid & ~bad, dense)
+      _log_once(label, ValueError(f'{bad.sum()} of {b} scores are not finite'))
+    return out
 
   return call
 
 
 def _run(
   calls: Sequence[Callable], timeout: float, workers: int
-) -> list[RewardOut | Exception]:
+) -> list[RewardOut | BaseException]:
   """Every call's answer, or the exception that stands for it.
 
   Daemon threads and not concurrent.futures: an executor waits for a hanging
@@ -203,7 +201,7 @@ def _run(
   def work(i: int) -> None:
     try:
       done.put((i, calls[i]()))
-    except Exception as error:  # whatever a reward raises is its failure
+    except BaseException as error:  # whatever a reward raises is its failure
       done.put((i, error))
 
   answers, deadlines, waiting = {}, {}, list(range(len(calls)))
@@ -226,25 +224,36 @@ def _run(
 
 
 def _concatenate(
-  answers: Sequence[RewardOut | Exception],
+  label: str,
+  answers: Sequence[RewardOut | BaseException],
   rows: Sequence[int],
   parts: Sequence[str],
 ) -> RewardOut:
-  """Joins calls by row; failed ones get NaN scores and valid=False."""
-  good = [a for a in answers if isinstance(a, RewardOut)]
-  dense = next((a.dense for a in good if a.dense is not None), None)
+  """Joins calls by row; failed ones get NaN scores and valid=False.
 
-  def missing(n: int) -> np.ndarray:
-    return np.full(n, np.nan, np.float32)
+  Raises:
+    RewardError: pictures of rewards have several shapes.
+  """
+  good = [a for a in answers if isinstance(a, RewardOut)]
+  shapes = {a.dense.shape[1:] for a in good if a.dense is not None}
+  if len(shapes) > 1:
+    raise outcomes.RewardError(
+      f'the reward {label!r} answered with dense rewards of several shapes, '
+      f'{" and ".join(map(str, map(list, sorted(shapes))))}'
+    )
+
+  def missing(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
 
   whole = []
   for answer, n in zip(answers, rows, strict=True):
     if not isinstance(answer, RewardOut):
       answer = RewardOut(missing(n), {}, np.zeros(n, bool))
-    if dense is not None and answer.dense is None:
-      answer = answer.replace(
-        dense=np.full((n, *dense.shape[1:]), np.nan, np.float32)
-      )
+    for shape in shapes:
+      if answer.dense is None:
+        answer = answer.replace(dense=missing(n, *shape))
+    if answer.applies is None and any(a.applies is not None for a in good):
+      answer = answer.replace(applies=np.ones(n, bool))
     whole.append(
       answer.replace(parts={k: answer.parts.get(k, missing(n)) for k in parts})
     )
@@ -252,17 +261,31 @@ def _concatenate(
 
 
 _parts_of: dict[Callable, set[str]] = {}  # {score: names seen}, per process
-_logged: set[tuple[str, str]] = set()  # (reward, kind of failure), per process
+# {(label, kind of failure): what was said of the first}, per process
+_failures: dict[tuple[str, str], str] = {}
 
 
-def _log_once(label: str, error: Exception) -> None:
-  kind = label, type(error).__name__
-  if kind not in _logged:
-    _logged.add(kind)
-    logging.warning(
-      'reward %s failed: %s: %s. Its rows are left out (valid=False) and '
-      'counted in reward/invalid; logged once.',
-      label,
-      type(error).__name__,
-      error,
-    )
+def failure(label: str) -> str:
+  """Why a reward failed in this process, the last kind of failure; or ''."""
+  said = [text for (name, _), text in _failures.items() if name == label]
+  return said[-1] if said else ''
+
+
+def _log_once(label: str, error: BaseException) -> None:
+  kind = type(error).__name__
+  if (label, kind) in _failures:
+    return
+  try:
+    text = str(error)
+  except Exception:  # an error may fail to say what it is
+    text = ''
+  text = ' '.join(text.split())
+  text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+  text = f'{kind}: {text[:300]}' if text else kind
+  _failures[label, kind] = text
+  logging.warning(
+    'reward %s failed: %s. Its rows are left out (valid=False) and counted in '
+    'reward/invalid; logged once.',
+    label,
+    text,
+  )

@@ -282,15 +282,26 @@ def fetch(tree: PyTree) -> PyTree:
 def from_first(value: Callable[[], Any]) -> Any:
   """What `value()` is on process 0, on all of them; all have to ask.
 
-  For what may differ between processes: a judge that is not deterministic.
+  For what may differ between processes: a judge that is not deterministic. A
+  ValueError it raises is raised on all of them, so that none waits for it.
   """
   if jax.process_count() == 1:
     return value()
   first = jax.process_index() == 0
-  data = np.frombuffer(pickle.dumps(value() if first else None), np.uint8)
+  outcome = error = None
+  if first:
+    try:
+      outcome = value()
+    except ValueError as raised:
+      error = raised
+  data = np.frombuffer(pickle.dumps((outcome, error)), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data))))
   data = np.resize(data, size)
-  return pickle.loads(multihost_utils.broadcast_one_to_all(data).tobytes())
+  data = multihost_utils.broadcast_one_to_all(data).tobytes()
+  outcome, error = pickle.loads(data)
+  if error is not None:
+    raise error
+  return outcome
 
 
 def any_process(flag: bool) -> bool:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl.rewards import combine, evaluate
+from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.types import Reward, RewardInputs, RewardOut
 
 KEY = jax.random.key(0)
@@ -34,7 +34,7 @@ EXPECTED = _mean((), INPUTS, KEY).score
 def warnings(monkeypatch):
   lines = []
   monkeypatch.setattr(logging, 'warning', lambda m, *a: lines.append(m % a))
-  monkeypatch.setattr(evaluate, '_logged', set())
+  monkeypatch.setattr(evaluate, '_failures', {})
   return lines
 
 
@@ -130,13 +130,57 @@ def test_hanging_calls_give_their_place_away(warnings):
   assert outs['a'].valid.tolist() == 4 * [False] + 4 * [True]
 
 
-def test_wrong_shape_is_a_failure(warnings):
-  wrong = lambda p, i, k: RewardOut(np.zeros(3), {}, np.ones(3, bool))
-  outs, metrics = evaluate.evaluate_host(
-    {'a': (_host(wrong), 1.0)}, INPUTS, KEY
-  )
-  assert metrics['reward/invalid'] == 8 and not outs['a'].valid.any()
-  assert 'shape (3,) for 8 rows' in warnings[0]
+def test_an_answer_that_is_none_ends_the_run():
+  good = _mean((), INPUTS, KEY)
+  wrong = good.replace(score=good.score[:, None])
+  with pytest.raises(outcomes.RewardError, match=r"'a' .* shape \[8, 1\]"):
+    evaluate.evaluate_host({'a': (_host(lambda *_: wrong), 1.0)}, INPUTS, KEY)
+  device = Reward('a', (), lambda *_: wrong)
+  with pytest.raises(outcomes.RewardError, match=r"'a' .* shape \[8, 1\]"):
+    jax.jit(lambda x: evaluate.evaluate({'a': (device, 1.0)}, x, KEY))(INPUTS)
+
+
+def test_whatever_is_raised_is_a_failure(warnings):
+  class Mute(Exception):
+    def __str__(self):
+      raise RuntimeError
+
+  errors = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Mute()]
+  errors.append(ValueError('\x1b[31mred\r\n\nline'))
+
+  def score(params, inputs, key):
+    raise errors.pop(0)
+
+  for _ in range(len(errors)):
+    outs, _ = evaluate.evaluate_host({'a': (_host(score), 1.0)}, INPUTS, KEY)
+    assert not outs['a'].valid.any()
+  assert evaluate.failure('a') == r'ValueError: \x1b[31mred line'
+  assert evaluate.failure('b') == '' and len(warnings) == 5
+
+
+def test_what_a_reward_writes_is_seen_by_nobody_else():
+  def writes(params, inputs, key):
+    out = _mean(params, inputs, key)
+    inputs.media[...] = 9
+    inputs.info['target'][...] = 9
+    return out
+
+  rewards = {'a': (_host(writes), 1.0), 'b': (_host(_mean), 1.0)}
+  outs, _ = evaluate.evaluate_host(rewards, INPUTS, KEY, workers=1)
+  for out in outs.values():
+    np.testing.assert_allclose(out.score, EXPECTED, rtol=1e-6)
+
+
+def test_dense_rewards_of_several_shapes():
+  def score(params, inputs, key):
+    side = 2 + (inputs.info['target'][0] == 0)
+    dense = np.ones((2, side, 2), np.float32)
+    return _mean(params, inputs, key).replace(dense=dense)
+
+  with pytest.raises(outcomes.RewardError, match="'a' .* several shapes"):
+    evaluate.evaluate_host(
+      {'a': (_host(score), 1.0)}, INPUTS, KEY, groups_per_call=1
+    )
 
 
 def test_device_rewards_under_jit_with_params_as_arguments():
