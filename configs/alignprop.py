@@ -43,7 +43,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.objective.reward = config_dict.create(
       name='reward_backprop', cut='uniform', weight=1.0
     )
-    c.advantage.drop_zero = False
   if 'full' in variants:
     c.objective.reward.update(cut='fixed', last=8)
   if 'draft' in variants or 'refl' in variants:

@@ -47,7 +47,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.objective.pg = config_dict.create(name='reinforce', weight=1.0)
   if 'rwr' in variants:
     c.updates = 1
-    c.advantage.drop_zero = False
     c.objective.pg = config_dict.create(name='rwr', weight=1.0)
   if 'dpok' in variants:
     c.objective.kl.weight = 0.01

@@ -55,7 +55,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'rwr' in variants:
     del c.objective.nft
     c.objective.rwr = config_dict.create(name='rwr', weight=1.0)
-    c.advantage.drop_zero = False
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

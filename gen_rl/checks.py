@@ -5,7 +5,7 @@ depend on it, so that one start of a job on a cluster finds them all; `step`
 traces the whole step, without a device, before anything is drawn or evaluated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -111,6 +111,45 @@ def step(
       f'the parts of this config do not go together: {first} '
       '(GEN_RL_TRACEBACK=1 shows where)'
     ) from error
+
+
+def idle(
+  before: Mapping[str, int], logged: Mapping[str, Any]
+) -> dict[str, int]:
+  """{objective: updates in a row in which no row had a decision of its kind}.
+
+  Args:
+    before: the same, before this update.
+    logged: metrics of the update.
+  """
+  name = '/decisions'
+  return {
+    label.removesuffix(name): (before.get(label.removesuffix(name), 0) + 1)
+    * int(not said)
+    for label, said in logged.items()
+    if label.endswith(name)
+  }
+
+
+def decided(counts: Mapping[str, int], limit: int, done: int) -> None:
+  """Ends a run in which an objective has nothing to train.
+
+  Args:
+    counts: of `idle`.
+    limit: so many updates in a row are too many.
+    done: updates of the run so far.
+
+  Raises:
+    ConfigError: names the objective.
+  """
+  for label, n in counts.items():
+    if n >= limit:
+      raise build.ConfigError(
+        f'config.objective.{label} had no decision to train in the last {n} '
+        f'updates, to step {done}: the policy made none that counts. Of a '
+        'policy that denoises, see policy.deterministic, noise and window; of '
+        'one that says tokens, length and drop_truncated'
+      )
 
 
 def memory(

@@ -17,6 +17,7 @@ def step(
   state: TrainState,
   real: PyTree,
   fake: PyTree,
+  valid: Array,
   keys: Array,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step of every critic; the policy is not touched.
@@ -27,6 +28,8 @@ def step(
     state: with frozen parameters of the rewards.
     real: media [b ...] to learn from.
     fake: samples [b ...]; no gradient goes to the policy.
+    valid: bool [b]; the other rows, and those that are not finite, are left
+      out of the loss.
     keys: of the rows [b].
 
   Returns:
@@ -34,13 +37,16 @@ def step(
     were not finite and left out}).
   """
   real, fake = jax.lax.stop_gradient((real, fake))
+  valid &= tree.finite_rows((real, fake), valid.shape[0])
+  real, fake = tree.zero_rows((real, fake), valid)
   aux, metrics, skipped = dict(state.aux), {}, jnp.zeros((), jnp.int32)
   for label, critic in critics.items():
     frozen = state.frozen['rewards'][label]
     row_keys = rng.stream_keys(keys, f'critic {label}')
 
     def loss(params, critic=critic, frozen=frozen, row_keys=row_keys):
-      return critic.loss(frozen, params, real, fake, row_keys).mean()
+      each = critic.loss(frozen, params, real, fake, row_keys)
+      return jnp.where(valid, each, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
     held = aux[label]
     value, grads = jax.value_and_grad(loss)(held['params'])

@@ -177,6 +177,8 @@ def color_reward(
 ) -> Reward:
   """Mean of the channel asked for, minus that of all.
 
+  It reads the prompt once for its group, as rewards with a text encoder do.
+
   Args:
     spoil: (score [b], channel [b]) -> score [b], to break some of them.
     where: 'device' or 'host'.
@@ -185,7 +187,8 @@ def color_reward(
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del params, key
     mean = inputs.media.mean((1, 2))
-    channel = inputs.info['channel']
+    size = int(inputs.group_size)
+    channel = inputs.info['channel'][::size].repeat(size)
     out = mean[np.arange(len(mean)), channel] - mean.mean(-1)
     if spoil is not None:
       out = spoil(out, channel)

@@ -157,7 +157,7 @@ def _run(
     manager, state, config.to_dict(), given=['frozen']
   )
   elapsed_before, first_metric, most_memory = 0.0, None, 0
-  labels, silence = combine.weights(built.rewards or {}), {}
+  labels, silence, idle = combine.weights(built.rewards or {}), {}, {}
   if restored:
     if restored.extra['origin'] not in origins:
       raise checkpoint.CheckpointError(
@@ -335,7 +335,8 @@ def _run(
       limit = config.stop_after_skipped
       limit = min(limit, done) if done == config.steps else limit
       silence = outcomes.silent(silence, logged, labels)
-      ended = diverged or max(silence.values(), default=0) >= limit
+      idle = checks.idle(idle, logged)
+      ended = diverged or max([0, *silence.values(), *idle.values()]) >= limit
       if done % config.log.every == 0 or done == config.steps or ended:
         writer.write_scalars(
           done, {**logged, **clock.summary(rows)}, samples=done * rows
@@ -349,6 +350,7 @@ def _run(
         )
       reasons = {label: evaluate.failure(label) for label in host_rewards}
       outcomes.check_heard(silence, limit, done, reasons)
+      checks.decided(idle, limit, done)
       if done % config.eval.every == 0 and done < config.steps:
         run_eval(done, train_state.full_params(layout.near(state), averaged))
       if done % config.checkpoint.every == 0 or done == config.steps:

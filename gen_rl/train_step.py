@@ -16,7 +16,10 @@ The loss of a minibatch is
   L = sum_j w_j  sum_bk(value_j a_j) / max(sum_b n_j, 1)                 (1)
 
 with a_j and n_j what `aggregate` makes of the term's mask times the row weight
-(the mask itself and its sum: a mean over decisions). The denominators are those
+(the mask itself and its sum: a mean over decisions). The row weight is that of
+the advantage, or 1 for a term that counts every row, and always 0 for a row
+that was not scored or holds a number that is not finite: nothing of such a row
+reaches a gradient. The denominators are those
 of the whole minibatch, over all devices and microbatches, so gradients add up
 whatever the cut. One rollout feeds `epochs` x `updates` optimizer steps. With
 one, the behaviour policy is the current one and every ratio is exactly 1;
@@ -253,14 +256,18 @@ def make(
     outs: Mapping[str, RewardOut],
   ) -> tuple[TrainState, Experience, Metrics]:
     b = traj.group.shape[0]
+    fine = tree.finite_rows(traj, b)
     if advantage is None:
-      one = jnp.ones(b, jnp.float32)
-      out = RewardOut(jnp.zeros(b), {}, jnp.ones(b, bool))
-      zero = jnp.zeros((b, 1))
-      return state, Experience(traj, zero, one, out, info), {}
+      out = RewardOut(jnp.zeros(b), {}, fine)
+      traj = tree.zero_rows(traj, fine)
+      adv, weight = jnp.zeros((b, 1)), fine.astype(jnp.float32)
+      return state, Experience(traj, adv, weight, out, info), {}
     watched = {label: outs[label] for label in monitors}
     scored = {label: x for label, x in outs.items() if label not in monitors}
     out = combine.merge(scored, reward_weights)
+    out = out.replace(valid=out.valid & fine)
+    # 0 * NaN is NaN: a backward pass must not see the row at all.
+    traj = tree.zero_rows(traj, out.valid)
     adv, weight, adv_state, metrics = advantage.update(
       out, traj.group, state.adv_state
     )
@@ -276,7 +283,13 @@ def make(
       rows = make_rows(state, batch, key)
       real = rollout_lib.media_of(reals(rows)[0], inputs.media)
       state, trained = critics_lib.step(
-        critics, critic_tx, state, real, inputs.media, rows.keys
+        critics,
+        critic_tx,
+        state,
+        real,
+        inputs.media,
+        exp.rewards.valid,
+        rows.keys,
       )
       metrics = {**metrics, **trained}
     return state, exp, metrics
@@ -305,8 +318,11 @@ def make(
     out = {}
     for label, (objective, weight) in objectives.items():
       term, metrics = objective(replay, exp, keys)
-      mask = jax.lax.stop_gradient(term.mask * exp.weight[:, None])
-      out[label] = term.value, mask, weight, metrics
+      valid = exp.rewards.valid.astype(jnp.float32)
+      rows = valid if term.every_row else exp.weight * valid
+      mask = jax.lax.stop_gradient(term.mask * rows[:, None])
+      said = term.mask.sum(-1).mean()  # whatever became of the rows
+      out[label] = term.value, mask, weight, metrics, said
     return out
 
   def microbatch_loss(params, state, old, first, exp, keys, totals):
@@ -314,7 +330,7 @@ def make(
     copies = {k: full(p, state) for k, p in near(state).refs.items()}
     copies |= dict(old=full(old, state), params=full(params, state))
     loss, sums, peaks = jnp.zeros(()), {}, {}
-    for label, (value, mask, weight, metrics) in terms(
+    for label, (value, mask, weight, metrics, _) in terms(
       state, copies, exp, keys, first
     ).items():
       part, means, tops = aggregate_lib.reduce(
@@ -333,11 +349,10 @@ def make(
     copies = {k: full(p, state) for k, p in near(state).refs.items()}
     copies |= dict(old=full(old, state), params=full(state.params, state))
     # Masks do not depend on parameters: the compiler drops the networks here.
+    whole = terms(state, copies, exp, keys, first)
     totals = {
       label: aggregate_lib.totals(aggregate, mask)
-      for label, (_, mask, _, _) in terms(
-        state, copies, exp, keys, first
-      ).items()
+      for label, (_, mask, *_) in whole.items()
     }
     grad_fn = jax.grad(microbatch_loss, has_aux=True)
     pieces = cut(exp, microbatches), cut(keys, microbatches)
@@ -381,6 +396,7 @@ def make(
     )
     metrics = {
       **sums,
+      **{f'{label}/decisions': said for label, (*_, said) in whole.items()},
       'optim/grad_norm': norm,
       'optim/update_norm': update_norm,
     }

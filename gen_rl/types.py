@@ -194,7 +194,7 @@ class Experience(struct.PyTreeNode):
 
   traj: Trajectory
   adv: Array  # [b 1] | [b k]
-  weight: Array  # [b] 0 drops a row (invalid reward, zero advantage)
+  weight: Array  # [b] 0: the advantage says nothing (invalid, or zero)
   rewards: RewardOut
   info: dict[str, Array] = struct.field(default_factory=dict)  # of the rows
 
@@ -227,6 +227,10 @@ class Term(struct.PyTreeNode):
 
   value: Array  # [b k]
   mask: Array  # [b k]
+  # Which rows count. False: those whose advantage says something, as for a
+  # policy gradient. True: every valid one, as for a loss that does not ask
+  # what a row's advantage is, or to which 0 means something.
+  every_row: bool = struct.field(pytree_node=False, default=False)
 
 
 # (Replay, Experience, RowKeys) -> (Term, {name: [b k] unreduced})

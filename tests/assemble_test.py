@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import flow_grpo, vlm_grpo
+from configs import alignprop, flow_grpo, vlm_grpo
 from gen_rl import assemble, sharding
 from gen_rl import build as builder
 from gen_rl.build import ConfigError
@@ -132,3 +132,13 @@ def test_pictures_of_the_data_are_seen_in_evaluation(monkeypatch):
   np.testing.assert_allclose(found.seen[:, 1], batch['media'], atol=1e-6)
   assert batch['media'].std((0, 1, 2)).min() > 0.2
   assert found.shown(2).pictures.shape[:2] == (2, 2)
+
+
+def test_rewards_with_gradients_keep_groups_together():
+  """Some read a prompt once for its group: 4 groups, not 8 rows, are cut."""
+  config = alignprop.get_config('tiny')
+  config.microbatches = 8
+  built = assemble.setup(config)
+  layout = assemble.make_layout(config, built, jax.devices()[:1])
+  with pytest.raises(ConfigError, match='4 groups .* microbatches=8'):
+    assemble.make_step(config, built, layout)

@@ -111,3 +111,14 @@ def test_the_trace_is_kept_for_the_first_step():
   once = len(traces)
   step.train_step(state, testing.batch(), key)
   assert once and len(traces) == once
+
+
+def test_an_objective_without_decisions_ends_the_run():
+  counts = {}
+  for pg, kl in ((0.0, 3.0), (2.0, 0.0), (1.0, 0.0)):
+    logged = {'pg/decisions': pg, 'kl/decisions': kl, 'pg/loss': 0.0}
+    counts = checks.idle(counts, logged)
+  assert counts == dict(pg=0, kl=2)
+  checks.decided(counts, 3, 3)
+  with pytest.raises(build.ConfigError, match='objective.kl had no decision'):
+    checks.decided(counts, 2, 3)

@@ -103,10 +103,35 @@ def test_a_critic_step_that_is_not_finite_is_left_out():
   real = fake = jnp.ones((16, *testing.SHAPE))
   keys = jax.random.split(KEY, 16)
   new, log = critics.step(
-    dict(real=broken), optax.sgd(0.1), state, real, fake, keys
+    dict(real=broken),
+    optax.sgd(0.1),
+    state,
+    real,
+    fake,
+    jnp.ones(16, bool),
+    keys,
   )
   assert log['critic/skipped'] == 1
   assert tree.equal(new.aux, state.aux)
+
+
+def test_rows_without_a_score_or_numbers_teach_a_critic_nothing():
+  """By hand: one of 16 is NaN, one was not scored; 14 fakes of 1 are left."""
+  reward = brightness()
+  _, state = make(reward)
+  fake = jnp.ones((16, *testing.SHAPE)).at[3].set(jnp.nan).at[5].set(9.0)
+  new, log = critics.step(
+    dict(real=reward.critic),
+    optax.sgd(0.1),
+    state,
+    jnp.ones_like(fake),
+    fake,
+    jnp.arange(16) != 5,
+    jax.random.split(KEY, 16),
+  )
+  assert log['critic/skipped'] == 0
+  assert float(log['critic/real']) == pytest.approx(2.0)  # 2 (0 - 1)^2
+  assert float(new.aux['real']['params']) == pytest.approx(0.4)  # 0.1 * 4
 
 
 def test_what_a_critic_needs():

@@ -44,17 +44,47 @@ depend on the noise. `noise` must lie in [0, 1] for ddim and cps.
 """
 
 from collections.abc import Callable
+import math
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float32
 
+from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
 from gen_rl.types import Array
 
 # (x [n ...], v [n ...], t [n], t_next [n], noise [n])
 #   -> (mean [n ...], std [n])
 Transition = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array]]
+
+
+# Largest noise level of those that have one.
+LIMITS = dict(cps=1.0, ddim=1.0)
+
+
+def check_noise(name: str, noise: float) -> None:
+  """Refuses a level at which no step of a transition is a choice.
+
+  Args:
+    name: of the transition.
+    noise: its level in the trained steps.
+
+  Raises:
+    ConfigError: the transition takes no noise, or none of that level.
+  """
+  limit = LIMITS.get(name, math.inf)
+  if name == 'ode':
+    raise ConfigError(
+      'policy.transition is "ode", which takes no noise: there would be no '
+      'decision to train; name a stochastic one, or set policy.deterministic '
+      'for objectives that need samples only'
+    )
+  if not 0 < noise <= limit:
+    raise ConfigError(
+      f'policy.noise is {noise:g}; for the transition {name} it is above 0'
+      + (f' and at most {limit:g}' if limit < math.inf else '')
+    )
 
 
 def _sqrt(x: Array) -> Array:

@@ -29,6 +29,7 @@ from gen_rl.types import (
   RowKeys,
   Term,
 )
+from gen_rl.utils import rng
 
 
 def consistency_distillation(
@@ -58,7 +59,7 @@ def consistency_distillation(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     drawn = replay.noised(keys.own, 1)
-    place_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys.own)
+    place_keys = rng.stream_keys(keys.own, 'place')
     place = jax.vmap(lambda key: jax.random.randint(key, (), 0, steps))
     n = place(place_keys)[:, None]  # [b 1]
     t, s = grid[n], grid[n + 1]
@@ -81,6 +82,6 @@ def consistency_distillation(
       shift_from_teacher=process.event_mean(jnp.square(answer - first)),
     )
     metrics = jax.lax.stop_gradient(metrics)
-    return Term(value, jnp.ones_like(value)), metrics
+    return Term(value, jnp.ones_like(value), every_row=True), metrics
 
   return objective

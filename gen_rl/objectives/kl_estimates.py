@@ -46,6 +46,7 @@ import jax.numpy as jnp
 
 from gen_rl.objectives import policy_gradient
 from gen_rl.types import (
+  Array,
   Experience,
   Metrics,
   Objective,
@@ -54,7 +55,17 @@ from gen_rl.types import (
   Term,
 )
 
+# Of the exponential in k3, in nats: beyond it k3 grows linearly, so that an
+# action the policy has all but given up is still pulled back.
+MAX_EXPONENT = 20.0
 ESTIMATORS = ('k1', 'k2', 'k3', 'k3+')
+
+
+def _expm1(x: Array) -> Array:
+  """exp(x) - 1, which goes on along its tangent where it would overflow."""
+  over = jax.nn.relu(x - MAX_EXPONENT)
+  bounded = jnp.minimum(x, MAX_EXPONENT)
+  return jnp.expm1(bounded) + jnp.exp(MAX_EXPONENT) * over
 
 
 def sampled_kl(
@@ -94,9 +105,9 @@ def sampled_kl(
     new = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
     frozen = jax.lax.stop_gradient(replay.log_prob(ref))
     difference = jnp.where(mask > 0, new - frozen, 0.0)
-    k1, _ = policy_gradient.bounded_exp(difference)
+    k1 = difference
     k2 = 0.5 * jnp.square(k1)
-    k3 = jnp.expm1(-k1) + k1
+    k3 = _expm1(-k1) + k1
     kl = dict(k1=k1, k2=k2, k3=k3).get(
       estimator, k2 + jax.lax.stop_gradient(k3 - k2)
     )
@@ -112,6 +123,6 @@ def sampled_kl(
       surrogate = new - jax.lax.stop_gradient(new)
       value += jax.lax.stop_gradient(later * r) * surrogate
     metrics = dict(kl=jax.lax.stop_gradient(kl))
-    return Term(value, mask), metrics
+    return Term(value, mask, every_row=True), metrics
 
   return objective

@@ -62,7 +62,8 @@ def flow_matching() -> Objective:
     del exp
     value = replay.nll('params', keys.own)[:, None]
     metrics = dict(nll=jax.lax.stop_gradient(value))
-    return Term(value=value, mask=jnp.ones_like(value)), metrics
+    term = Term(value=value, mask=jnp.ones_like(value), every_row=True)
+    return term, metrics
 
   return objective
 
@@ -82,8 +83,7 @@ def nll() -> Objective:
 def rwr(temperature: float = 1.0, max_weight: float = 20.0) -> Objective:
   """Matching loss weighted by exp(advantage), equation (2).
 
-  An advantage of 0 means weight 1 here, so build the advantage with
-  `drop_zero=False` to keep average rows.
+  An advantage of 0 means weight 1 here: average rows count.
 
   Args:
     temperature: in units of the advantage; small imitates the best only.
@@ -111,7 +111,8 @@ def rwr(temperature: float = 1.0, max_weight: float = 20.0) -> Objective:
     bound = jnp.log(jnp.float32(max_weight))
     weight = jnp.exp(jnp.minimum(adv / temperature, bound))
     metrics = dict(nll=jax.lax.stop_gradient(nll), weight=weight)
-    return Term(value=weight * nll, mask=jnp.ones_like(nll)), metrics
+    term = Term(weight * nll, jnp.ones_like(nll), every_row=True)
+    return term, metrics
 
   return objective
 

@@ -40,6 +40,7 @@ from gen_rl.types import (
   RowKeys,
   Term,
 )
+from gen_rl.utils import rng
 
 
 def reward_backprop(
@@ -50,6 +51,7 @@ def reward_backprop(
   loss: Literal['negative', 'l1_target', 'relu_margin'] = 'negative',
   target: float = 1.0,
   detach_inputs: bool = False,
+  group_size: int = 1,
 ) -> Objective:
   """Truncated reward backpropagation, equation (2).
 
@@ -62,6 +64,8 @@ def reward_backprop(
       max(target - R, 0) (ReFL, arXiv:2304.05977), which stops at the target.
     target: in units of the reward.
     detach_inputs: no gradient through the network's input.
+    group_size: samples of a prompt, which stay together in minibatches: a
+      reward may read a prompt once for its group, or compare its rows.
 
   Returns:
     Objective with value and mask [b 1]; metrics `reward` of the replayed
@@ -70,6 +74,7 @@ def reward_backprop(
   Raises:
     ValueError: an unknown cut or loss.
   """
+  del group_size
   losses = {
     'negative': lambda r: -r,
     'l1_target': lambda r: jnp.abs(r - target),
@@ -93,17 +98,18 @@ def reward_backprop(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     calls = exp.traj.mask.shape[1] + 1
-    first = jax.vmap(lambda key: draw(key, calls))(keys.own)
+    cut_keys = rng.stream_keys(keys.own, 'cut')
+    first = jax.vmap(lambda key: draw(key, calls))(cut_keys)
     sample = replay.finish('params', first, detach_inputs)
     out = replay.score(sample, keys.own)
     value = losses[loss](out.score)[:, None]
-    # Rows that could not be scored have no weight. The mask must not depend on
-    # the replay: the totals of masks would then cost one more.
+    # Rows that a rollout could not score do not count. The mask must not depend
+    # on the replay: the totals of masks would then cost one more.
     mask = jnp.ones_like(value)
     metrics = dict(
       reward=out.score[:, None],
       trained_calls=(calls - first).astype(jnp.float32)[:, None],
     )
-    return Term(value, mask), jax.lax.stop_gradient(metrics)
+    return Term(value, mask, every_row=True), jax.lax.stop_gradient(metrics)
 
   return objective

@@ -59,7 +59,8 @@ from gen_rl.types import (
 def _term(value: Array, mask: Array, name: str) -> tuple[Term, Metrics]:
   """Zeroes masked decisions, and reports the value [b k] as the metric."""
   value = jnp.where(mask > 0, value, 0.0)
-  return Term(value=value, mask=mask), {name: jax.lax.stop_gradient(value)}
+  term = Term(value=value, mask=mask, every_row=True)
+  return term, {name: jax.lax.stop_gradient(value)}
 
 
 def kl(

@@ -124,7 +124,10 @@ def denoising(
   solvers.check(solver)
   if not 0 < tail <= 1:
     raise ConfigError(f'policy: tail={tail} must be in (0, 1]')
-  step_fn = build.build(transitions, dict(transition or dict(name='cps')))
+  transition = dict(transition or dict(name='cps'))
+  step_fn, step_name = build.build(transitions, transition), transition['name']
+  if not deterministic:
+    transitions.check_noise(step_name, noise)
   high = window_high or steps - 1
   width = window or steps - 1
   if not 0 < width <= high - window_low or high > steps - 1:

@@ -106,6 +106,29 @@ def where(pred: Array, a: PyTree, b: PyTree) -> PyTree:
   return jax.tree.map(select, a, b)
 
 
+def finite_rows(tree: PyTree, rows: int) -> Array:
+  """Which rows of the leaves [b ...] hold finite numbers only: bool [b]."""
+  fine = jnp.ones(rows, bool)
+  for leaf in jax.tree.leaves(tree):
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+      fine &= jnp.isfinite(leaf).reshape(rows, -1).all(1)
+  return fine
+
+
+def zero_rows(tree: PyTree, keep: Array) -> PyTree:
+  """Leaves [b ...] with 0 in place of the real numbers of rows not to `keep`.
+
+  Integers and keys stay: they are finite, and name things.
+  """
+
+  def one(leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      return leaf
+    return where(keep, leaf, jnp.zeros_like(leaf))
+
+  return jax.tree.map(one, tree)
+
+
 def differing(a: PyTree, b: PyTree) -> list[str]:
   """Names of leaves that are not bitwise equal (or of another shape or type).
 

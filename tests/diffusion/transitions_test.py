@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.distributions import Gaussian
 
@@ -302,3 +303,19 @@ def test_the_error_of_cps_does_not_vanish_on_fine_grids():
     _, x = _simulate(transitions.cps(), 0.8, steps)
     assert scipy.stats.kstest(x, _cdf(0.0)).pvalue < 1e-9, steps
     assert np.std(x[x > 0]) < 0.9 * STD[1], steps
+
+
+@pytest.mark.parametrize(
+  'name, noise, said',
+  [
+    ('flow_sde', 0.0, 'noise is 0; .* flow_sde it is above 0$'),
+    ('dance_sde', -0.7, 'noise is -0.7'),
+    ('cps', 2.5, 'cps it is above 0 and at most 1$'),
+    ('ddim', float('nan'), 'noise is nan'),
+    ('ode', 0.7, '"ode", which takes no noise'),
+  ],
+)
+def test_levels_that_leave_nothing_to_train(name, noise, said):
+  with pytest.raises(ConfigError, match=said):
+    transitions.check_noise(name, noise)
+  transitions.check_noise('cps', 1.0)

@@ -49,6 +49,58 @@ def test_all_rewards_invalid_changes_nothing():
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
+def test_a_row_that_is_not_finite_changes_nothing_for_the_others():
+  """Under every objective, guided: the update is that without its score.
+
+  What is not finite may be what a reward sees, or a state on the way.
+  """
+  lost = jnp.array([6, 9])
+  policy = testing.make_policy(guidance_scale=3.0)
+
+  def rollout(params, rows, step):
+    traj = policy.rollout(params, rows, step)
+    return traj.replace(
+      states=traj.states.at[lost[0], 1].set(jnp.nan),
+      sample=traj.sample.at[lost[1]].set(jnp.inf),
+    )
+
+  def unscored(score, channel):
+    return score.at[lost].set(jnp.nan)
+
+  settings = dict(terms=testing.terms(), tx=testing.LINEAR, whole_groups=True)
+  want, want_log = testing.run(
+    *testing.make_step(
+      policy, reward=testing.color_reward(unscored), **settings
+    ),
+    1,
+  )
+  broken = policy._replace(rollout=rollout)
+  state, log = testing.run(
+    *testing.make_step(broken, microbatches=2, **settings), 1
+  )
+  assert log[0]['reward/invalid'] == 2 and log[0]['optim/skipped'] == 0
+  testing.assert_close(state.params, want.params)
+  testing.assert_close(log, want_log)
+
+
+# --- rows whose scores say nothing
+
+
+def test_equal_scores_train_the_regularizers_alone():
+  """Every group is solved: no policy gradient, and the KL term pulls on."""
+  step, state = testing.make_step(
+    reward=testing.color_reward(lambda score, channel: 0.0 * score + 1.0),
+    tx=testing.LINEAR,
+  )
+  away = jax.tree.map(lambda p: 1.2 * p, state.params)
+  state, (log,) = testing.run(step, state.replace(params=away), 1)
+  assert log['advantage/zero_std_fraction'] == 1
+  assert log['pg/loss'] == 0 and log['kl/loss'] > 0
+  assert log['optim/grad_norm'] > 0
+  # Decisions there were, in every row: three of four steps are noisy.
+  assert log['pg/decisions'] == log['kl/decisions'] == 3
+
+
 # --- updates that are not finite
 
 

@@ -171,3 +171,25 @@ def test_masked_tokens_and_far_policies(estimator):
 def test_an_unknown_estimator_is_named():
   with pytest.raises(ValueError, match="'k4'; valid: k1, k2, k3"):
     objectives.sampled_kl(estimator='k4')
+
+
+@pytest.mark.parametrize('gap', [-25.0, 25.0])
+def test_there_is_a_gradient_however_far_the_policies_are_apart(gap):
+  """k2: x^2 / 2; k3: exp(-x) - 1 + x, its exponential straight beyond e^20."""
+  rise = np.exp(20.0)
+  want = dict(
+    k2=(gap**2 / 2, gap),
+    k3=(gap - 1, 1.0) if gap > 0 else (rise * 6 - 1 + gap, 1 - rise),
+  )
+  for estimator, (value, slope) in want.items():
+    objective = objectives.sampled_kl(estimator=estimator)
+
+    def loss(x, objective=objective):
+      term, _ = objective(
+        replaying(x, jnp.zeros((1, 1))), experience(jnp.ones((1, 1))), None
+      )
+      return term.value.sum()
+
+    v, g = jax.value_and_grad(loss)(jnp.full((1, 1), gap))
+    np.testing.assert_allclose(v, value, rtol=1e-5)
+    np.testing.assert_allclose(g[0, 0], slope, rtol=1e-5)

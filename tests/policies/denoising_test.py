@@ -123,7 +123,7 @@ def test_a_window_is_noisy_and_the_rest_is_the_ode():
   np.testing.assert_allclose(traj.times[0, :, 0], [4 / 6, 3 / 6], rtol=1e-5)
   # before the window: the same Euler steps as the evaluation sampler's
   x = np.asarray(
-    denoising.denoising(net, steps=6, noise=0.0)
+    denoising.denoising(net, steps=6, deterministic=True)
     .rollout(params, rows, jnp.int32(0))
     .states[:, 2]
   )
@@ -138,7 +138,7 @@ def test_a_window_is_noisy_and_the_rest_is_the_ode():
 
 def test_without_noise_the_rollout_is_the_evaluation_sampler():
   net = testing.perceptron()
-  policy = denoising.denoising(net, steps=4, shift=3.0, noise=0.0)
+  policy = denoising.denoising(net, steps=4, shift=3.0, deterministic=True)
   params = policy.init(KEY)
   traj = policy.rollout(params, rows_of(), jnp.int32(0))
   sample = ode.sampler(net, 4, shift=3.0)(params, rows_of())
