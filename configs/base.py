@@ -157,6 +157,9 @@ def fields() -> dict[str, Any]:
     unit_log_prob=False,  # Flow-CPS's log-prob without 1 / (2 std^2)
     time_mean=0.0,  # logit-normal training times of the matching loss: mean
     time_std=1.0,  # and standard deviation of the logit
+    # A function of diffusion.schedules that draws them in place of that:
+    # levels for networks of a discrete process; '' are logit-normal ones.
+    training_times=dict(name=''),
     null_prob=0.0,  # share of rows that lose their prompt in it
     solver='euler',  # of noise-free steps: euler or dpm2
     tail=1.0,  # share of the steps after the window that is taken

@@ -30,6 +30,7 @@ SPECS = {
   'policy.transition': transitions,
   'policy.window_start': schedules,
   'policy.grid': schedules,
+  'policy.training_times': schedules,
   'rollout': pictures,
   'data.view': pictures,
   'rewards.*': rewards,

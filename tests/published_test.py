@@ -3,7 +3,8 @@
 The numbers were read off that code and written down by hand: Flow-GRPO's
 (config/base.py, grpo.py, grpo_guard.py, scripts/train_sd3.py, train_sd3_fast.py
 of August 2025, train_flux.py, train_flux_fast.py, flow_grpo/ema.py),
-ddpo-pytorch's (config/base.py, dgx.py) and RLCM's. What is about the size
+ddpo-pytorch's (config/base.py, dgx.py), RLCM's and Diffusion-DPO's
+(launchers/sd15.sh, train.py). What is about the size
 of the model, of the cluster or of its memory is left out.
 """
 
@@ -15,7 +16,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import flux_flow_grpo, sd3_flow_grpo, sd15_ddpo
+from configs import diffusion_dpo, flux_flow_grpo, sd3_flow_grpo, sd15_ddpo
 from gen_rl import advantages, build, objectives, optim, policies
 from gen_rl.diffusion import transitions
 from gen_rl.distributions import Gaussian
@@ -118,12 +119,25 @@ TABLE = [
       'policy.transition.name': 'cps', 'model.net.guidance': 8.0,
     },
   ),
+  (
+    diffusion_dpo, 'sd15',
+    ADAM
+    | {
+      'optimizer.lr': 2.048e-5, 'optimizer.warmup': 500,
+      'optimizer.weight_decay': 1e-2, 'steps': 2000, 'updates': 1,
+      'data.prompts_per_step': 2048, 'data.group_size': 2,
+      'objective.preference.beta': 5000.0, 'objective.preference.draws': 1,
+      'objective.preference.error': 'noise', 'lora.pattern': '', 'ema': 0.0,
+      'policy.training_times.name': 'levels', 'checkpoint.every': 500,
+    },
+  ),
 ]  # fmt: skip
 # Fields of which the published value is not ours, each a line of the docstring.
 LISTED = {
   sd3_flow_grpo: ('steps', 'eval', 'dtype', 'ema', 'fast', 'rewards'),
   flux_flow_grpo: ('schnell',),
   sd15_ddpo: ('model', 'prompts', 'steps', 'dtype', 'eval'),
+  diffusion_dpo: ('dtype', 'latents', 'prompts', 'pairs', 'eval'),
 }
 MODULES = dict(
   optimizer=optim, advantage=advantages, objective=objectives, policy=policies
@@ -151,7 +165,7 @@ def test_settings_are_the_published_ones(module, arg, table):
     assert config.policy.window_start.name == 'fixed_window'
   kept = {k for k, v in config.objective.items() if v.weight}
   assert ('kl' in kept) == bool(table.get('objective.kl.weight'))
-  assert kept <= {'pg', 'kl'}
+  assert kept <= {'pg', 'kl'} or kept == {'preference'}
 
 
 @pytest.mark.parametrize('module', LISTED)

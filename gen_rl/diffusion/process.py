@@ -19,11 +19,14 @@ are broadcast. Results are float32. Where a conversion is singular (the score
 and v from x0 at s = 0, v from x1 or from the score at s = 1) it returns 0.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float32
 
+from gen_rl.build import ConfigError
 from gen_rl.types import AnyArray, Array, Noised
 
 # In a signature all `*x` are one shape [n ...], all `*s` a prefix of it.
@@ -125,11 +128,24 @@ def event_mean(x: Float[AnyArray, 'b k ...']) -> Float32[Array, 'b k']:
 
 
 def matching_error(
-  v: Float[AnyArray, 'b k ...'], at: Noised
+  v: Float[AnyArray, 'b k ...'],
+  at: Noised,
+  of: Literal['velocity', 'noise'] = 'velocity',
 ) -> Float32[Array, 'b k']:
-  """Flow-matching error, the mean over the event of (v - (x1 - x0))^2."""
+  """Flow-matching error, the mean over the event of (v - (x1 - x0))^2.
+
+  That of the noise is (1 - s)^2 times it, by (3).
+
+  Raises:
+    ConfigError: another `of`.
+  """
+  if of not in ('velocity', 'noise'):
+    raise ConfigError(
+      f"errors are of the 'velocity' or the 'noise', not {of!r}"
+    )
   target = at.x1 - at.x0[:, None]
-  return event_mean(jnp.square(v.astype(jnp.float32) - target))
+  error = event_mean(jnp.square(v.astype(jnp.float32) - target))
+  return error if of == 'velocity' else jnp.square(1.0 - at.t) * error
 
 
 def flow_from_vp(

@@ -306,3 +306,24 @@ def logit_normal(
   """
   normal = jax.vmap(jax.random.normal)(keys)
   return shift_time(jax.nn.sigmoid(mean + std * normal), shift)
+
+
+def levels(
+  keys: Key[Array, ' b'],
+  betas: ddpm.Betas = 'scaled_linear',
+  beta_start: float = 0.00085,
+  beta_end: float = 0.012,
+  train_steps: int = 1000,
+) -> Float32[Array, ' b']:
+  """Training times of a discrete process: its levels, equally often.
+
+  Args:
+    keys: of the draws.
+    betas: as the next ones, see `ddpm.flow_times`.
+    beta_start: see betas.
+    beta_end: see betas.
+    train_steps: N.
+  """
+  s = ddpm.flow_times(betas, beta_start, beta_end, train_steps)
+  draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, train_steps))
+  return jnp.asarray(s, jnp.float32)[draw(keys)]

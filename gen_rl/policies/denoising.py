@@ -78,6 +78,7 @@ def denoising(
   unit_log_prob: bool = False,
   time_mean: float = 0.0,
   time_std: float = 1.0,
+  training_times: Mapping[str, Any] | None = None,
   null_prob: float = 0.0,
   solver: Literal['euler', 'dpm2'] = 'euler',
   tail: float = 1.0,
@@ -109,6 +110,8 @@ def denoising(
       Flow-CPS does (arXiv 2509.05952).
     time_mean: mean of the logit-normal training times of (2).
     time_std: their standard deviation.
+    training_times: spec of a function of `diffusion.schedules` that draws them
+      in place of that: `levels`; None, or the name '': logit-normal ones.
     null_prob: share of rows whose condition is dropped in (2), for guidance.
     solver: of the noise-free steps outside of the window, see
       `diffusion.solvers`.
@@ -316,10 +319,15 @@ def denoising(
     v = guided_velocity(params, traj.states, t, traj.cond)
     return kernel(traj.states, v, t, t_next, traj.noise)
 
+  def times_of(keys: Array) -> Array:
+    if training_times and training_times['name']:
+      return build.build(schedules, training_times, keys=keys)
+    return schedules.logit_normal(keys, time_mean, time_std, shift)
+
   def noised(x0: Array, keys: Array, draws: int = 1) -> Noised:
     keys = jax.vmap(lambda key: jax.random.split(key, (draws, 2)))(keys)
     keys = keys.reshape(-1, 2)
-    t = schedules.logit_normal(keys[:, 0], time_mean, time_std, shift)
+    t = times_of(keys[:, 0])
     x1 = rng.normal(keys[:, 1], net.shape)
     x = process.corrupt(jnp.repeat(x0, draws, axis=0), x1, t)
     return Noised(

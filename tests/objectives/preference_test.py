@@ -11,7 +11,7 @@ from gen_rl.types import Experience, Noised, Replay, RowKeys
 KEYS = RowKeys('own', 'group')
 
 
-def answers(errors, ref):
+def answers(errors, ref, t=0.0):
   """A replay with matching errors [b k] of the policy and its reference.
 
   The target velocity is 0 and the event has one number, the root of the error.
@@ -21,7 +21,7 @@ def answers(errors, ref):
   def noised(keys, draws):
     asked.append((keys, draws))
     zero = jnp.zeros((*errors.shape, 1))
-    return Noised(zero, zero[..., 0], zero[:, 0], zero)
+    return Noised(zero, zero[..., 0] + t, zero[:, 0], zero)
 
   def velocity_at(which, at):
     return jnp.sqrt(errors if which == 'params' else ref)[..., None]
@@ -49,6 +49,12 @@ def test_dpo_by_hand():
   term, metrics = objective(replay, experience(LABELS), KEYS)
   margin = np.repeat([0.15, 0.5], 3)[:, None]
   np.testing.assert_allclose(metrics['margin'], margin, rtol=1e-5)
+  # Errors of the noise at s = 0.75 are 1/16 of those of the velocity.
+  replay, _ = answers(ERRORS, REF, t=0.75)
+  published = objectives.dpo(group_size=3, beta=3.2, error='noise')
+  np.testing.assert_allclose(
+    published(replay, experience(LABELS), KEYS)[1]['margin'], margin, rtol=1e-5
+  )
   np.testing.assert_allclose(term.value, np.log1p(np.exp(-margin)), rtol=1e-5)
   np.testing.assert_array_equal(term.mask[:, 0], np.abs(LABELS))
   np.testing.assert_allclose(
