@@ -238,7 +238,7 @@ def fields() -> dict[str, Any]:
     steps=field(8, Count),  # denoising steps of the ode
     solver=field('euler', Literal['euler', 'dpm2']),  # of them
     seed=field(1234, Seed),  # of the initial noise
-    gold=labelled(oracle=dict(name='shapes_strict')),  # the verdict
+    gold=labelled(oracle=dict(name='shapes_strict')),  # the verdict; {}: none
     shown=field(14, Count),  # prompts in grids
   )
   # Devices along each axis of the mesh; one may be -1, all that are left.

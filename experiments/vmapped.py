@@ -69,7 +69,7 @@ def vmapped_runs(
         f'runs in one program differ in their seed only, not in {more[0]}'
       )
   built = assemble.setup(config)
-  if combine.split(built.rewards or {})[1]:
+  if combine.split({**(built.rewards or {}), **built.monitors})[1]:
     raise build.ConfigError('a reward that needs the host cannot be vmapped')
   step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   evaluate, eval_batch = assemble.make_evaluator(config, built)

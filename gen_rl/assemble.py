@@ -1,8 +1,9 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -48,7 +49,7 @@ class Setup(NamedTuple):
   all_decisions: Policy  # the same with every noisy step one: KL sums them all
   sampler: Any  # (params, rows) -> latents, deterministic; None: predicts none
   rewards: combine.Weighted | None
-  monitors: combine.Weighted  # device rewards that are not trained on
+  monitors: combine.Weighted  # rewards that are not trained on
   segments: Any  # the sampler in parts, for `search`; None: it cannot stop
   view: Any  # what the policy is shown, see rollout.make_rows; None: prompts
   reader: pipeline.Reader | None  # what judges read prompts with
@@ -146,12 +147,6 @@ def setup(
   if errors:
     raise build.ConfigError(errors[0])
   monitors = build.build_all(rewards, config.monitors, **bound)
-  for label, monitor in monitors.items():
-    if monitor.where != 'device':
-      raise build.ConfigError(
-        f'config.monitors.{label} runs on the {monitor.where}; monitors are '
-        'scored on the device'
-      )
   return Setup(
     source,
     tokenizer,
@@ -290,16 +285,32 @@ def encoder(
 
 
 def comparable_rewards(
-  config: ml_collections.ConfigDict, built: Setup
+  config: ml_collections.ConfigDict, built: Setup, columns: Collection[str]
 ) -> combine.Weighted | None:
   """Rewards that mean the same for any samples, or None.
 
   Not those of data, which judge what was given, nor those that are trained,
-  whose scale moves.
+  whose scale moves; nor those in Python where the prompts lack columns of those
+  that are trained on, which they may read.
+
+  Args:
+    config: see configs/base.py.
+    built: of the config.
+    columns: of the evaluation prompts.
   """
   if config.rollout.name != 'policy' or not built.rewards:
     return None
   kept = {k: v for k, v in built.rewards.items() if v[0].critic is None}
+  missing = sorted(set(built.source.extra) - set(columns))
+  _, on_host = combine.split(kept)
+  if missing and on_host:
+    logging.warning(
+      '%s may read the columns %s of data.prompts, which eval.prompts do not '
+      'have: evaluations give no proxy.',
+      ', '.join(on_host),
+      ', '.join(missing),
+    )
+    return None
   return kept if any(weight for _, weight in kept.values()) else None
 
 
@@ -309,7 +320,7 @@ def make_evaluator(
   layout: sharding.Layout | None = None,
 ):
   """(params -> Evaluation, the batch of evaluation prompts)."""
-  batch, texts, tasks = feeds.evaluation(config, built)
+  batch, texts, tasks, asked = feeds.evaluation(config, built)
   reader = built.reader and built.reader.tokenizer
   bound = dict(end=built.tokenizer.end_id, reader=reader)
   gold = build.build_all(rewards, config.eval.gold, **bound)
@@ -322,8 +333,9 @@ def make_evaluator(
     batch=batch,
     texts=texts,
     tasks=tasks,
+    asked=asked,
     gold={label: (reward, 1.0) for label, reward in gold.items()},
-    proxy=comparable_rewards(config, built),
+    proxy=comparable_rewards(config, built, asked['columns']),
     monitors=built.monitors,
     host_rewards=config.host_rewards.to_dict(),
     view=built.view,
@@ -443,7 +455,12 @@ def initial_state(
     advantage,
     trainable=config.trainable,
     refs=parameter_copies(config),
-    reward_params=combine.params({**device_rewards, **built.monitors}),
+    reward_params=combine.params(
+      {
+        **device_rewards,
+        **combine.split(built.monitors)[0],
+      }
+    ),
     critics=combine.critics(device_rewards),
     critic_tx=build.build(optim, config.critic.optimizer),
     key=rng.stream_keys(jax.random.key(config.seed), 'critics'),

@@ -30,7 +30,7 @@ import numpy as np
 from gen_rl import distributions, sharding
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
-from gen_rl.rewards import combine
+from gen_rl.rewards import combine, outcomes
 from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.types import (
   Array,
@@ -62,10 +62,13 @@ class Evaluation(NamedTuple):
   verdict: bool = True  # gold is 1 for correct and 0 for wrong, not a score
   # {gold, proxy, monitor/LABEL: samples of P*n that it could not score}
   invalid: dict[str, int] = {}
+  judged: bool = True  # False: there is no gold reward, and strict is NaN
 
   def metrics(self) -> dict[str, float]:
     """Scalars for the log."""
-    out = {'eval/strict': self.strict, 'eval/diversity': self.diversity}
+    out = {'eval/diversity': self.diversity}
+    if self.judged:
+      out['eval/strict'] = self.strict
     if self.proxy is not None:
       out['eval/proxy'] = self.proxy
     for name, count in self.invalid.items():
@@ -106,7 +109,7 @@ class Evaluation(NamedTuple):
   def summary(self) -> dict[str, Any]:
     """The part of result.json about one policy."""
     return dict(
-      gold='accuracy' if self.verdict else 'score',
+      gold=('accuracy' if self.verdict else 'score') if self.judged else None,
       strict=self.strict,
       strict_per_task=self.strict_per_task,
       parts=self.parts | self.monitors,
@@ -168,6 +171,7 @@ def sampled(
   samples: int,
   seed: int,
   host_rewards: Mapping[str, Any] | None = None,
+  asked: Mapping[str, Any] | None = None,
   monitors: combine.Weighted | None = None,
   view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   speak: Callable[[np.ndarray], list[str]] | None = None,
@@ -181,20 +185,24 @@ def sampled(
     batch: the P prompts, as the pipeline yields them.
     texts: their sentences.
     tasks: their task labels, or empty.
-    gold: {label: (Reward, weight)}, which training need not have seen.
+    gold: {label: (Reward, weight)}, which training need not have seen; empty:
+      nothing judges the samples.
     proxy: {label: (Reward, weight)} as trained on, or None.
     samples: n per prompt.
     seed: of the initial noise.
     host_rewards: keywords of `rewards.evaluate.evaluate_host`.
-    monitors: {label: (Reward, weight)} on the device whose means are logged.
+    asked: what rewards on the host read of the rows, see `Prompts.asked`.
+    monitors: {label: (Reward, weight)} whose means are logged.
     view: what the policy is shown, see `rollout.make_rows`.
     speak: token ids [b k] -> b texts, for policies of tokens.
     layout: splits the samples; None: all on one device.
   """
-  device, host = combine.split(proxy or {})
-  weights = combine.weights({**device, **host})
-  scored = dict(gold=gold, proxy=device, monitor=dict(monitors or {}))
-  verdict = combine.combine(gold).verdict
+  used = dict(gold=gold, proxy=proxy or {}, monitor=dict(monitors or {}))
+  scored, on_host = {}, {}
+  for kind, named in used.items():
+    scored[kind], on_host[kind] = combine.split(named)
+  weights = combine.weights(used['proxy'])
+  verdict = bool(gold) and combine.combine(gold).verdict
 
   @jax.jit
   def run(params: Params, prompts, reward_params):
@@ -207,38 +215,46 @@ def sampled(
     keys = rng.stream_keys(rows.keys, 'reward')
     whole = finite(media)
     outs = {
-      kind: {
-        label: out.replace(valid=out.valid & whole)
-        for label, out in reward_calls.evaluate(
-          used, inputs, keys, reward_params[kind]
-        ).items()
-      }
-      for kind, used in scored.items()
+      kind: reward_calls.evaluate(named, inputs, keys, reward_params[kind])
+      for kind, named in scored.items()
     }
     seen = None if view is None else rows.media
     return inputs, seen, outs, whole, diversity(media, samples)
 
   def evaluate_params(params: Params) -> Evaluation:
-    reward_params = {k: combine.params(used) for k, used in scored.items()}
+    reward_params = {k: combine.params(named) for k, named in scored.items()}
     inputs, seen, outs, whole, spread = hosts.fetch(
       run(params, dict(batch), reward_params)
     )
     media = inputs.media
-    out = jax.device_get(combine.merge(outs['gold'], combine.weights(gold)))
-    result = _evaluation(media, out, verdict, spread, texts, tasks)
-    invalid = dict(result.invalid)
+    seen_on_host = inputs._replace(**(asked or {}))
+    for kind, named in on_host.items():
+      if named:
+        outs[kind] |= hosts.from_first(
+          lambda named=named: reward_calls.evaluate_host(
+            named, seen_on_host, jax.random.key(seed), **(host_rewards or {})
+          )
+        )[0]
+    outs = {
+      kind: {k: x.replace(valid=x.valid & whole) for k, x in named.items()}
+      for kind, named in outs.items()
+    }
+    if gold:
+      out = jax.device_get(combine.merge(outs['gold'], combine.weights(gold)))
+    else:
+      nobody = np.zeros(len(whole), bool)
+      out = RewardOut(np.zeros(len(whole), np.float32), {}, nobody)
+    result = _evaluation(
+      media, out, verdict, spread, texts, tasks if gold else ()
+    )
+    result = result._replace(judged=bool(gold))
+    invalid = dict(result.invalid) if gold else {}
     means = {}
-    for label, (monitor, _) in scored['monitor'].items():
+    for label, (monitor, _) in used['monitor'].items():
       seen_by = outs['monitor'][label]
-      means[label] = _mean(seen_by.score, seen_by.valid, monitor.verdict)
+      rows = outcomes.scored(seen_by)
+      means[label] = _mean(seen_by.score, rows, monitor.verdict)
       invalid[f'monitor/{label}'] = int((~seen_by.valid).sum())
-    if host:
-      more, _ = reward_calls.evaluate_host(
-        host, inputs, jax.random.key(seed), **(host_rewards or {})
-      )
-      outs['proxy'] |= {
-        label: x.replace(valid=x.valid & whole) for label, x in more.items()
-      }
     if weights:
       trained = jax.device_get(combine.merge(outs['proxy'], weights))
       reward = np.where(trained.valid, trained.score, np.nan)

@@ -166,7 +166,8 @@ def evaluate(
 def table(result: evaluate_lib.Evaluation) -> str:
   """The numbers of one policy as plain text, one a line."""
   rows = list(result.strict_per_task.items())
-  rows.append(('all tasks (gold)', result.strict))
+  if result.judged:
+    rows.append(('all tasks (gold)', result.strict))
   if result.proxy is not None:
     rows.append(('proxy (trained on)', result.proxy))
   rows.append(('diversity', result.diversity))

@@ -125,20 +125,21 @@ def _table(result):
     cells = ''.join(f'<td>{html.escape(c)}</td>' for c in (a, b, change))
     label = html.escape(label.replace('_', ' '))
     rows.append(f'<tr{css}><th scope="row">{label}</th>{cells}</tr>')
-  accuracy = results.gold(result['base']) == 'accuracy'
-  gold = (
-    'fraction of held-out samples that the gold reward calls correct (what it '
-    'cannot judge is not)'
-    if accuracy
-    else 'mean score of the gold reward, which gives no verdicts'
-  )
+  gold = {
+    'accuracy': 'Gold: fraction of held-out samples that the gold reward calls '
+    'correct (what it cannot judge is not), on prompts that training never '
+    'saw.',
+    'score': 'Gold: mean score of the gold reward, which gives no verdicts, on '
+    'prompts that training never saw.',
+    None: 'There is no gold reward (config.eval.gold is empty): whether '
+    'samples are right was not measured.',
+  }[results.gold(result['base'])]
   return (
     '<div class="scroll"><table class="result"><thead><tr>'
     f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    f'<p class="note">Gold: {gold}, on prompts that training never saw. '
-    'Proxy: the reward that was trained on, on the same samples; the config '
-    'below says whether it knows the gold reward, too. Scores are means of '
-    'what could be scored.</p>'
+    f'<p class="note">{gold} Proxy: the reward that was trained on, on the '
+    'same samples; the config below says whether it knows the gold reward, '
+    'too. Scores are means of what could be scored.</p>'
   )
 
 
@@ -146,8 +147,11 @@ def _tiles(result):
   base, trained = result['base'], result['trained']
   kept = words.ratio(trained['diversity'], base['diversity'])
   speed = words.to_float(result['samples_per_second'])
+  kind, shown = results.gold(trained), trained['strict']
+  if kind is None:
+    shown = trained['proxy']
   tiles = {
-    f'gold {results.gold(trained)}': words.fixed(trained['strict']),
+    f'gold {kind}' if kind else 'proxy': words.fixed(shown),
     'diversity kept': words.percent(kept),
     'KL to base': svg.number(words.to_float(result['kl'])),
     'wall time': words.duration(result['wall_seconds']),

@@ -9,8 +9,9 @@ result.json, schema_version 1. A number nobody measured is null.
   base, trained       the policy before and after, on the same held-out prompts
                       with the same keys:
     gold                "accuracy": the gold reward gives verdicts; "score": it
-                        does not, and `strict` is a mean score; optional,
-                        without it "accuracy"
+                        does not, and `strict` is a mean score; null: there is
+                        none (config.eval.gold is empty), and `strict` is null;
+                        optional, without it "accuracy"
     strict              fraction of samples the gold reward calls correct; those
                         it could not judge are not
     strict_per_task     {task: that fraction among the prompts of the task}
@@ -115,8 +116,8 @@ def read_json(workdir) -> dict | None:
   return result
 
 
-def gold(part: Mapping) -> str:
-  """What `strict` of a policy is: "accuracy" or "score"."""
+def gold(part: Mapping) -> str | None:
+  """What `strict` of a policy is: "accuracy", "score" or, of none, None."""
   return part.get('gold', 'accuracy')
 
 
@@ -142,7 +143,14 @@ def verdict(result: Mapping) -> str:
   updates = words.count(result['steps'], 'update')
   cost = f'{updates} in {words.duration(result["wall_seconds"])}'
   a, b = words.to_float(base['strict']), words.to_float(trained['strict'])
-  if not (math.isfinite(a) and math.isfinite(b)):
+  if gold(base) is None:
+    a, b = words.to_float(base['proxy']), words.to_float(trained['proxy'])
+    change = f'{words.fixed(a)} → {words.fixed(b)} ({words.signed(b - a)})'
+    out = [
+      f'Held-out proxy {change} after {cost}; there is no gold reward '
+      '(config.eval.gold is empty), so nothing else judged the samples.'
+    ]
+  elif not (math.isfinite(a) and math.isfinite(b)):
     out = [f'{cost}; held-out {gold(base)} was not measured.']
   elif gold(base) == 'accuracy':
     change = words.points(100 * (b - a))
@@ -153,7 +161,7 @@ def verdict(result: Mapping) -> str:
     change = words.signed(b - a)
     out = [f'Held-out gold score {a:.3f} → {b:.3f} ({change}) after {cost}.']
   proxy = words.to_float(trained['proxy']) - words.to_float(base['proxy'])
-  if proxy > 0 and b < a:
+  if gold(base) is not None and proxy > 0 and b < a:
     out.append('The proxy rose while the gold reward fell: reward hacking.')
   kept = words.ratio(trained['diversity'], base['diversity'])
   if math.isfinite(kept):
@@ -187,7 +195,8 @@ def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
       [*base['strict_per_task'], *trained['strict_per_task']]
     )
   ]
-  compared.append(('all tasks (gold)', base['strict'], trained['strict']))
+  if gold(base) is not None:
+    compared.append(('all tasks (gold)', base['strict'], trained['strict']))
   compared.append(('proxy (trained on)', base['proxy'], trained['proxy']))
   for name, part in (base.get('parts') or {}).items():
     other = (trained.get('parts') or {}).get(name)

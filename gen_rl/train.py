@@ -36,7 +36,7 @@ from gen_rl.data import feeds
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.types import Params, Policy
-from gen_rl.utils import hosts, image, progress, system, tree
+from gen_rl.utils import hosts, image, progress, system, tree, words
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -145,7 +145,7 @@ def _run(
 
   # On the host: the state's own copy is donated to the step.
   base = jax.device_get(assemble.initial_params(config, built.policy))
-  _, host_rewards = combine.split(built.rewards or {})
+  _, on_host = combine.split({**(built.rewards or {}), **built.monitors})
   state = init(base)
   models = state.frozen['rewards']
   judges = {k: v for k, v in models.items() if k not in built.monitors}
@@ -195,7 +195,7 @@ def _run(
   evaluate_params, eval_batch = assemble.make_evaluator(config, built, layout)
   averaged = 'ema' if config.ema else 'params'
   key = jax.random.key(config.seed)
-  if not host_rewards:
+  if not on_host:
     with layout.scope():
       batch, _ = next(feeds.training(config, built))
       checks.step(step.train_step, state, batch, key)
@@ -249,8 +249,10 @@ def _run(
         kl = 0.0 if at == 0 else kl_from_base(params, placed(base))
     kl_metrics = {} if kl is None else {'kl/base': kl}
     writer.write_scalars(at, {**result.metrics(), **kl_metrics})
-    name = results.gold(result.summary())
-    line.note(f'step {at}: held-out {name} {result.strict:.3f}')
+    name, value = results.gold(result.summary()), result.strict
+    if name is None:
+      name, value = 'proxy', result.proxy
+    line.note(f'step {at}: held-out {name} {words.fixed(value)}')
     nonlocal first_metric
     first_metric = first_metric or wall()
     shown = result.shown(config.eval.shown)
@@ -270,10 +272,11 @@ def _run(
   def host_scored_step(state, batch):
     traj, inputs, outs = step.sample(state, batch, key)
     with clock.stage('host rewards'):
-      seen = hosts.fetch(inputs)
-      host_outs, host_metrics = hosts.from_first(
+      asked = built.source.asked(batch['prompt_id'], config.data.group_size)
+      seen = hosts.fetch(inputs)._replace(**asked)
+      host_outs, _ = hosts.from_first(
         lambda: evaluate.evaluate_host(
-          host_rewards,
+          on_host,
           seen,
           jax.random.fold_in(key, int(state.step)),
           **config.host_rewards,
@@ -281,8 +284,7 @@ def _run(
       )
     outs = {**outs, **host_outs}
     state, logged = step.learn(state, traj, inputs.info, outs, key)
-    # reward/invalid of `logged` counts rows that any reward could not score.
-    return state, {**host_metrics, **logged}
+    return state, logged
 
   def stop_if_asked(done: int) -> None:
     if not hosts.any_process(bool(stop_asked)):
@@ -319,7 +321,7 @@ def _run(
     for i in range(start, config.steps):
       batch, texts = next(batches)
       with clock.stage('step'):
-        if host_rewards:
+        if on_host:
           state, logged = host_scored_step(state, batch)
         else:
           state, logged = step.train_step(state, batch, key)
@@ -348,7 +350,7 @@ def _run(
           f'holds the parameters from before; see {workdir}/metrics.jsonl, and '
           'try a lower optimizer.lr in a new workdir'
         )
-      reasons = {label: evaluate.failure(label) for label in host_rewards}
+      reasons = {label: evaluate.failure(label) for label in on_host}
       outcomes.check_heard(silence, limit, done, reasons)
       checks.decided(idle, limit, done)
       if done % config.eval.every == 0 and done < config.steps:

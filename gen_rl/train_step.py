@@ -108,8 +108,8 @@ def make(
     rollout: (params, rows, step) -> Trajectory; default: the policy's own.
     rewards: {label: (Reward, weight)}; None for data batches, which get
       advantage 0 and weight 1.
-    monitors: {label: (Reward, weight)} scored on the device beside the
-      rewards and logged, not trained on; the weights say nothing.
+    monitors: {label: (Reward, weight)} scored beside the rewards and logged,
+      not trained on; the weights say nothing.
     advantage: turns scores into advantages; goes with `rewards`.
     group_size: G, samples per prompt.
     rollout_chunks: parts the rows of a rollout are sampled and decoded in, one
@@ -153,6 +153,7 @@ def make(
     )
   rollout = rollout or rollout_lib.policy_rollout(policy)
   device_rewards, host_rewards = combine.split(rewards or {})
+  device_monitors, host_monitors = combine.split(monitors)
   stepwise = advantage is not None and advantage.stepwise
   if stepwise and (policy.complete is None or host_rewards):
     raise ConfigError(
@@ -160,10 +161,11 @@ def make(
       'finish a sample without noise, and with rewards on the device'
     )
   critics = combine.critics(device_rewards)
-  if critics and (reals is None or host_rewards or critic_tx is None):
+  on_host = host_rewards | host_monitors
+  if critics and (reals is None or on_host or critic_tx is None):
     raise ConfigError(
       f'the reward {", ".join(critics)} is trained: it needs critic.reals, and '
-      'rewards on the device only'
+      'rewards and monitors on the device only'
     )
   reward_weights = combine.weights({**device_rewards, **host_rewards})
   unit = group_size if whole_groups else 1
@@ -232,7 +234,7 @@ def make(
     inputs = RewardInputs(media, rows.info, group_size)
     keys = rng.stream_keys(rows.keys, 'reward')
     outs = evaluate.evaluate(
-      device_rewards | monitors, inputs, keys, reward_params(state)
+      device_rewards | device_monitors, inputs, keys, reward_params(state)
     )
     if stepwise:
       before = evaluate.before(

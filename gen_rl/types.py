@@ -139,6 +139,10 @@ class RewardInputs(NamedTuple):
   media: PyTree  # [b h w c] float in [0, 1] for images, [b k] int for tokens
   info: Mapping[str, Array]  # {name: [b ...]} what the prompt asked for
   group_size: int  # static
+  # Of rewards on the host alone, numpy arrays, see `Prompts.asked`:
+  texts: PyTree = ()  # [b] str, the prompts
+  ids: PyTree = ()  # [b] int32, their prompt ids
+  columns: Mapping[str, np.ndarray] | tuple = ()  # {name: [b]} of their file
 
 
 class RewardOut(struct.PyTreeNode):

@@ -21,8 +21,8 @@ def test_monitors_are_built_and_kept_apart_from_rewards():
   config.monitors.off = dict(name='saturation', weight=0.0)
   built = assemble.setup(config)
   assert list(built.rewards) == ['oracle'] and list(built.monitors) == ['gold']
-  config.monitors.files = dict(name='host_jpeg_compressibility')
-  with pytest.raises(ConfigError, match='monitors.files runs on the host'):
+  config.monitors.files = dict(nam='host_jpeg_compressibility')
+  with pytest.raises(ConfigError, match='files: .* needs a name'):
     assemble.setup(config)
 
 

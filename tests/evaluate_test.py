@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import build, evaluate, rollout, testing
+from gen_rl.data import prompts
 from gen_rl.policies import compose, denoising, ode, tokens
 from gen_rl.types import Policy, Reward, RewardOut
 from gen_rl.utils import rng
@@ -74,6 +75,20 @@ NET = testing.perceptron()
 POLICY = denoising.denoising(NET, steps=4, noise=0.5)
 
 
+def on_host(params, inputs, key):
+  """`gold(spoil=True)` of what the prompt file says, on the host."""
+  assert inputs.texts.tolist() == [x for x in 'abcd' for _ in range(3)]
+  even = inputs.columns['even'].tolist()
+  valid = [x is not None for x in even]
+  return RewardOut([float(x or 0) for x in even], {}, valid)
+
+
+ASKED = prompts.Prompts(
+  'file', tuple('abcd'), np.arange(4, dtype=np.int32),
+  extra=dict(even=(True, None, True, True)),
+).asked(range(4), 3)  # fmt: skip
+
+
 def gold(spoil=False, verdict=True):
   """1 for prompts 0 and 2; with `spoil`, prompt 3 cannot be scored."""
 
@@ -101,23 +116,32 @@ def evaluator(seed=1, proxy=True, **kwargs):
   )
 
 
-def test_monitors_are_means_beside_the_verdict():
+@pytest.mark.parametrize('judged', [True, False])
+def test_rewards_on_the_host_and_no_gold(judged):
+  """Gold and monitors in Python read the columns of the prompts."""
   params = POLICY.init(KEY)
-  monitors = dict(
-    even=(gold(spoil=True), 1.0), tint=(testing.color_reward(), 1.0)
-  )
+  host = Reward('host', (), on_host, where='host', verdict=True)
+  monitors = dict(even=(host, 1.0), tint=(testing.color_reward(), 1.0))
   run = evaluate.sampled(
     POLICY, ode.sampler(NET, 3), PROMPTS, list('abcd'), PROMPT_TASKS,
-    dict(gold=(gold(), 1.0)), None, samples=3, seed=1,
-    monitors=monitors,
+    dict(gold=(host, 1.0)) if judged else {}, None, samples=3, seed=1,
+    monitors=monitors, asked=ASKED,
   )  # fmt: skip
   a, b = evaluator()(params), run(params)
   np.testing.assert_array_equal(a.media, b.media)
-  assert (b.strict, b.proxy) == (a.strict, None)
+  assert b.proxy is None
   # prompt 1 could not be scored: of verdicts, that is not right
   assert b.monitors == pytest.approx({'even': 0.75, 'tint': a.proxy / 2})
   assert b.metrics()['eval/monitor/even'] == 0.75
-  assert b.invalid == {'gold': 0, 'monitor/even': 3, 'monitor/tint': 0}
+  invalid = {'monitor/even': 3, 'monitor/tint': 0}
+  assert b.invalid == (dict(gold=3) if judged else {}) | invalid
+  assert b.summary()['gold'] == ('accuracy' if judged else None)
+  if judged:
+    assert b.strict == 0.75 and b.strict_per_task == dict(x=1.0, y=0.5)
+    assert b.metrics()['eval/strict'] == 0.75
+  else:
+    assert np.isnan(b.strict) and not b.strict_per_task
+    assert 'eval/strict' not in b.metrics() and b.shown(2).correct is None
   assert b.summary()['parts'] == b.monitors
 
 

@@ -73,6 +73,16 @@ def test_a_gold_reward_without_verdicts_has_no_accuracy():
   assert results.gold(testing.result()['base']) == 'accuracy'
 
 
+def test_without_a_gold_reward_the_proxy_is_reported_and_it_is_said():
+  result = testing.result()
+  for part, proxy in ((result['base'], 0.25), (result['trained'], 0.5)):
+    part.update(gold=None, strict=None, strict_per_task={}, proxy=proxy)
+  text = results.verdict(result)
+  assert 'proxy 0.250 → 0.500 (+0.250)' in text and 'no gold reward' in text
+  assert 'hacking' not in text and 'accuracy' not in text
+  assert not any('gold' in row[0] for row in results.rows(result))
+
+
 def test_table_without_numbers():
   result = testing.result()
   for part in (result['base'], result['trained']):

@@ -21,7 +21,7 @@ from gen_rl import (
 )
 from gen_rl.build import ConfigError
 from gen_rl.policies import denoising
-from gen_rl.rewards import evaluate
+from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Reward, RewardOut, Term
 
 KEY = jax.random.key(0)
@@ -264,13 +264,18 @@ def test_monitor_of_the_reward_itself_is_what_the_advantage_is_about():
   assert logs[0]['monitor/same/advantage_corr'] == pytest.approx(1, abs=1e-4)
 
 
-def test_monitors_beside_a_host_reward():
+@pytest.mark.parametrize('watched', ['host', 'device'])
+def test_monitors_beside_a_host_reward(watched):
   host = testing.color_reward(where='host')
-  step, state = testing.make_step(reward=host, monitors=dict(red=(red(), 1.0)))
+  monitor = red()._replace(where=watched)
+  step, state = testing.make_step(
+    reward=host, monitors=dict(red=(monitor, 1.0))
+  )
   key = jax.random.key(testing.SEED)
   traj, inputs, outs = step.sample(state, testing.batch(), key)
-  assert list(outs) == ['red']
-  more, _ = evaluate.evaluate_host(dict(color=(host, 1.0)), inputs, key)
+  assert list(outs) == ['red'] * (watched == 'device')
+  called = combine.split(dict(color=(host, 1.0), red=(monitor, 1.0)))[1]
+  more, _ = evaluate.evaluate_host(called, inputs, key)
   _, split = step.learn(state, traj, inputs.info, {**outs, **more}, key)
   _, (fused, *_) = testing.run(
     *testing.make_step(monitors=dict(red=(red(), 1.0)))

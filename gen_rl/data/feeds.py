@@ -104,12 +104,15 @@ def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
 
 def evaluation(
   config: ml_collections.ConfigDict, built: Any
-) -> tuple[pipeline.Batch, list[str], list[str]]:
-  """(the batch of evaluation prompts, its texts, its tasks or []).
+) -> tuple[pipeline.Batch, list[str], list[str], dict[str, Any]]:
+  """The batch of evaluation prompts, its texts, its tasks or [], `asked`.
 
   Args:
     config: see configs/base.py.
     built: an `assemble.Setup`: its tokenizer, reader and embed.
+
+  Returns:
+    The last is what rewards on the host read of the rows, see `Prompts.asked`.
   """
   source = evaluation_prompts(config)
   batches = pipeline.prompt_batches(
@@ -129,6 +132,7 @@ def evaluation(
   if source.tasks:
     task_of = dict(zip(source.texts, source.tasks, strict=True))
     tasks = [task_of[text] for text in texts]
+  asked = source.asked(batch['prompt_id'], config.eval.samples)
   # A source with few prompts repeats some: each place is its own prompt here.
   batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
-  return batch, texts, tasks
+  return batch, texts, tasks, asked

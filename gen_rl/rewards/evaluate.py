@@ -102,7 +102,8 @@ def evaluate_host(
 
   Args:
     rewards: {label: (Reward, weight)}, all with where='host'.
-    inputs: media and info of b rows, numpy or jax arrays.
+    inputs: of b rows, numpy or jax arrays; `texts`, `ids` and `columns` as
+      `Prompts.asked` gives them, where rewards are to read them.
     key: one key, or per-row keys [b]; folded with each label.
     timeout: seconds a call may take.
     workers: calls running at a time.
@@ -120,9 +121,13 @@ def evaluate_host(
   """
   _check_place(rewards, 'host')
   used = {label: r for label, (r, weight) in rewards.items() if weight != 0}
-  media, info = jax.tree.map(np.asarray, (inputs.media, dict(inputs.info)))
+  columns = dict(inputs.columns or {})
+  seen = jax.tree.map(
+    np.asarray,
+    inputs._replace(info=dict(inputs.info), columns=columns, group_size=()),
+  )
   group_size = int(inputs.group_size)  # an array if it went through jit
-  b = len(jax.tree.leaves(media)[0])
+  b = combine.rows_of(seen)
   step = groups_per_call * group_size or b
   chunks = [slice(i, min(i + step, b)) for i in range(0, b, step)]
 
@@ -131,10 +136,8 @@ def evaluate_host(
     folded = combine.row_key(key, label)
     for i, rows in enumerate(chunks):
       # Copies: what a reward writes into them is seen by nobody else.
-      part_media, part_info = jax.tree.map(
-        lambda x, rows=rows: x[rows].copy(), (media, info)
-      )
-      part = RewardInputs(part_media, part_info, group_size)
+      part = jax.tree.map(lambda x, rows=rows: x[rows].copy(), seen)
+      part = part._replace(group_size=group_size)
       if folded.ndim:
         part_key = folded[rows]
       else:
@@ -180,7 +183,7 @@ def _call(label, reward, inputs, key, b: int) -> Callable[[], RewardOut]:
   def call() -> RewardOut:
     out = reward.score(reward.params, inputs, key)
     out = jax.tree.map(np.asarray, outcomes.checked(label, out, b))
-    bad = ~np.isfinite(out.score)
+    bad = ~(abs(out.score) <= outcomes.LARGEST)
     if bad.any():
       _log_once(label, ValueError(f'{bad.sum()} of {b} scores are not finite'))
     return out

@@ -15,6 +15,8 @@ import numpy as np
 
 from gen_rl.types import AnyArray, Metrics, RewardOut
 
+LARGEST = 1e15  # scores above cannot be squared and added up in float32
+
 
 class RewardError(ValueError):
   """A reward that cannot be learned from, said in one sentence."""
@@ -29,8 +31,9 @@ def checked(label: str, out: Any, rows: int) -> RewardOut:
     rows: b.
 
   Returns:
-    The same: score float32, valid bool, False where the score is not finite or
-    masked. Rows it does not apply to have the score 0 and are valid.
+    The same: score float32, valid bool, False where the score is not finite,
+    beyond LARGEST or masked. Rows it does not apply to have the score 0 and are
+    valid.
 
   Raises:
     RewardError: naming the reward, what it answered and what it should have.
@@ -136,8 +139,7 @@ def _float32(x: AnyArray) -> AnyArray:
 
 
 def _finite(x: AnyArray) -> AnyArray:
-  x = _float32(x)
-  return jnp.isfinite(x) if isinstance(x, jax.Array) else np.isfinite(x)
+  return abs(_float32(x)) <= LARGEST  # NaN is not
 
 
 def scored(out: RewardOut) -> AnyArray:

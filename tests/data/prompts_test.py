@@ -178,6 +178,21 @@ def test_a_damaged_picture_is_named_when_it_is_read(tmp_path):
     source.media[0]
 
 
+def test_what_rewards_in_python_read(tmp_path):
+  lines = [dict(prompt='a', n=1, s='x'), dict(prompt='b', n=2.5, s=['y', 'z'])]
+  path = _write(tmp_path, '\n'.join(map(json.dumps, lines)))
+  asked = prompts.metadata_jsonl(path, 'n').asked([1, 0, 1], group_size=2)
+  assert asked['texts'].tolist() == ['b', 'b', 'a', 'a', 'b', 'b']
+  assert asked['ids'].tolist() == [1, 1, 0, 0, 1, 1]
+  columns = asked['columns']
+  assert set(columns) == {'n', 's', 'answer'}
+  np.testing.assert_array_equal(columns['n'], [2.5, 2.5, 1, 1, 2.5, 2.5])
+  assert columns['s'][1:3].tolist() == [['y', 'z'], 'x']
+  assert columns['answer'][::3].tolist() == ['2.5', '1']
+  asked = prompts.shapes('rl').asked(prompts.shapes('rl').ids[:1])
+  assert asked['columns']['task'].tolist() == [prompts.shapes('rl').tasks[0]]
+
+
 GOOD = json.dumps(LINES[0])
 
 

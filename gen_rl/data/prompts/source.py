@@ -53,6 +53,29 @@ class Prompts:
     """The record of a prompt id, for rewards scored on the host."""
     return self[self._index_of[int(prompt_id)]]
 
+  def asked(
+    self, prompt_ids: Sequence[int], group_size: int = 1
+  ) -> dict[str, Any]:
+    """What rewards on the host read of rows, `group_size` of every prompt.
+
+    Returns:
+      Fields of `types.RewardInputs`: texts [b], ids [b], and columns {name:
+      [b]}, all of `extra` and, where the source has them, "task" and "answer";
+      arrays of Python objects, or of numbers where all are.
+    """
+    rows = [self._index_of[int(i)] for i in prompt_ids]
+    rows = np.repeat(np.array(rows, np.int64), group_size)
+    columns = {'task': self.tasks, 'answer': self.answers, **self.extra}
+    return dict(
+      texts=_objects([str(self.texts[i]) for i in rows]),
+      ids=self.ids[rows],
+      columns={
+        name: _values([column[i] for i in rows])
+        for name, column in columns.items()
+        if len(column)
+      },
+    )
+
   @functools.cached_property
   def _index_of(self) -> dict[int, int]:
     return {int(p): i for i, p in enumerate(self.ids)}
@@ -77,3 +100,18 @@ class Prompts:
       if isinstance(column, np.ndarray):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+  """[b] of Python objects, lists among them."""
+  out = np.empty(len(values), object)
+  for i, value in enumerate(values):
+    out[i] = value
+  return out
+
+
+def _values(values: Sequence[Any]) -> np.ndarray:
+  kinds = {type(value) for value in values}
+  if kinds <= {int, float} and max(map(abs, values)) < 2**53:
+    return np.array(values)
+  return _objects(values)
