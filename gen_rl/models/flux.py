@@ -28,6 +28,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl.diffusion import flow_files
 from gen_rl.fields import Kernel, Remat
 from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
@@ -304,7 +305,14 @@ def flux(
   init, apply, encode = adaln.functions(module, (2, 2, image[-1]), text, pooled)
 
   files = peft.in_folders(
-    'transformer', KINDS, said, init, names_of(scan), config, config_json
+    'transformer',
+    KINDS,
+    said,
+    init,
+    names_of(scan),
+    config,
+    config_json,
+    flow_files.is_flow,
   )
   null = layers_lib.null_features
   return Net(init, apply, image, null, encode, AXES, **files)

@@ -334,7 +334,7 @@ def mmdit(
     mmdit_files.names_of(layers, len(dual), scan),
     mmdit_files.config,
     mmdit_files.config_json,
-    lambda folder: mmdit_files.same_positions(folder, said),
+    lambda folder: mmdit_files.check(folder, said),
     lambda: mmdit_files.position_table(said),
   )
   null = layers_lib.null_features

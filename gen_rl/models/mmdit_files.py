@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_rl.diffusion import flow_files
 from gen_rl.models import folders, options, released
 from gen_rl.models.adaln import positions
 from gen_rl.models.weights import WeightsError
@@ -65,14 +66,15 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def same_positions(folder: str, said: Mapping[str, Any]) -> None:
-  """Positions are computed; those of the file have to be the same.
+def check(folder: str, said: Mapping[str, Any]) -> None:
+  """A pipeline has to be a flow's, its positions those that are computed.
 
-  Of the middle 64 x 64 (or fewer) of the grid. `folder` is a pipeline's.
+  Of the middle 64 x 64 (or fewer) of the grid.
 
   Raises:
     WeightsError: they are not.
   """
+  flow_files.is_flow(folder)
   folder = folders.locate(folder, 'transformer')
   grid, d = said['grid'], said['heads'] * said['head_dim']
   side = min(grid, 64)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import (
+  flow_files,
   guidance,
   process,
   schedules,
@@ -358,6 +359,10 @@ def denoising(
     pictures = process.resized(pictures, size)
     return jax.lax.stop_gradient(net.compress(params, pictures))
 
+  def load(folder: str, dtype: str) -> Params:
+    flow_files.same_grid(folder, net.shape, grid, shift)
+    return net.load(folder, dtype)
+
   return Policy(
     net.init,
     rollout,
@@ -371,7 +376,7 @@ def denoising(
     finish=finish,
     compress=compress if net.compress else None,
     axes=net.axes,
-    load=net.load,
+    load=load if net.load else None,
     save=net.save,
     adapt=net.adapt,
   )
