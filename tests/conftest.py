@@ -1,6 +1,7 @@
 """What holds for every test: CPU, checked shapes, a shared compile cache."""
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -9,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import types
 import typing
 
@@ -27,12 +29,26 @@ os.environ.setdefault(
   * importlib.metadata.version('jaxlib').startswith('0.10.'),
 )
 
-# The compile cache of this run of the tests, and of its child processes.
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  _cache = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+# Compiled programs are kept for the next run, and found by child processes:
+# in a folder of this jaxlib, in a temporary one where that cannot be written.
+# Their names follow from the flags of XLA too. One that was cut short is
+# compiled again.
+if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+  _programs = None  # of whoever started this
+else:
+  _programs = os.path.join(
+    os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'),
+    'gen_rl',
+    'tests-' + importlib.metadata.version('jaxlib'),
+  )
+  try:
+    os.makedirs(_programs, exist_ok=True)
+    tempfile.TemporaryFile(dir=_programs).close()
+  except OSError:
+    _programs = tempfile.mkdtemp(prefix='gen_rl_compile_cache_')
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _programs
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import beartype
 import jax
@@ -66,6 +82,22 @@ _checker = types.ModuleType('gen_rl_checker')
 _checker.check = _check
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
+
+# Traced programs are many objects, nearly all of which stay: as often as Python
+# does by itself, looking for those that do not takes a tenth of the time.
+gc.set_threshold(200_000, 50, 1000)
+
+# Age, in seconds, at which a kept program goes.
+_OLD = 30 * 24 * 3600
+
+
+def pytest_sessionfinish():
+  """Nothing else bounds our folder of programs."""
+  for entry in os.scandir(_programs) if _programs else ():
+    with contextlib.suppress(FileNotFoundError):  # another session was faster
+      if entry.stat().st_mtime < time.time() - _OLD:
+        os.remove(entry)
+
 
 # Of memory, in bytes: what a process of the tests keeps of its programs.
 _ENOUGH = 2.5e9
