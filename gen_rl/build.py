@@ -11,6 +11,7 @@ what would have been right.
 import ast
 from collections.abc import Callable, Mapping
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -229,7 +230,7 @@ def _catalogue(
     spec = importlib.util.find_spec(home)
     if spec is not None and spec.origin and spec.origin.endswith('.py'):
       source = pathlib.Path(spec.origin).read_text()
-      found[home] = _public_in_source(source, builds)
+      found[home] = list(_public_in_source(source, builds))
     else:
       found[home] = _public(importlib.import_module(home))
   return found
@@ -248,7 +249,8 @@ def _public(module: types.ModuleType) -> list[str]:
   ]
 
 
-def _public_in_source(source: str, builds: tuple[str, ...]) -> list[str]:
+@functools.cache  # every name of a config looks into the same files
+def _public_in_source(source: str, builds: tuple[str, ...]) -> tuple[str, ...]:
   """The same of a module's text, of those that return one of `builds`."""
   body = ast.parse(source).body
   found = [
@@ -262,7 +264,7 @@ def _public_in_source(source: str, builds: tuple[str, ...]) -> list[str]:
       isinstance(t, ast.Name) and t.id == '__all__' for t in node.targets
     ):
       found = [n for n in found if n in ast.literal_eval(node.value)]
-  return [n for n in found if not n.startswith('_')]
+  return tuple(n for n in found if not n.startswith('_'))
 
 
 def _is_config_dict(value: Any) -> bool:

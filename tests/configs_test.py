@@ -8,6 +8,7 @@ import pytest
 
 from gen_rl import (
   assemble,
+  estimate,
   main,
   sharding,
 )
@@ -40,13 +41,24 @@ FILES = dict(
   geneval='{"prompt": "a photo of a cat", "tag": "single_object", '
   '"include": [{"class": "cat", "count": 1}]}\n',
 )
-# Compiled and run: every config, and the main job with every variant.
-RUN = [v for v in VARIANTS if not v[1] or v[0] == 'flow_grpo']
+# Compiled and run: every config, and variants of the main job whose programs
+# are others. Of the rest of its variants the program is traced.
+RUN = [v for v in VARIANTS if not v[1]] + [
+  ('flow_grpo', variant) for variant in ('fast', 'cps', 'jpeg_host', 'lora')
+]
+TRACED = [v for v in VARIANTS if v[0] == 'flow_grpo' and v not in RUN]
 
 
 def finds_nothing():
   """A detector, for configs that need one; it is not called."""
   return detections.Finder((), lambda params, images: None)
+
+
+def _tiny(name, variant=''):
+  arg = ','.join(filter(None, (variant, 'tiny')))
+  config = CONFIGS[name].get_config(arg)
+  assert config.steps == 2
+  return config
 
 
 def _two_steps(config):
@@ -76,10 +88,7 @@ def _two_steps(config):
 
 @pytest.mark.parametrize('name, variant', RUN)
 def test_two_tiny_steps_and_one_compilation(name, variant):
-  arg = ','.join(filter(None, (variant, 'tiny')))
-  config = CONFIGS[name].get_config(arg)
-  assert config.steps == 2
-  logs, step = _two_steps(config)
+  logs, step = _two_steps(_tiny(name, variant))
   used = [
     f for f in (step.train_step, step.sample, step.learn) if f._cache_size()
   ]
@@ -90,11 +99,33 @@ def test_two_tiny_steps_and_one_compilation(name, variant):
     assert np.isfinite(logged['optim/grad_norm'])
 
 
+def _kind(x):
+  return x.shape, x.dtype, x.weak_type
+
+
+@pytest.mark.parametrize('name, variant', TRACED)
+def test_a_step_traces_and_gives_a_state_of_the_same_kind(name, variant):
+  """So that the second step is the same program."""
+  config = _tiny(name, variant)
+  _, layout, step, state, batch, key = estimate.abstract(
+    config, jax.devices()[:1]
+  )
+  with layout.scope():
+    after, logs = step.train_step.trace(state, batch, key).out_info
+  assert jax.tree.map(_kind, after) == jax.tree.map(_kind, state)
+  assert {'optim/grad_norm', 'reward/score'} <= set(logs)
+  assert all(x.shape == () for x in logs.values())
+
+
+_MODELS = set()  # of equal ones, the parameters are traced once
+
+
 @pytest.mark.parametrize('name, variant', VARIANTS)
 def test_builds_at_full_size(name, variant, tmp_path):
   """Shapes only: no parameter is drawn and nothing is compiled."""
   config = CONFIGS[name].get_config(variant)
   config.lock()  # as on the command line: fields exist and keep their types
+  config.eval.num_prompts = min(config.eval.num_prompts, 8)  # tables, drawn
   if (name, variant) in NEEDED:
     kind, fields = NEEDED[name, variant]
     (tmp_path / 'prompts').write_text(FILES[kind])
@@ -104,8 +135,11 @@ def test_builds_at_full_size(name, variant, tmp_path):
   built = assemble.setup(config)
   assemble.make_step(config, built, sharding.one_device())
   assemble.make_evaluator(config, built)
-  shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
-  assert jax.tree.leaves(shapes)
+  model = str((config.model, config.tokenizer, config.data.length))
+  if model not in _MODELS:
+    shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
+    assert jax.tree.leaves(shapes)
+    _MODELS.add(model)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -131,7 +165,6 @@ def test_unknown_variant_lists_those_there_are(name):
 
 
 def test_tiny_reproduces_bitwise():
-  config = CONFIGS['flow_grpo'].get_config('tiny')
-  first, _ = _two_steps(config)
-  again, _ = _two_steps(config)
+  first, _ = _two_steps(_tiny('toy'))
+  again, _ = _two_steps(_tiny('toy'))
   assert first == again

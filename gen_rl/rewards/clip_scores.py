@@ -67,7 +67,9 @@ class Model(NamedTuple):
   params: Params
 
 
+@functools.cache
 def _drawn(vocab: int, length: int) -> Model:
+  """Made once: several rewards of a config ask for the same."""
   net = clip.clip(
     _SIZES, _SIZES, projection=16, image=32, patch=8, vocab=vocab, length=length
   )
