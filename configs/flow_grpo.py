@@ -19,10 +19,14 @@ last steps spoils pictures, no later step repairs it, and evaluation samples
 the ODE. Ratio normalisation evens out the gradients of the steps. The KL term
 keeps what no prompt asks for: without it all backgrounds turn nearly black.
 
+Noise, clip, weights and rates are found for this world. Those of the papers,
+for released models, are in configs/sd3_flow_grpo.py.
+
 Variants, joined by commas ("fast,tiny"):
   fast   trains a window of 2 steps
   all    trains all 7 noisy steps, as Flow-GRPO does
-  cps    coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952)
+  cps    coefficients-preserving sampling (Flow-CPS, arXiv 2509.05952), with
+         the whole log-prob; its code drops 1 / (2 std^2), unit_log_prob=True
   dance  constant diffusion coefficient (DanceGRPO, arXiv 2505.07818)
   guard  ratio normalisation (GRPO-Guard, arXiv 2510.22319): the default here
   plain  the ratio as Flow-GRPO published it

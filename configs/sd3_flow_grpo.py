@@ -23,6 +23,7 @@ differs, and why:
   steps           1000; there a person ends the run
   eval            64 prompts; there all of the test file (time)
   dtype           bfloat16, the autoencoder too; there float16 and float32
+  kl              of all rows; there of those whose advantage is not 0
   ema             moved once every eight updates; there once for every
                   microbatch of the update that comes then, two on 32 GPUs
   fast            the members of a group start from noises of their own; there

@@ -41,6 +41,7 @@ FLOW = ADAM | {
 }  # fmt: skip
 SD3 = FLOW | {
   'policy.steps': 10, 'policy.guidance_scale': 4.5, 'policy.noise': 0.7,
+  'policy.guidance_gradient': 'both',
   'policy.transition.name': 'flow_sde', 'policy.unit_log_prob': False,
   'policy.window': 0, 'policy.window_high': 0,
   'lora.rank': 32, 'lora.alpha': 64.0,
@@ -134,7 +135,7 @@ TABLE = [
 ]  # fmt: skip
 # Fields of which the published value is not ours, each a line of the docstring.
 LISTED = {
-  sd3_flow_grpo: ('steps', 'eval', 'dtype', 'ema', 'fast', 'rewards'),
+  sd3_flow_grpo: ('steps', 'eval', 'dtype', 'kl', 'ema', 'fast', 'rewards'),
   flux_flow_grpo: ('schnell',),
   sd15_ddpo: ('model', 'prompts', 'steps', 'dtype', 'eval'),
   diffusion_dpo: ('dtype', 'latents', 'prompts', 'pairs', 'eval'),
