@@ -31,7 +31,7 @@ from gen_rl import (
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
-from gen_rl.utils import progress, system
+from gen_rl.utils import progress, rng, system
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -81,7 +81,7 @@ def vmapped_runs(
     for c, base in zip(configs, bases)
   ])  # fmt: skip
   batches = [feeds.training(c, built) for c in configs]
-  keys = jnp.stack([jax.random.key(c.seed) for c in configs])
+  keys = jnp.stack([rng.training_key(c.seed) for c in configs])
   rows = config.data.prompts_per_step * config.data.group_size
   averaged = 'ema' if config.ema else 'params'
   kl_from_base = None

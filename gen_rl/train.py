@@ -36,7 +36,7 @@ from gen_rl.data import feeds
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.types import Params, Policy
-from gen_rl.utils import hosts, image, progress, system, tree, words
+from gen_rl.utils import hosts, image, progress, rng, system, tree, words
 
 
 def resume_command(name: str, workdir: str, flags: Sequence[str]) -> str:
@@ -194,7 +194,7 @@ def _run(
 
   evaluate_params, eval_batch = assemble.make_evaluator(config, built, layout)
   averaged = 'ema' if config.ema else 'params'
-  key = jax.random.key(config.seed)
+  key = rng.training_key(config.seed)
   if not on_host:
     with layout.scope():
       batch, _ = next(feeds.training(config, built))

@@ -37,7 +37,7 @@ from gen_rl.diffusion import (
   solvers,
   transitions,
 )
-from gen_rl.distributions import Gaussian
+from gen_rl.distributions import Gaussian, decision_keys
 from gen_rl.models.layers import Net
 from gen_rl.policies import ode
 from gen_rl.types import (
@@ -326,8 +326,7 @@ def denoising(
     return schedules.logit_normal(keys, time_mean, time_std, shift)
 
   def noised(x0: Array, keys: Array, draws: int = 1) -> Noised:
-    keys = jax.vmap(lambda key: jax.random.split(key, (draws, 2)))(keys)
-    keys = keys.reshape(-1, 2)
+    keys = decision_keys(keys, (len(keys), 2 * draws)).reshape(-1, 2)
     t = times_of(keys[:, 0])
     x1 = rng.normal(keys[:, 1], net.shape)
     x = process.corrupt(jnp.repeat(x0, draws, axis=0), x1, t)

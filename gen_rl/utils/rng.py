@@ -11,7 +11,7 @@ drawn before. Keys are therefore computed, never stored and never split:
   (4) what the rows of a prompt share: purpose 'group' of
       fold_in(fold_in(root, step), p)
 
-with root = jax.random.key(seed), p the prompt's id (not its position) and g
+with root = training_key(seed), p the prompt's id (not its position) and g
 the member of its group. Draws are vmapped over rows, which leaves each row's
 numbers as they are alone for jax's default generator (threefry; not for 'rbg').
 
@@ -27,6 +27,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from gen_rl.types import AnyArray, Array
+
+
+def training_key(seed: int) -> Key[Array, '']:
+  """Root of all a training run draws.
+
+  A stream of its own: an evaluation with the same seed draws other numbers.
+  """
+  return stream_keys(jax.random.key(seed), 'training')
 
 
 def group_keys(
@@ -47,7 +55,7 @@ def row_keys(
   """Keys of the rows of a batch, eq. (1).
 
   Args:
-    root: `jax.random.key(seed)`.
+    root: of a run, `training_key(seed)`.
     step: int scalar, may be traced.
     prompt_id: one per group.
     group: G, samples of each prompt (static).
