@@ -7,7 +7,9 @@ second-order ODE solver without noise; what is trained is the matching loss of
 those samples, once with the velocity bent towards them and once away from
 them, weighed by how good they are. No log-probabilities, no trajectories, no
 guidance. Settings of data, world and evaluation are those of
-configs/flow_grpo.py.
+configs/flow_grpo.py; beta and the KL term are those of DiffusionNFT's code
+(config/nft.py). There, the copy follows at a rate of 1e-3, and what is trained
+are the times of the sampler's grid; here 1e-2, and two times drawn a sample.
 
 Variants, joined by commas:
   positive  without the negative branch

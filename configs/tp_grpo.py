@@ -6,7 +6,8 @@ Before and after each noisy step the sample is finished without noise and
 scored; the difference is the step's credit. Steps that turn the trend of a
 trajectory get the whole effect from there to the end. Costs about half the
 window's length times the network calls of a rollout on top. Settings of data,
-world and evaluation are those of configs/flow_grpo.py.
+world and evaluation are those of configs/flow_grpo.py, and so is the whole
+log-prob of a step: the published code has Flow-CPS's (policy.unit_log_prob).
 
 Variants, joined by commas:
   bonus        the rule of the published code: the total effect, plus the
