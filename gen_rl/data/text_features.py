@@ -25,7 +25,7 @@ import numpy as np
 from gen_rl.data import embeddings, tokenizers
 from gen_rl.data.embeddings import Encoder, Features
 from gen_rl.fields import Chunk
-from gen_rl.models import clip, folders, t5
+from gen_rl.models import clip, folders, t5, weights
 
 _CLIP_LENGTH = 77
 _KINDS = 'text_encoder', 'tokenizer'
@@ -178,7 +178,42 @@ def _config(folder: str, part: str) -> dict[str, Any]:
 
 def _hidden(folder: str, part: str) -> int:
   found = _config(folder, part)
-  return found['d_model'] if 'd_model' in found else found['hidden_size']
+  width = found.get('d_model', found.get('hidden_size'))
+  if not isinstance(width, int):
+    raise ValueError(
+      f'{folder}: the config of {part} has no d_model or hidden_size'
+    )
+  return width
+
+
+def _tokenizer(folder: str, end: str) -> tokenizers.Tokenizer:
+  """The tokenizer of an encoder, which has to have its words.
+
+  T5's table has some rows beyond its words, up to a multiple of 128.
+
+  Raises:
+    ValueError: it has other ones.
+  """
+  path = folders.locate(folder, f'tokenizer{end}')
+  reader = tokenizers.pretrained(path)
+  said = _config(folder, f'text_encoder{end}')
+  rows = said.get('vocab_size')
+  if not isinstance(rows, int):
+    raise ValueError(
+      f'{folder}: the config of text_encoder{end} has no vocab_size'
+    )
+  fits = reader.size == rows
+  if 'd_model' in said:
+    ends = said.get('pad_token_id', 0), said.get('eos_token_id', 1)
+    ids = reader.pad_id, reader.end_id
+    fits = reader.size <= rows < reader.size + 128 and ids == ends
+  if not fits:
+    raise ValueError(
+      f'{path} has {reader.size} words, with {reader.pad_id} for padding and '
+      f'{reader.end_id} for the end, and text_encoder{end} has a table of '
+      f'{rows}: it is another tokenizer, or not whole'
+    )
+  return reader
 
 
 def _clip(folder: str, part: str, dtype: str, projected: bool = False):
@@ -211,8 +246,7 @@ def _encoder(
 
   @functools.cache
   def readers() -> list[tokenizers.Tokenizer]:
-    paths = [folders.locate(folder, f'tokenizer{end}') for end in parts]
-    return [tokenizers.pretrained(path) for path in paths]
+    return [_tokenizer(folder, end) for end in parts]
 
   def ids(texts: Sequence[str]) -> list[np.ndarray]:
     pairs = zip(readers(), parts.values(), strict=True)
@@ -244,6 +278,7 @@ def _fingerprint(folder: str, parts: Mapping[str, int]) -> str:
       path = os.path.join(root, name)
       digest.update(f'{part}/{name} {os.path.getsize(path)}'.encode())
       if name.endswith(('.json', '.txt', '.model')):
+        weights.readable(path)
         with open(path, 'rb') as f:
           digest.update(f.read())
   return digest.hexdigest()[:16]

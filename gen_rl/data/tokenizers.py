@@ -14,8 +14,9 @@ second and is imported by the two functions that need it.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import html
+import os
 from typing import Any, NamedTuple
 
 import ftfy
@@ -23,6 +24,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from gen_rl.utils.words import few
 from gen_rl.worlds import grammar, mixture, questions
 
 PAD, UNK, END = '<pad>', '<unk>', '<end>'
@@ -246,20 +248,30 @@ def pretrained(path: str, **kwargs) -> Tokenizer:
     **kwargs: passed to transformers.AutoTokenizer.from_pretrained.
 
   Raises:
-    ValueError: the path holds no tokenizer that can be read, or a tokenizer
-      has neither a padding nor an end token.
+    ValueError: the path holds no tokenizer that can be read, it has lost its
+      words, or has neither a padding nor an end token.
   """
   from transformers import AutoTokenizer
 
+  where = f'the tokenizer {os.fspath(path)!r}'
   try:
     backend = AutoTokenizer.from_pretrained(path, **kwargs)
-  except (OSError, ValueError) as e:
-    reason = str(e).strip().splitlines()[0]
-    raise ValueError(f'no tokenizer can be read from {path!r}: {reason}') from e
+  except Exception as e:  # broken files raise whatever they come upon
+    reason = ' '.join(str(e).split())[:300]
+    raise ValueError(
+      f'no tokenizer can be read from {path!r}: {type(e).__name__}: {reason}'
+    ) from e
+  ids = backend.get_vocab()
+  _check_vocabulary(where, path, backend, ids)
+  size = max(len(backend), *(i + 1 for i in ids.values()))
+  if size > np.iinfo(np.int32).max:
+    raise ValueError(
+      f'{where} has the id {size - 1}, beyond any table of words'
+    )
   pad = backend.pad_token_id
   pad = backend.eos_token_id if pad is None else pad
   if pad is None:
-    raise ValueError(f'the tokenizer {path!r} has no padding or end token')
+    raise ValueError(f'{where} has no padding or end token')
   unk = backend.unk_token_id
   unk = -1 if unk is None else unk
 
@@ -286,6 +298,32 @@ def pretrained(path: str, **kwargs) -> Tokenizer:
     )
 
   return Tokenizer(
-    encode, decode, unknown, len(backend), pad, unk, backend,
+    encode, decode, unknown, size, pad, unk, backend,
     backend.eos_token_id,
   )  # fmt: skip
+
+
+def _check_vocabulary(
+  where: str, path: str, backend: Any, ids: Mapping[str, int]
+) -> None:
+  """Raises ValueError if words are missing: transformers makes do without.
+
+  It makes a tokenizer of the special tokens where the files of the words are
+  not there.
+  """
+  files = dict(backend.vocab_files_names)
+  whole = files.pop('tokenizer_file', 'tokenizer.json')
+  if os.path.isdir(path):
+    inside = os.listdir(path)
+    absent = [name for name in files.values() if name not in inside]
+    if whole not in inside and files and absent:
+      raise ValueError(
+        f'{where} has no {whole} and no {" and ".join(absent)}; it has '
+        f'{few(sorted(inside), 12) or "nothing"}'
+      )
+  special = {str(x) for x in backend.added_tokens_decoder.values()}
+  if not set(ids) - special - {'', '\u2581'}:  # the mark of a space
+    raise ValueError(
+      f'{where} has no words, only {few(sorted(special)) or "nothing"}: the '
+      'files of its vocabulary are missing'
+    )

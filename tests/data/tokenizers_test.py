@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -117,6 +118,50 @@ def test_transformers_agree(tmp_path):
 
 def test_unreadable_pretrained_is_one_sentence(tmp_path):
   with pytest.raises(ValueError, match='no tokenizer can be read from'):
+    tokenizers.pretrained(str(tmp_path))
+
+
+def _lost(folder, *names):
+  """Files of a tokenizer of words are there, but for those."""
+  theirs = tokenizers.to_transformers(tokenizers.word_level(['red', 'square']))
+  theirs.save_pretrained(folder)
+  for name in names:
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize('kind', ['CLIPTokenizer', 'T5Tokenizer'])
+def test_a_vocabulary_that_is_not_there(tmp_path, kind):
+  """Transformers makes a tokenizer of special tokens of it."""
+  _lost(tmp_path, 'tokenizer.json')
+  path = tmp_path / 'tokenizer_config.json'
+  said = json.loads(path.read_text())
+  said['tokenizer_class'] = kind
+  path.write_text(json.dumps(said))
+  with pytest.raises(ValueError, match=f'{tmp_path}.* has no tokenizer.json'):
+    tokenizers.pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'text', ['null', '[]', '{}', '[' * 10**5, 'x', '{"version": ' + '9' * 6000]
+)
+def test_tokenizers_that_are_broken(tmp_path, text):
+  _lost(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text(text)
+  with pytest.raises(ValueError, match=r'no tokenizer can be read') as error:
+    tokenizers.pretrained(str(tmp_path))
+  assert len(str(error.value)) < 600 and '\n' not in str(error.value)
+
+
+def test_only_special_tokens_and_ids_of_another_table(tmp_path):
+  _lost(tmp_path)
+  path = tmp_path / 'tokenizer.json'
+  said = json.loads(path.read_text())
+  said['model']['vocab'] = {'<pad>': 0, '<unk>': 1, 'red': 5000}
+  path.write_text(json.dumps(said))
+  assert tokenizers.pretrained(str(tmp_path)).size == 5001
+  said['model']['vocab'] = {'<pad>': 0, '<unk>': 1}
+  path.write_text(json.dumps(said))
+  with pytest.raises(ValueError, match='has no words, only'):
     tokenizers.pretrained(str(tmp_path))
 
 

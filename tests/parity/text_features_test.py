@@ -1,5 +1,7 @@
 """Features of prompts against the pipelines that use them."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,6 +80,19 @@ def test_another_encoder_has_another_identity(sd3_pipeline):
     text_features.sd3_text('', t5_length=40),
   ]
   assert len({one.identity, *(x.identity for x in others)}) == 5
+
+
+@pytest.mark.parametrize(
+  'part, other', [('tokenizer', 'tokenizer_3'), ('tokenizer_3', 'tokenizer')]
+)
+def test_the_tokenizer_of_another_encoder(sd3_pipeline, tmp_path, part, other):
+  folder = tmp_path / 'pipeline'
+  shutil.copytree(sd3_pipeline[1], folder)
+  shutil.rmtree(folder / part)
+  shutil.copytree(folder / other, folder / part)
+  strict = text_features.sd3_text(str(folder), t5_length=40, dtype='float32')
+  with pytest.raises(ValueError, match=f'/{part} has .* another tokenizer'):
+    strict.check(['a red square'])
 
 
 @pytest.mark.parametrize('name', ['sd15_text', 'sd3_text', 'flux_text'])
