@@ -22,6 +22,7 @@ import ml_collections
 from gen_rl import (
   assemble,
   build,
+  export,
   metrics,
   results,
   sharding,
@@ -155,7 +156,9 @@ def vmapped_runs(
   wall, out = time.monotonic() - started, []
   for i, (c, workdir) in enumerate(zip(configs, workdirs)):
     if c.export:
-      train.export(c, os.fspath(workdir), trained(i), after[i][0], built.policy)
+      export.write(
+        c, workdir, built.policy, trained(i), c.steps, after[i][0].summary()
+      )
     result = dict(
       schema_version=results.SCHEMA_VERSION,
       config_name=c.name,

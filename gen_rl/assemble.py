@@ -1,7 +1,7 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from absl import logging
 import jax
@@ -43,7 +43,7 @@ from gen_rl.utils import rng, tree
 class Setup(NamedTuple):
   """What a config builds; shared by train, eval and sample."""
 
-  source: prompts.Prompts
+  source: prompts.Prompts | None  # None: none are needed
   tokenizer: tokenizers.Tokenizer
   policy: Policy
   all_decisions: Policy  # the same with every noisy step one: KL sums them all
@@ -57,18 +57,24 @@ class Setup(NamedTuple):
 
 
 def setup(
-  config: ml_collections.ConfigDict, own_rewards: combine.Weighted | None = None
+  config: ml_collections.ConfigDict,
+  own_rewards: combine.Weighted | None = None,
+  use: Literal['run', 'search', 'sample'] = 'run',
 ) -> Setup:
   """Builds the functions a config names.
 
   Args:
     config: see configs/base.py.
     own_rewards: {label: (Reward, weight)} on top of the config's.
+    use: what for. A search needs no prompts and monitors, and a sample of the
+      policy neither these nor rewards: their files may be missing, and their
+      fields are None or empty.
 
   Raises:
     ConfigError: an unknown name or key, listing the valid ones.
   """
-  source = build.build(prompts, config.data.prompts)
+  running, judged = use == 'run', use != 'sample'
+  source = build.build(prompts, config.data.prompts) if running else None
   tokenizer = build.build(tokenizers, config.tokenizer)
   net = build.build(
     models, config.model, vocab=tokenizer.size, length=config.data.length
@@ -107,15 +113,16 @@ def setup(
     sampler = policy.greedy
   elif sampler and config.eval.solver == 'euler':
     segments = ode.segments(*sampling, **grid)
-  reader = feeds.reader(config)
+  reader = feeds.reader(config) if judged else None
   bound = end | dict(reader=reader and reader.tokenizer)
-  built = build.build_all(rewards, config.rewards, **bound)
+  built = build.build_all(rewards, config.rewards, **bound) if judged else {}
   weighted = {
     label: (reward, build.weight(config.rewards[label]))
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  errors = build.field_errors(config) + _drawn_errors(config)
+  errors = build.field_errors(config)
+  errors += _drawn_errors(config) if judged else []
   if config.eval.name == 'sampled' and config.eval.sampler not in offers:
     errors.append(
       f'config.eval.sampler is {config.eval.sampler!r}; the policy '
@@ -133,20 +140,23 @@ def setup(
       reason = "lora.pattern is '', and no module has an adapter to start from"
     errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
   said = config.policy.get('length')
-  if source.answers and said is not None and said <= config.data.answer_length:
+  answers = bool(source and source.answers) and said is not None
+  if answers and said <= config.data.answer_length:
     errors.append(
       f'an answer of data.answer_length={config.data.answer_length} tokens and '
       f'its end do not fit policy.length={said}; make it at least '
       f'{config.data.answer_length + 1}'
     )
-  if config.rollout.name == 'policy' and not weighted:
+  if running and config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '
       'reward with a weight'
     )
   if errors:
     raise build.ConfigError(errors[0])
-  monitors = build.build_all(rewards, config.monitors, **bound)
+  monitors = {}
+  if running:
+    monitors = build.build_all(rewards, config.monitors, **bound)
   return Setup(
     source,
     tokenizer,
@@ -438,6 +448,12 @@ def parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
   names |= {*config.copies, config.behaviour}
   names -= {None, 'ema', 'old', 'params'}
   return sorted(names) + (['ema'] if config.ema else [])
+
+
+def still_copies(config: ml_collections.ConfigDict) -> list[str]:
+  """Those of `parameter_copies` that stay what training began with."""
+  moved = {'ema', *config.copies}
+  return [name for name in parameter_copies(config) if name not in moved]
 
 
 def initial_state(

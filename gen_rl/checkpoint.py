@@ -121,6 +121,7 @@ def save(
   config: Any = None,
   extra: Mapping[str, Any] | None = None,
   metrics: Mapping[str, float] | None = None,
+  given: Iterable[str] = (),
 ) -> bool:
   """Starts saving; returns as soon as the state may be donated or changed.
 
@@ -131,6 +132,8 @@ def save(
     config: ConfigDict or dict, compared with the program's on restoring.
     extra: anything JSON holds: the data cursor, wall time so far.
     metrics: {name: value}, for keeping the best.
+    given: branches of the state that are left out, because they never move
+      and who restores has them: 'frozen', 'refs/ref'.
 
   Returns:
     False if this step is saved already.
@@ -141,7 +144,9 @@ def save(
   check(manager)
   if step in manager.all_steps():
     return False
-  arrays, meta = checkpoint_format.pack(step, state, config, extra)
+  arrays, meta = checkpoint_format.pack(
+    step, state, config, extra, tuple(given)
+  )
   try:
     manager.save(
       int(step),
@@ -206,8 +211,8 @@ def restore_latest(
     abstract_state: the state, or ShapeDtypeStructs of it; their shardings are
       used (default: the first device).
     config: must compute what the saved one does (see `resume`).
-    given: fields of the state that are as they should be in `abstract_state`,
-      whatever the checkpoint holds of them.
+    given: branches of the state that are as they should be in
+      `abstract_state`, whatever the checkpoint holds of them.
 
   Raises:
     build.ConfigError: the config computes something else; the fields are named.
@@ -223,13 +228,9 @@ def restore_latest(
     meta = checkpoint_format.read_meta(path, step)
     checkpoint_format.check_config(path, step, meta, config)
     leaves = tree_lib.named(abstract_state)
-
-    def stored(named: Mapping[str, Any]) -> dict[str, Any]:
-      return {
-        n: x for n, x in named.items() if n.partition('/')[0] not in given
-      }
-
-    types, wanted = stored(meta['types']), stored(leaves)
+    types, wanted = (
+      checkpoint_format.stored(x, given) for x in (meta['types'], leaves)
+    )
     checkpoint_format.check_types(path, step, {**meta, 'types': types}, wanted)
     leaves |= checkpoint_format.read_leaves(path, step, meta, wanted)
     state = jax.tree.unflatten(
@@ -251,6 +252,7 @@ def restore_params(
   fields: Iterable[str] = ('params',),
   abstract: Mapping[str, PyTree] | None = None,
   step: int | None = None,
+  optional: Iterable[str] = (),
 ) -> Restored:
   """Restores some fields of the state, e.g. to sample without an optimizer.
 
@@ -262,9 +264,10 @@ def restore_params(
     abstract: {field: tree} whose structure and shardings are wanted; without
       it, nested dicts on the first device.
     step: which checkpoint; the newest whole one by default.
+    optional: those of the fields that a checkpoint need not have.
 
   Returns:
-    Restored with `state` = {field: tree}.
+    Restored with `state` = {field: tree}, of those it has.
 
   Raises:
     CheckpointError: no checkpoint, no such step or field, or none readable.
@@ -287,6 +290,8 @@ def restore_params(
       saved = {
         n: t for n, t in meta['types'].items() if n.startswith(f'{field}/')
       }
+      if not saved and field in optional:
+        continue
       if not saved:
         tops = sorted({n.partition('/')[0] for n in meta['types']})
         raise CheckpointError(
@@ -314,7 +319,14 @@ def restore_params(
         )
     return _restored(step, state, meta)
 
-  return _newest_whole(path, numbers if step is None else [step], read)[0]
+  while True:
+    try:
+      return _newest_whole(path, numbers if step is None else [step], read)[0]
+    except CheckpointError:
+      # A run that goes on may have replaced all that were there.
+      there, numbers = numbers, steps(path)
+      if step is not None or numbers == there:
+        raise
 
 
 _TMP = '.orbax-checkpoint-tmp'

@@ -2,7 +2,7 @@
 
 In the folder of a step, written by Orbax:
 
-  state/  every array of the state, nested by name; keys as their data
+  state/  the arrays of the state, nested by name; keys as their data
   meta/   JSON: format, step, config, extra (data cursor, ...), the type and
           shape of every array, and its CRC-32 where that is cheap
 
@@ -13,7 +13,7 @@ array is read: another config, other arrays, a newer format.
 `checkpoint` keeps the checkpoints of a run; this is about a single one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
 import gc
@@ -35,7 +35,8 @@ from gen_rl import build, resume
 from gen_rl.types import PyTree
 from gen_rl.utils import tree as tree_lib
 
-FORMAT = 1
+# 2: without what never moves, see `pack`. 1: with everything.
+FORMAT = 2
 
 # States up to this size are checksummed; more would hold up the device.
 CHECKSUM_BYTES = 1 << 30
@@ -54,6 +55,7 @@ def pack(
   state: PyTree,
   config: Any = None,
   extra: Mapping[str, Any] | None = None,
+  given: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """What is to be stored.
 
@@ -62,6 +64,8 @@ def pack(
     state: pytree of arrays, typed PRNG keys included.
     config: ConfigDict or dict.
     extra: anything JSON holds.
+    given: names of branches of the state that are left out: who restores it
+      has them.
 
   Returns:
     ({name: array}, meta as JSON will give it back).
@@ -69,7 +73,7 @@ def pack(
   Raises:
     CheckpointError: `config` or `extra` holds something JSON cannot.
   """
-  leaves = tree_lib.named(state)
+  leaves = stored(tree_lib.named(state), given)
   arrays, types, impls = {}, {}, {}
   for name, leaf in leaves.items():
     types[name] = describe(leaf)
@@ -95,6 +99,12 @@ def pack(
     ) from None
   meta['meta_crc32'] = _json_crc(meta)
   return arrays, meta
+
+
+def stored(named: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+  """Without the leaves of the branches `given`: 'frozen', 'refs/ref'."""
+  branches = tuple(f'{branch}/' for branch in given)
+  return {n: x for n, x in named.items() if not f'{n}/'.startswith(branches)}
 
 
 def read_meta(path: epath.Path, step: int) -> dict[str, Any]:

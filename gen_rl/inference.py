@@ -1,6 +1,6 @@
-"""Using what training left: evaluate it once more, or draw a prompt with it.
+"""Using what training left: evaluate it once more, draw a prompt, export it.
 
-Both take the newest whole checkpoint of a workdir, and only read it, so they
+All take the newest whole checkpoint of a workdir, and only read it, so they
 work beside a run that is still writing. Where there is none they take the
 parameters a run of the config would start from, and say so.
 
@@ -25,6 +25,8 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  export,
+  run_folder,
   search,
 )
 from gen_rl import evaluate as evaluate_lib
@@ -90,11 +92,11 @@ def load_params(
       f'initial parameters ({origin}): there is no checkpoint in {folder}',
     )
   shapes_of = assemble.param_shapes(config, policy)
-  copy = 'refs/ema' if config.ema else 'params'
-  fields = dict(zip((copy, 'frozen/policy'),
-                    tree.split(shapes_of, config.trainable)))  # fmt: skip
+  copy, rest = 'refs/ema' if config.ema else 'params', 'frozen/policy'
+  fields = dict(zip((copy, rest), tree.split(shapes_of, config.trainable),
+                    strict=True))  # fmt: skip
   fields = {name: part for name, part in fields.items() if part}
-  restored = checkpoint.restore_params(folder, fields, fields, step)
+  restored = checkpoint.restore_params(folder, fields, fields, step, [rest])
   changes = [
     line
     for line in build.diff(restored.config, config.to_dict())
@@ -108,13 +110,75 @@ def load_params(
       restored.step,
       '; '.join(changes),
     )
-  params: Params = {}
-  for part in restored.state.values():
-    params = tree.merge(params, part)
+  params = restored.state[copy]
+  if rest in fields:
+    frozen = restored.state.get(rest)  # earlier releases stored it
+    if frozen is None:
+      frozen = _frozen(config, policy, restored)
+    params = tree.merge(params, frozen)
   kind = 'EMA parameters' if config.ema else 'parameters'
   return Loaded(
     params, restored.step, f'{kind} of step {restored.step} in {folder}'
   )
+
+
+def _frozen(
+  config: ml_collections.ConfigDict,
+  policy: Policy,
+  restored: checkpoint.Restored,
+) -> Params:
+  """What the run did not train, made as the run made it."""
+  config = config.copy_and_resolve_references()
+  # Of the run: here it chooses the noise of samples.
+  config.seed = restored.config.get('seed', config.seed)
+  _, frozen = tree.split(
+    assemble.initial_params(config, policy), config.trainable
+  )
+  if tree.checksum(frozen) != restored.extra['frozen']:
+    origin = config.init or config.released or f'seed {config.seed}'
+    raise checkpoint.CheckpointError(
+      f'the parameters that step {restored.step} did not train are not those '
+      f'that {origin} gives now; the run began from others'
+    )
+  return frozen
+
+
+def export_params(
+  config: ml_collections.ConfigDict, workdir: str, step: int | None = None
+) -> pathlib.Path:
+  """Writes a checkpoint's parameters as a run with `config.export` does.
+
+  Needs the network and what training began with, no prompts and no rewards.
+
+  Args:
+    config: of the run; `export` says where to, `ema` = 0 asks for the
+      parameters as they are.
+    workdir: of the run.
+    step: see `load_params`.
+
+  Returns:
+    The file or folder.
+
+  Raises:
+    ConfigError: `export` is empty.
+    CheckpointError, WeightsError: see `load_params`; or there is no checkpoint.
+  """
+  if not config.export:
+    raise ConfigError('--mode=export needs a name: --config.export=NAME')
+  built = assemble.setup(config, use='sample')
+  loaded = load_params(config, workdir, built.policy, step)
+  if loaded.step is None:
+    raise checkpoint.CheckpointError(
+      f'there is nothing to export: there is no checkpoint in {workdir}'
+    )
+  print(f'Exporting {loaded.source}', flush=True)
+  ended = run_folder.finished(workdir, loaded.step)
+  heldout = ended['trained'] if ended and config.ema else None
+  path = export.write(
+    config, workdir, built.policy, loaded.params, loaded.step, heldout
+  )
+  print(f'Exported: {path}')
+  return path
 
 
 def evaluate(
@@ -221,7 +285,8 @@ def sample(
     raise ConfigError(
       f'--best_of is how many candidates to draw, not {best_of}'
     )
-  built = assemble.setup(config)
+  use = 'search' if best_of > 1 else 'sample'
+  built = assemble.setup(config, use=use)
   if built.sampler is None:
     raise ConfigError(f'the policy {config.policy.name!r} draws no pictures')
   judge = None

@@ -1,9 +1,10 @@
-"""Command line: train, evaluate or sample.
+"""Command line: train, evaluate, sample or export.
 
   python -m gen_rl.main --config=configs/flow_grpo.py
   python -m gen_rl.main --config=flow_grpo:fast --workdir=runs/fast
   python -m gen_rl.main --config=... --workdir=... --mode=eval
   python -m gen_rl.main --config=... --mode=sample --prompt="two red circles"
+  python -m gen_rl.main --config=... --mode=export --config.export=final
 
 A config is the path of a file or the name of an installed one, with
 ":variant" if it has any; fields are set with --config.path.to.field=value.
@@ -46,7 +47,7 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder for everything written; default runs/<config>.'
 )
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval', 'sample'], 'What to do.'
+  'mode', 'train', ['train', 'eval', 'sample', 'export'], 'What to do.'
 )
 _PROMPT = flags.DEFINE_string('prompt', None, 'What to sample.')
 _NUM = flags.DEFINE_integer('num', 8, 'Pictures to sample.')
@@ -56,7 +57,7 @@ _BEST_OF = flags.DEFINE_integer(
   'Candidates of each sampled picture; the rewards of the config choose.',
 )
 _STEP = flags.DEFINE_integer(
-  'step', None, 'Checkpoint to evaluate or sample; default: the newest.'
+  'step', None, 'Checkpoint to evaluate, sample or export; default: the newest.'
 )
 _OUT = flags.DEFINE_string(
   'out', None, 'PNG to write; default <workdir>/sample.png.'
@@ -345,6 +346,8 @@ def main(argv: list[str]) -> None:
 
   if _MODE.value == 'eval':
     inference.evaluate(config, workdir, _STEP.value)
+  elif _MODE.value == 'export':
+    inference.export_params(config, workdir, _STEP.value)
   else:
     inference.sample(
       config,

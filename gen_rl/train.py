@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import io
-import json
 import pathlib
-import re
 import shlex
 import signal
 import statistics
@@ -16,13 +14,13 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from gen_rl import (
   assemble,
   build,
   checkpoint,
   checks,
+  export,
   metrics,
   report,
   results,
@@ -33,9 +31,8 @@ from gen_rl import (
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
-from gen_rl.models import lora, weights
 from gen_rl.rewards import combine, evaluate, outcomes
-from gen_rl.types import Params, Policy
+from gen_rl.types import Params
 from gen_rl.utils import hosts, image, progress, rng, system, tree, words
 
 
@@ -151,11 +148,14 @@ def _run(
   judges = {k: v for k, v in models.items() if k not in built.monitors}
   origin = tree.checksum((base, judges))
   origins = origin, tree.checksum((base, models))  # as releases before had it
+  frozen = tree.checksum(state.frozen['policy'])
   state = layout.put(state)
-  # What is frozen was made here, and is the run's if its origin is.
-  restored = checkpoint.restore_latest(
-    manager, state, config.to_dict(), given=['frozen']
-  )
+  # What never moves was made here, and is the run's if its origin is.
+  given = [
+    'frozen',
+    *(f'refs/{name}' for name in assemble.still_copies(config)),
+  ]
+  restored = checkpoint.restore_latest(manager, state, config.to_dict(), given)
   elapsed_before, first_metric, most_memory = 0.0, None, 0
   labels, silence, idle = combine.weights(built.rewards or {}), {}, {}
   if restored:
@@ -182,8 +182,17 @@ def _run(
   before = None
   if start >= config.steps:
     before = hosts.from_first(lambda: run_folder.finished(workdir, start))
+  averaged = 'ema' if config.ema else 'params'
   if before:
     checkpoint.close(manager)
+    if config.export and hosts.from_first(
+      lambda: not export.target(config, workdir, built.policy).exists()
+    ):
+      params = train_state.full_params(layout.near(state), averaged)
+      path = export.write(
+        config, workdir, built.policy, params, start, before['trained']
+      )
+      line.note(f'Exported: {path}')
     if primary:
       print(results.table(before))
       print(
@@ -193,7 +202,6 @@ def _run(
     return before
 
   evaluate_params, eval_batch = assemble.make_evaluator(config, built, layout)
-  averaged = 'ema' if config.ema else 'params'
   key = rng.training_key(config.seed)
   if not on_host:
     with layout.scope():
@@ -220,12 +228,15 @@ def _run(
     extra = dict(
       data=batches.get_state(),
       origin=origin,
+      frozen=frozen,
       wall_seconds=wall(),
       seconds_to_first_metric=first_metric,
       peak_rss_bytes=memory(),
       silence=silence,
     )
-    checkpoint.save(manager, int(state.step), state, config.to_dict(), extra)
+    checkpoint.save(
+      manager, int(state.step), state, config.to_dict(), extra, given=given
+    )
 
   kl_from_base = None
   if config.rollout.name == 'policy':
@@ -368,7 +379,14 @@ def _run(
       base_result = evaluate_params(placed(base))
     stop_if_asked(config.steps)
     if config.export:
-      export(config, workdir, trained, trained_result, built.policy)
+      export.write(
+        config,
+        workdir,
+        built.policy,
+        trained,
+        config.steps,
+        trained_result.summary(),
+      )
 
   environment = system.environment()
   result = dict(
@@ -422,44 +440,3 @@ def median_speed(workdir: str) -> float | None:
   history = report.read_history(workdir)
   speeds = [line[name] for line in history if line.get(name)]
   return statistics.median(speeds) if speeds else None
-
-
-def export(
-  config: ml_collections.ConfigDict,
-  workdir: str,
-  params: Params,
-  result: evaluate_lib.Evaluation,
-  policy: Policy,
-) -> None:
-  """Writes the averaged parameters to `workdir`/<config.export>.safetensors.
-
-  Adapters are merged into the kernels they belong to. As float16, half
-  the bytes; `initial_params` reads them back as float32. Of a released network
-  a folder of that name is written, for diffusers: its adapters, where nothing
-  else was trained, or the whole network.
-  """
-  facts = dict(
-    config=config.name,
-    steps=str(config.steps),
-    seed=str(config.seed),
-    heldout=json.dumps(result.summary()),
-  )
-  params = hosts.fetch(params)
-  if policy.save:
-    trained, _ = tree.split(params, config.trainable)
-    if not all(re.search(lora.TRAINABLE, name) for name in tree.named(trained)):
-      params = lora.merge(params)
-    if jax.process_index() == 0:
-      policy.save(f'{workdir}/{config.export}', params)
-    return
-  params = lora.merge(params)
-  half = jax.tree.map(_half, params)
-  if jax.process_index() == 0:
-    weights.save(f'{workdir}/{config.export}.safetensors', half, facts)
-
-
-def _half(x: Any) -> np.ndarray:
-  """As float16; as it is where it holds larger numbers."""
-  with np.errstate(over='ignore'):
-    out = np.asarray(x, np.float16)
-  return out if weights.finite(out) else np.asarray(x)

@@ -1,4 +1,8 @@
-"""All that training changes, as one pytree: what a checkpoint holds."""
+"""All that an update sees, as one pytree.
+
+A checkpoint holds what moves: neither `frozen` nor copies that stay as they
+began, which are made anew from the config.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -17,8 +17,9 @@ from gen_rl import (
   sharding,
 )
 from gen_rl import evaluate as evaluate_lib
+from gen_rl.models import weights
 from gen_rl.policies import ode
-from gen_rl.utils import image, rng
+from gen_rl.utils import image, rng, tree
 from gen_rl.worlds import grammar, shapes
 
 
@@ -40,7 +41,7 @@ def _params(policy, value):
   return jax.tree.map(lambda s: np.full(s.shape, value, s.dtype), like)
 
 
-def _checkpoint(workdir, config, values):
+def _checkpoint(workdir, config, values, given=(), extra=()):
   """Saves {step: (trained, ema, frozen)}, each a number for its leaves."""
   built = assemble.setup(config)
   _, tx, advantage = assemble.make_step(config, built, sharding.one_device())
@@ -57,7 +58,9 @@ def _checkpoint(workdir, config, values):
       params=full(state.params, trained),
       refs={k: full(v, ema) for k, v in state.refs.items()},
     )
-    checkpoint.save(with_manager, step, state, config.to_dict(), {})
+    checkpoint.save(
+      with_manager, step, state, config.to_dict(), dict(extra), given=given
+    )
   checkpoint.close(with_manager)
 
 
@@ -108,6 +111,42 @@ def test_frozen_parameters_come_with_the_trained_ones(tmp_path, policy):
   assert jax.tree.structure(loaded.params) == jax.tree.structure(
     _params(policy, 0)
   )
+
+
+def test_what_was_not_trained_is_made_as_the_run_made_it(tmp_path, policy):
+  config = _config(trainable='text')
+  base = assemble.initial_params(config, policy)
+  trained, frozen = tree.split(base, config.trainable)
+  extra = dict(frozen=tree.checksum(frozen))
+  _checkpoint(tmp_path, config, {1: (1, 2, 9)}, ['frozen', 'refs/ref'], extra)
+  config.seed = 5  # of the noise of samples
+  loaded = inference.load_params(config, str(tmp_path), policy)
+  twos = jax.tree.map(lambda x: jnp.full_like(x, 2), trained)
+  assert tree.equal(loaded.params, tree.merge(twos, frozen))
+  # a run that began from other parameters than the config names now
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(assemble, 'initial_params', lambda *_: _params(policy, 3))
+    with pytest.raises(checkpoint.CheckpointError, match='began from others'):
+      inference.load_params(config, str(tmp_path), policy)
+
+  # neither prompts nor rewards are needed, and may be gone
+  config.data.prompts = dict(name='txt', path=str(tmp_path / 'gone.txt'))
+  config.rewards.pick = dict(
+    name='pickscore', folder=str(tmp_path / 'gone'), weight=1.0
+  )
+  with pytest.raises((OSError, ValueError), match='gone'):
+    assemble.setup(config)
+  with pytest.raises(build.ConfigError, match='--config.export=NAME'):
+    inference.export_params(config, str(tmp_path))
+  config.export = 'final'
+  path = inference.export_params(config, str(tmp_path), step=1)
+  assert path == tmp_path / 'final.safetensors'
+  like = jax.eval_shape(policy.init, jax.random.key(0))
+  back, facts = weights.load(path, like, cast=True)
+  expected = jax.tree.map(lambda x: np.float16(x), loaded.params)
+  assert _same(back, expected) and facts['steps'] == '1'
+  with pytest.raises(checkpoint.CheckpointError, match='nothing to export'):
+    inference.export_params(config, str(tmp_path / 'empty'))
 
 
 def test_without_a_checkpoint_the_initial_parameters(
@@ -221,7 +260,7 @@ def painter(monkeypatch):
   monkeypatch.setattr(
     assemble,
     'setup',
-    lambda c: setup(c)._replace(sampler=sampler, segments=segments),
+    lambda c, **k: setup(c, **k)._replace(sampler=sampler, segments=segments),
   )
   monkeypatch.setattr(
     assemble, 'initial_params', lambda _, policy: _params(policy, 0)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  checkpoint_format,
   run_folder,
   sharding,
   train,
@@ -178,6 +180,19 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
   assert again['samples_per_second'] > 0
   assert f'--config.steps={2 * config.steps}' in capsys.readouterr().out
   assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json*')}
+  # but what is asked for afterwards is written
+  config.export = 'final'
+  train.train_and_evaluate(config, str(tmp_path))
+  assert (tmp_path / 'final.safetensors').exists()
+  assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json*')}
+  # a checkpoint holds what moves, and nothing else
+  meta = checkpoint_format.read_meta(
+    epath.Path(tmp_path / 'checkpoints'), config.steps
+  )
+  assert {name.partition('/')[0] for name in meta['types']} == {
+    'step', 'params', 'opt_state', 'refs', 'skipped', 'skipped_in_a_row'
+  }  # fmt: skip
+  assert not any(name.startswith('refs/ref/') for name in meta['types'])
   # killed as it wrote its last files: these are made up for
   (tmp_path / 'report.html').unlink()
   (tmp_path / 'result.json').write_text('{"steps": ')

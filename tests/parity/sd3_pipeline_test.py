@@ -1,14 +1,12 @@
 """The pipeline of Stable Diffusion 3: from a folder, through our samplers."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import sd3_flow_grpo
-from gen_rl import assemble, build, train
+from gen_rl import assemble, build, export, train
 from gen_rl.data import feeds
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.models import lora, mmdit_files, peft, t5
@@ -193,8 +191,7 @@ def test_a_run_goes_on_from_adapters(config, sampled, tmp_path):
   c.trainable = r'(_lora_[ab]|/proj_out/kernel)$'
   c.export = 'whole'
   leaves['net/proj_out/kernel'] = leaves['net/proj_out/kernel'] + 0.1
-  result = types.SimpleNamespace(summary=dict)
-  train.export(c, str(tmp_path), tree.nest(leaves), result, built.policy)
+  export.write(c, tmp_path, built.policy, tree.nest(leaves), steps=1)
   model = diffusers.SD3Transformer2DModel.from_pretrained(
     tmp_path / 'whole' / 'transformer'
   )
