@@ -29,7 +29,6 @@ from gen_rl import (
   train,
   train_state,
 )
-from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.utils import progress, rng, system
@@ -85,11 +84,7 @@ def vmapped_runs(
   keys = jnp.stack([rng.training_key(c.seed) for c in configs])
   rows = config.data.prompts_per_step * config.data.group_size
   averaged = 'ema' if config.ema else 'params'
-  kl_from_base = None
-  if config.rollout.name == 'policy':
-    kl_from_base = evaluate_lib.kl_from_base(
-      built.all_decisions, eval_batch, config.eval.samples, config.eval.seed
-    )
+  kl_from_base = assemble.make_kl_from_base(config, built, eval_batch)
 
   def train_step(state, batch, key):
     state, experience, collected = step.collect(state, batch, key)

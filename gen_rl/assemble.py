@@ -13,6 +13,7 @@ from gen_rl import (
   advantages,
   aggregate,
   build,
+  chunks,
   minibatch,
   models,
   objectives,
@@ -353,8 +354,38 @@ def make_evaluator(
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
+    chunk=_rows(config) // config.rollout_chunks,
   )
   return run, batch
+
+
+def make_kl_from_base(
+  config: ml_collections.ConfigDict,
+  built: Setup,
+  batch: pipeline.Batch,
+  layout: sharding.Layout | None = None,
+) -> chunks.Evaluator | None:
+  """(params, base) -> nats a sample on `batch`; None where nothing is sampled.
+
+  As many rows at a time as a step samples or learns from, whichever are fewer.
+  """
+  if config.rollout.name != 'policy':
+    return None
+  parts = max(config.rollout_chunks, config.updates * config.microbatches)
+  return evaluate_lib.kl_from_base(
+    built.all_decisions,
+    batch,
+    config.eval.samples,
+    config.eval.seed,
+    built.view,
+    layout,
+    chunk=_rows(config) // parts,
+  )
+
+
+def _rows(config: ml_collections.ConfigDict) -> int:
+  """Samples of a step."""
+  return config.data.prompts_per_step * config.data.group_size
 
 
 def make_layout(

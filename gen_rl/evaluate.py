@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl import distributions, sharding
+from gen_rl import chunks, distributions, sharding
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, outcomes
@@ -176,7 +176,8 @@ def sampled(
   view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   speak: Callable[[np.ndarray], list[str]] | None = None,
   layout: sharding.Layout | None = None,
-) -> Callable[[Params], Evaluation]:
+  chunk: int = 0,
+) -> chunks.Evaluator:
   """An evaluation of parameters on fixed prompts and noise.
 
   Args:
@@ -196,6 +197,10 @@ def sampled(
     view: what the policy is shown, see `rollout.make_rows`.
     speak: token ids [b k] -> b texts, for policies of tokens.
     layout: splits the samples; None: all on one device.
+    chunk: samples drawn and scored at a time, see `chunks.places`.
+
+  Returns:
+    params -> Evaluation.
   """
   used = dict(gold=gold, proxy=proxy or {}, monitor=dict(monitors or {}))
   scored, on_host = {}, {}
@@ -205,11 +210,11 @@ def sampled(
   verdict = bool(gold) and combine.combine(gold).verdict
 
   @jax.jit
-  def run(params: Params, prompts, reward_params):
+  def run(params: Params, reward_params, prompts):
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
-    rows = _split(rows, layout)
+    rows = layout.rows(rows) if layout else rows
     media = policy.decode(params, sampler(params, rows))
     inputs = RewardInputs(media, rows.info, samples)
     keys = rng.stream_keys(rows.keys, 'reward')
@@ -219,15 +224,13 @@ def sampled(
       for kind, named in scored.items()
     }
     seen = None if view is None else rows.media
-    return inputs, seen, outs, whole, diversity(media, samples)
+    return media, rows.info, seen, outs, whole, diversity(media, samples)
 
-  def evaluate_params(params: Params) -> Evaluation:
-    reward_params = {k: combine.params(named) for k, named in scored.items()}
-    inputs, seen, outs, whole, spread = hosts.fetch(
-      run(params, dict(batch), reward_params)
-    )
-    media = inputs.media
-    seen_on_host = inputs._replace(**(asked or {}))
+  reward_params = {k: combine.params(named) for k, named in scored.items()}
+
+  def summed(found) -> Evaluation:
+    media, info, seen, outs, whole, spread = found
+    seen_on_host = RewardInputs(media, info, samples)._replace(**(asked or {}))
     for kind, named in on_host.items():
       if named:
         outs[kind] |= hosts.from_first(
@@ -252,8 +255,7 @@ def sampled(
     means = {}
     for label, (monitor, _) in used['monitor'].items():
       seen_by = outs['monitor'][label]
-      rows = outcomes.scored(seen_by)
-      means[label] = _mean(seen_by.score, rows, monitor.verdict)
+      means[label] = _mean(*_for(seen_by, seen_by.score), monitor.verdict)
       invalid[f'monitor/{label}'] = int((~seen_by.valid).sum())
     if weights:
       trained = jax.device_get(combine.merge(outs['proxy'], weights))
@@ -264,9 +266,11 @@ def sampled(
         proxy=_mean(trained.score, trained.valid),
       )
     names = _part_names(out.parts, gold, means)
-    parts = {
-      short: _mean(out.parts[name], out.valid) for name, short in names.items()
-    }
+    parts = {}
+    for label in combine.weights(gold):
+      one = outcomes.checked(label, outs['gold'][label], len(whole))
+      for name, part in one.parts.items():
+        parts[names[f'{label}/{name}']] = _mean(*_for(one, part))
     result = result._replace(parts=parts, monitors=means, invalid=invalid)
     if speak and np.issubdtype(media.dtype, np.integer):
       shape = result.media.shape
@@ -274,7 +278,17 @@ def sampled(
       result = result._replace(said=speak(media), seen=seen)
     return result
 
-  return evaluate_params
+  chunked = chunks.evaluator(run, batch, samples, chunk, layout)
+  return chunks.Evaluator(
+    lambda params: summed(chunked.call(params, reward_params)),
+    lambda params: chunked.trace(params, reward_params),
+  )
+
+
+def _for(out: RewardOut, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Values [b] and whether they are valid, of the rows a reward is for."""
+  applies = slice(None) if out.applies is None else np.asarray(out.applies)
+  return np.asarray(x)[applies], np.asarray(out.valid)[applies]
 
 
 def _part_names(
@@ -301,7 +315,8 @@ def labelled(
   samples: int,
   seed: int,
   layout: sharding.Layout | None = None,
-) -> Callable[[Params], Evaluation]:
+  chunk: int = 0,
+) -> chunks.Evaluator:
   """How often a policy's labels of fixed data are right.
 
   Args:
@@ -312,7 +327,8 @@ def labelled(
     tasks: their task labels, or empty.
     samples: n pictures per prompt.
     seed: of the pictures.
-    layout: see `sampled`.
+    layout: as the next one, see `sampled`.
+    chunk: see `sampled`.
 
   Raises:
     ConfigError: the policy predicts no labels, or there is no data.
@@ -329,24 +345,20 @@ def labelled(
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32)
     )
-    data, cond = encode(_split(rows, layout))
+    data, cond = encode(layout.rows(rows) if layout else rows)
     media = policy.decode(params, data)
     correct = policy.correct(params, data, cond).astype(jnp.float32)
     return media, correct, diversity(media, samples)
 
-  def evaluate_params(params: Params) -> Evaluation:
-    media, correct, spread = hosts.fetch(run(params, dict(batch)))
+  def summed(found) -> Evaluation:
+    media, correct, spread = found
     out = RewardOut(correct, {}, np.ones(correct.shape, bool))
     return _evaluation(media, out, True, spread, texts, tasks)
 
-  return evaluate_params
-
-
-def _split(rows: Rows, layout: sharding.Layout | None) -> Rows:
-  """Rows over all devices, where their number allows."""
-  if layout is None or rows.group.shape[0] % layout.row_shards:
-    return rows
-  return layout.rows(rows)
+  chunked = chunks.evaluator(run, batch, samples, chunk, layout)
+  return chunks.Evaluator(
+    lambda params: summed(chunked.call(params)), chunked.trace
+  )
 
 
 def _mean(score: np.ndarray, valid: np.ndarray, verdict: bool = False) -> float:
@@ -385,11 +397,16 @@ def kl_from_base(
   seed: int,
   view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   layout: sharding.Layout | None = None,
-) -> Callable[[Params, Params], float]:
+  chunk: int = 0,
+) -> chunks.Evaluator:
   """Mean KL(policy || base) of a sample, in nats; needs decisions to compare.
 
   Both see the states the first one visits. The event's dimensions are summed
-  here whatever the policy's log-prob does.
+  here whatever the policy's log-prob does. Samples of which it is no number
+  are left out; NaN where it is of none.
+
+  Returns:
+    (params, base) -> a float.
   """
 
   @jax.jit
@@ -397,10 +414,16 @@ def kl_from_base(
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
-    rows = _split(rows, layout)
+    rows = layout.rows(rows) if layout else rows
     traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
     p, q = policy.dist(params, traj), policy.dist(base, traj)
     p, q = distributions.joint(p), distributions.joint(q)
-    return (p.kl(q) * traj.mask).sum(-1).mean()
+    return jnp.where(traj.mask > 0, p.kl(q), 0.0).sum(-1)
 
-  return lambda params, base: float(run(params, base, dict(batch)))
+  def mean(kl: np.ndarray) -> float:
+    return _mean(kl, ~np.isnan(kl))
+
+  chunked = chunks.evaluator(run, batch, samples, chunk, layout)
+  return chunks.Evaluator(
+    lambda params, base: mean(chunked.call(params, base)), chunked.trace
+  )

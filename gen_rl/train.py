@@ -238,16 +238,7 @@ def _run(
       manager, int(state.step), state, config.to_dict(), extra, given=given
     )
 
-  kl_from_base = None
-  if config.rollout.name == 'policy':
-    kl_from_base = evaluate_lib.kl_from_base(
-      built.all_decisions,
-      eval_batch,
-      config.eval.samples,
-      config.eval.seed,
-      built.view,
-      layout,
-    )
+  kl_from_base = assemble.make_kl_from_base(config, built, eval_batch, layout)
 
   def run_eval(
     at: int, params: Params

@@ -102,7 +102,7 @@ def gold(spoil=False, verdict=True):
   return Reward('even', jnp.float32(0), score, verdict=verdict)
 
 
-def evaluator(seed=1, proxy=True, **kwargs):
+def evaluator(seed=1, proxy=True, chunk=0, **kwargs):
   return evaluate.sampled(
     POLICY,
     ode.sampler(NET, 3),
@@ -113,6 +113,7 @@ def evaluator(seed=1, proxy=True, **kwargs):
     dict(color=(testing.color_reward(), 2.0)) if proxy else None,
     samples=3,
     seed=seed,
+    chunk=chunk,
   )
 
 
@@ -189,6 +190,12 @@ def test_evaluation_is_repeatable_and_its_numbers_are_means():
     'eval/strict/x', 'eval/strict/y', 'eval/invalid', 'eval/invalid/proxy',
   }  # fmt: skip
   assert a.summary()['strict_per_task'] == a.strict_per_task
+  # In chunks of three prompts, of which the last holds one and two again.
+  parts = evaluator(chunk=9)(params)
+  np.testing.assert_allclose(parts.media, a.media, atol=1e-6)
+  np.testing.assert_array_equal(parts.gold, a.gold)
+  assert parts.proxy == pytest.approx(a.proxy, rel=1e-5)
+  assert parts.diversity == pytest.approx(a.diversity, rel=1e-5)
   other = evaluator(seed=2)(params)
   assert np.abs(other.media - a.media).max() > 0.01
 
@@ -308,7 +315,7 @@ def test_kl_from_base():
   policy = denoising.denoising(net, steps=4, noise=level, event='mean')
   both = compose.compose(said, policy, length=2, end=5)
   words = said.init(KEY)
-  got = evaluate.kl_from_base(both, PROMPTS, 2, seed=0)(
+  got = evaluate.kl_from_base(both, PROMPTS, 2, seed=0, chunk=6)(
     *(dict(first=words, second=jnp.float32(v)) for v in (0.3, 0.1))
   )
   assert got == pytest.approx(expected, rel=1e-4)
