@@ -77,10 +77,16 @@ def setup(
   running, judged = use == 'run', use != 'sample'
   source = build.build(prompts, config.data.prompts) if running else None
   tokenizer = build.build(tokenizers, config.tokenizer)
+  # The released networks' configs may say which id is padding to them.
+  padding = {} if 'pad' in config.model else dict(pad=tokenizer.pad_id)
   net = build.build(
-    models, config.model, vocab=tokenizer.size, length=config.data.length
+    models,
+    config.model,
+    vocab=tokenizer.size,
+    length=config.data.length,
+    **padding,
   )
-  end = dict(end=tokenizer.end_id)
+  end = dict(end=tokenizer.end_id, pad=tokenizer.pad_id)
   policy = build.build(policies, config.policy, net=net, **end)
   all_decisions = build.build(
     policies, _all_decisions(config.policy), net=net, **end
@@ -281,7 +287,7 @@ def param_shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
 
 def encoder(
   config: ml_collections.ConfigDict,
-  end: int | None,
+  tokenizer: tokenizers.Tokenizer,
   changes: Mapping | None = None,
 ):
   """What turns rows into (data, cond); None where the policy samples."""
@@ -291,7 +297,8 @@ def encoder(
     pictures,
     {**config.rollout, **(changes or {})},
     group_size=config.data.group_size,
-    end=end,
+    end=tokenizer.end_id,
+    pad=tokenizer.pad_id,
   )
 
 
@@ -340,7 +347,7 @@ def make_evaluator(
     config.eval.name,
     policy=built.policy,
     sampler=built.sampler,
-    encode=encoder(config, built.tokenizer.end_id, config.eval.rollout),
+    encode=encoder(config, built.tokenizer, config.eval.rollout),
     batch=batch,
     texts=texts,
     tasks=tasks,
@@ -427,7 +434,7 @@ def make_step(
     for spec in config.objective.values()
     if build.weight(spec)
   )
-  encode = encoder(config, built.tokenizer.end_id)
+  encode = encoder(config, built.tokenizer)
   rollout = encode and rollout_lib.data_rollout(encode, built.policy.compress)
   unit = group_size if whole_groups else 1
   if errors := row_errors(config, layout.row_shards, unit):

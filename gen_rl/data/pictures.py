@@ -176,11 +176,12 @@ def prompt_pairs(group_size: int, caption_noise: float = 0.0) -> Encode:
   return encode
 
 
-def answers(end: int | None) -> Encode:
+def answers(end: int | None, pad: int = PAD) -> Encode:
   """What is right to say, and the end token, in place of pictures: [b a+1].
 
   Args:
     end: id of the end token.
+    pad: id behind it.
   """
   if end is None:
     raise ConfigError(
@@ -195,9 +196,10 @@ def answers(end: int | None) -> Encode:
         'data.prompts.name="shapes_questions"'
       )
     answer = jnp.pad(rows.info['answer'], ((0, 0), (0, 1)))
-    length = (answer != PAD).sum(1, keepdims=True)
+    length = (rows.info['answer'] >= 0).sum(1, keepdims=True)
     place = jnp.arange(answer.shape[1])
-    return jnp.where(place == length, end, answer), rows.cond
+    said = jnp.where(place < length, answer, pad)
+    return jnp.where(place == length, end, said), rows.cond
 
   return encode
 

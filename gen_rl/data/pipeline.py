@@ -100,10 +100,11 @@ def gather(
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
     the source has any, info "wrong_tokens" [P K length] where it has false
-    texts, and info "answer" [P answer_length], without an end token, where it
-    has answers; with a reader info has what judges read, see `Reader`, and
-    with embed there is "cond", {name: [P ...]}. Only numeric info is in the
-    batch; the rest is found by `source.by_id(prompt_id)`.
+    texts, and info "answer" [P answer_length], without an end token and
+    padded with -1, where it has answers; with a reader info has what judges
+    read, see `Reader`, and with embed there is "cond", {name: [P ...]}. Only
+    numeric info is in the batch; the rest is found by
+    `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
   texts = [str(source.texts[i]) for i in rows]

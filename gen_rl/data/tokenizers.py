@@ -28,6 +28,7 @@ from gen_rl.utils.words import few
 from gen_rl.worlds import grammar, mixture, questions
 
 PAD, UNK, END = '<pad>', '<unk>', '<end>'
+NONE = -1  # in rows of ids, where there is no token
 
 
 class Tokenizer(NamedTuple):
@@ -91,17 +92,25 @@ def _rows(
 def encode_answers(
   tokenizer: Tokenizer, texts: Sequence[str], length: int
 ) -> np.ndarray:
-  """What a model should say, without an end token: ids, int32 [n length].
+  """What a model should say: ids, int32 [n length], padded with NONE.
+
+  Without an end token, and without what a tokenizer puts around every text.
 
   Raises:
     ValueError: an answer is empty, or longer.
   """
-  longest = max((len(text.encode()) for text in texts), default=0) + 1
-  out = np.full((len(texts), length), tokenizer.pad_id, np.int32)
-  for text, row, ids in zip(
-    texts, out, tokenizer.encode(texts, longest + 1), strict=True
-  ):
-    ids = ids[ids != tokenizer.pad_id]
+  longest = max((len(text.encode()) for text in texts), default=0) + 8
+  around, *rows = (
+    [int(i) for i in ids if i != tokenizer.pad_id]
+    for ids in tokenizer.encode(['', *texts], longest)
+  )
+  out = np.full((len(texts), length), NONE, np.int32)
+  for text, row, ids in zip(texts, out, rows, strict=True):
+    before = 0
+    while before < len(around) and ids[before : before + 1] == [around[before]]:
+      before += 1
+    behind = len(around) - before
+    ids = ids[before : len(ids) - behind]
     if not 0 < len(ids) <= length:
       raise ValueError(
         f'the answer {text!r} has {len(ids)} tokens; data.answer_length is '

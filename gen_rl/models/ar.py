@@ -30,6 +30,7 @@ class AR(lm.Model):
   vocab: int
   codes: int
   grid: tuple[int, int]
+  pad: int = PAD
 
   def setup(self):
     shape = self.decoder.shape
@@ -52,7 +53,7 @@ class AR(lm.Model):
     x = self.words(tokens)
     begin = (self.begin + self.place(jnp.zeros(1, jnp.int32)))[None]
     begin = jnp.broadcast_to(begin, (len(x), 1, x.shape[-1]))
-    visible = lm.visible_tokens(tokens)
+    visible = lm.visible_tokens(tokens, self.pad)
     seen = jnp.ones((len(x), 1), bool)
     x = jnp.concatenate([x, begin], 1).astype(self.decoder.shape.dtype)
     return x, jnp.concatenate([visible, seen], 1)
@@ -84,6 +85,7 @@ def ar_image(
   scan: bool = False,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
+  pad: int = PAD,
 ) -> TokenNet:
   """An image model: cond is dict(tokens [b l]), actions are codes.
 
@@ -105,6 +107,7 @@ def ar_image(
     scan: see `lm.lm`.
     remat: see `lm.lm`.
     dtype: see `lm.lm`.
+    pad: id of padding in prompts.
 
   Raises:
     ValueError: sizes that do not fit each other, naming them.
@@ -113,10 +116,10 @@ def ar_image(
     'ar_image', width, heads, kv_heads, mlp, head_dim, dtype, layers=layers,
     theta=theta, qk_norm=qk_norm, bias=bias, eps=eps, scan=scan, remat=remat,
   )  # fmt: skip
-  module = AR(decoder_lib.Decoder(shape), vocab, codes, tuple(grid))
+  module = AR(decoder_lib.Decoder(shape), vocab, codes, tuple(grid), pad)
 
   def null(cond: PyTree) -> PyTree:
-    return {**cond, 'tokens': jnp.full_like(cond['tokens'], PAD)}
+    return {**cond, 'tokens': jnp.full_like(cond['tokens'], pad)}
 
-  cond = dict(tokens=jnp.full((1, length), PAD, jnp.int32))
+  cond = dict(tokens=jnp.full((1, length), pad, jnp.int32))
   return lm.as_net(module, codes, cond, null, AXES)

@@ -126,12 +126,15 @@ class DiT(nn.Module):
   scan: bool = False
   remat: str = 'none'
   dtype: Any = jnp.float32
+  pad: int = PAD
 
   def setup(self):
     d, p = self.width, self.patch
     Dense = functools.partial(layers_lib.Dense, dtype=self.dtype)
     height, width, channels = self.image
-    self.text = TextEncoder(self.vocab, self.text_width, self.text_layers)
+    self.text = TextEncoder(
+      self.vocab, self.text_width, self.text_layers, pad=self.pad
+    )
     self.time1, self.time2, self.pooled = Dense(d), Dense(d), Dense(d)
     self.mod = Dense(6 * d, kernel_init=_ZERO)
     self.embed = Dense(d)
@@ -208,6 +211,7 @@ def dit(
   scan: bool = False,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
+  pad: int = PAD,
 ) -> Net:
   """The transformer as a velocity network.
 
@@ -228,6 +232,7 @@ def dit(
     remat: what the backward pass computes anew, see `layers.rematerialized`.
     dtype: of the transformer's arithmetic; parameters and the division of (1)
       are float32.
+    pad: id of padding in prompts.
 
   Raises:
     ValueError: sizes that do not divide, naming them.
@@ -240,7 +245,7 @@ def dit(
     raise ValueError(f'dit: width={width} is not divisible by heads={heads}')
   module = DiT(
     width, layers, heads, mlp_ratio, tuple(image), patch, vocab, text_width,
-    text_layers, scan, remat, jnp.dtype(dtype),
+    text_layers, scan, remat, jnp.dtype(dtype), pad,
   )  # fmt: skip
 
   def init(key: Array) -> Params:
@@ -259,6 +264,6 @@ def dit(
     return (x - clean.astype(jnp.float32)) / divisor
 
   def null(cond: PyTree) -> PyTree:
-    return {**cond, 'tokens': jnp.full_like(cond['tokens'], PAD)}
+    return {**cond, 'tokens': jnp.full_like(cond['tokens'], pad)}
 
   return Net(init, apply, tuple(image), null, encode, AXES)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gen_rl.types import Array, Axes, Params, PyTree
 
-PAD = 0  # token id of padding
+PAD = 0  # token id of padding, where no tokenizer says another
 # What the dimensions of parameters of `TextEncoder` and of transformer blocks
 # are (sharding.logical_axes).
 AXES = (
@@ -242,6 +242,7 @@ class TextEncoder(nn.Module):
   width: int
   layers: int
   heads: int = 4
+  pad: int = PAD
 
   @nn.compact
   def __call__(self, tokens: Array) -> tuple[Array, Array]:
@@ -249,7 +250,7 @@ class TextEncoder(nn.Module):
     d, n = self.width, self.heads
     # The first position is always seen: an all-padding (null) prompt has no
     # other one.
-    mask = (tokens != PAD) | (jnp.arange(length) == 0)
+    mask = (tokens != self.pad) | (jnp.arange(length) == 0)
     x = nn.Embed(
       self.vocab, d, embedding_init=nn.initializers.normal(0.3), name='embed'
     )(tokens)

@@ -36,10 +36,13 @@ class MaskImage(nn.Module):
   text_width: int
   text_layers: int
   dtype: Any = jnp.float32
+  pad: int = PAD
 
   def setup(self):
     d = self.width
-    self.text = TextEncoder(self.vocab, self.text_width, self.text_layers)
+    self.text = TextEncoder(
+      self.vocab, self.text_width, self.text_layers, pad=self.pad
+    )
     self.project = Dense(d, dtype=self.dtype)
     self.table = nn.Embed(self.codes, d)
     self.masked = self.param('masked', _SMALL, (1, d))
@@ -77,6 +80,7 @@ def mask_image(
   text_width: int = 96,
   text_layers: int = 2,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
+  pad: int = PAD,
 ) -> MaskNet:
   """A masked image model: cond is dict(tokens [b l]).
 
@@ -91,6 +95,7 @@ def mask_image(
     text_width: width of the text encoder.
     text_layers: its layers.
     dtype: of the blocks' arithmetic; parameters and logits are float32.
+    pad: id of padding in prompts.
 
   Raises:
     ValueError: a width that the heads do not divide; when called, prompts of
@@ -102,7 +107,7 @@ def mask_image(
     )
   module = MaskImage(
     codes, width, layers, heads, vocab, text_width, text_layers,
-    jnp.dtype(dtype),
+    jnp.dtype(dtype), pad,
   )  # fmt: skip
   n = grid[0] * grid[1]
 
@@ -123,6 +128,6 @@ def mask_image(
     return module.apply({'params': params}, codes, prompt, method='fill')
 
   def null(cond: PyTree) -> PyTree:
-    return {**cond, 'tokens': jnp.full_like(cond['tokens'], PAD)}
+    return {**cond, 'tokens': jnp.full_like(cond['tokens'], pad)}
 
   return MaskNet(init, codes, n, apply, null, encode, AXES)

@@ -57,7 +57,11 @@ class Pair(NamedTuple):
 
 
 def continued(
-  prompt: Array, said: Array, length: int, end: int | None = None
+  prompt: Array,
+  said: Array,
+  length: int,
+  end: int | None = None,
+  pad: int = PAD,
 ) -> Array:
   """Equation (2): prompts of the second policy, [b length] int32.
 
@@ -69,16 +73,18 @@ def continued(
     said: [b k] int.
     length: of the result.
     end: id of the token that ends what is said; None: all of it counts.
+    pad: id of padding, which no network sees.
   """
   both = jnp.concatenate([prompt, said], 1).astype(jnp.int32)
   kept = chosen(said, end)
   if end is not None:
     kept &= said != end
   real = jnp.concatenate([jnp.ones(prompt.shape, bool), kept], 1)
-  both = jnp.where(real, both, PAD)
-  order = jnp.argsort(both == PAD, axis=1, stable=True)
+  both = jnp.where(real, both, pad)
+  order = jnp.argsort(both == pad, axis=1, stable=True)
   both = jnp.take_along_axis(both, order, 1)[:, :length]
-  return jnp.pad(both, ((0, 0), (0, length - both.shape[1])))
+  room = ((0, 0), (0, length - both.shape[1]))
+  return jnp.pad(both, room, constant_values=pad)
 
 
 def _axes_within(name: str, axes: Axes) -> Axes:
@@ -104,6 +110,7 @@ def compose(
   length: int,
   end: int | None = None,
   keep_prompt: bool = True,
+  pad: int = PAD,
 ) -> types.Policy:
   """The first policy, then the second given what the first said.
 
@@ -117,6 +124,7 @@ def compose(
     end: the first's end token.
     keep_prompt: False: the second sees what was said alone (a prompt enhancer),
       and a null prompt where nothing was.
+    pad: id of padding.
 
   Raises:
     ConfigError: a length below 1; when called, a first policy whose actions
@@ -137,7 +145,7 @@ def compose(
     """Cond of the second policy."""
     prompt = cond['tokens'] if keep_prompt else cond['tokens'][:, :0]
     rest = {k: v for k, v in cond.items() if k != 'forced'}
-    return {**rest, 'tokens': continued(prompt, said, length, end)}
+    return {**rest, 'tokens': continued(prompt, said, length, end, pad)}
 
   def follow(rows: Rows, said: Array) -> Rows:
     """Rows of the second policy, which draws numbers of its own."""
@@ -232,6 +240,7 @@ def text_then_image(
   length: int,
   end: int | None = None,
   keep_prompt: bool = True,
+  pad: int = PAD,
 ) -> Policy:
   """`compose` from specs: the config's model says text, another one pictures.
 
@@ -246,15 +255,18 @@ def text_then_image(
     length: tokens of the second's prompts, see `continued`.
     end: id of the tokenizer's end token.
     keep_prompt: see `compose`.
+    pad: the tokenizer's id of padding.
 
   Raises:
     ConfigError: as of `compose`; an unknown name or key in a spec.
   """
-  shown = build.build(models, model, vocab=net.vocab, length=length)
+  own = {} if 'pad' in model else dict(pad=pad)
+  shown = build.build(models, model, vocab=net.vocab, length=length, **own)
   return compose(
-    build.build(policies, first, net=net, end=end),
+    build.build(policies, first, net=net, end=end, pad=pad),
     build.build(policies, second, net=shown),
     length,
     end,
     keep_prompt,
+    pad,
   )

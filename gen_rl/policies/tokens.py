@@ -109,6 +109,7 @@ def tokens(
   null_prob: float = 0.0,
   drop_truncated: bool = False,
   greedy_first: bool = False,
+  pad: int = PAD,
 ) -> Policy:
   """A policy that says tokens. Log-probs are of single tokens.
 
@@ -125,6 +126,7 @@ def tokens(
     null_prob: share of rows that lose their prompt in `nll`, for guidance.
     drop_truncated: rows without an end token are not trained.
     greedy_first: the first row of a group has no chance and is not trained.
+    pad: id that fills a row behind its end; said before, it is a token.
 
   Raises:
     ConfigError: numbers out of range, or no end token to drop rows by.
@@ -172,7 +174,7 @@ def tokens(
         given = forced[:, i]
         token = jnp.where(given >= 0, given, token)
         mask &= given < 0
-      token = jnp.where(alive, token, PAD).astype(jnp.int32)
+      token = jnp.where(alive, token, pad).astype(jnp.int32)
       kept = g if score == 'guided' else logits[0] / temperature
       log_prob = Categorical(kept[:, None]).log_prob(token[:, None])[:, 0]
       new = token, jnp.where(mask, log_prob, 0.0), mask.astype(jnp.float32)

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from gen_rl import build, rewards
 from gen_rl.build import ConfigError
-from gen_rl.models.layers import PAD
 from gen_rl.rewards import token_rows
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 
@@ -72,7 +71,7 @@ def length_gate(
 
   def gate(out: RewardOut, inputs: RewardInputs) -> RewardOut:
     n, _ = token_rows.lengths(token_rows.completions(inputs), end)
-    m = (token_rows.answers(inputs) != PAD).sum(1)
+    m = token_rows.sizes(token_rows.answers(inputs))
     ratio = (n / jnp.maximum(m, 1)).astype(jnp.float32)
     inside = (low <= ratio) & (ratio <= high)
     parts = dict(length_ratio=ratio, in_band=inside.astype(jnp.float32))

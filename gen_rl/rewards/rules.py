@@ -1,10 +1,10 @@
 r"""Rules: verifiable rewards of what a token policy wrote.
 
-A completion is a row of token ids [k], its end token included, padded with 0
+A completion is a row of token ids [k], its end token included, whatever stands
 behind it; its length n is the number of ids before the end token. A row with
 no end token within k is truncated: n = k. The answer of a row is
-`info['answer']` [b a] int32, ids without an end token, padded with 0; m of them
-count. Content is the whole completion or, with `tags=(begin, close)`, what
+`info['answer']` [b a] int32, ids without an end token, padded with -1; m of
+them count. Content is the whole completion or, with `tags=(begin, close)`, what
 stands between the first `begin` and the first `close` behind it.
 
   (1) exact_match    1 if the completion is the answer and then ends
@@ -23,7 +23,7 @@ What cannot be read is a wrong answer, 0: a rule is exact, and a policy that
 writes nonsense is to learn of it. A row whose prompt has no answer, or one that
 is not of the kind the rule compares with, is not valid.
 
-Ids are those of the policy's vocabulary and never 0: of a word,
+Ids are those of the policy's vocabulary: of a word,
 `tokenizer.encode([word], 1)[0, 0]`. Everything is jittable.
 """
 
@@ -32,7 +32,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
-from gen_rl.models.layers import PAD
 from gen_rl.rewards import token_rows
 from gen_rl.types import Reward
 
@@ -120,7 +119,7 @@ def choice_accuracy(
     chosen = jnp.take_along_axis(tokens, first, 1)[:, 0]
     named = is_choice.any(1)
     possible = jnp.isin(answer[:, 0], jnp.asarray(choices))
-    only = (answer != PAD).sum(1) == 1
+    only = token_rows.sizes(answer) == 1
     right = named & (chosen == answer[:, 0])
     return right, possible & only, dict(named=named)
 
@@ -174,7 +173,7 @@ def iou(
     box, found = token_rows.numbers(
       tokens, token_rows.inside(tokens, n, tags), base, size, 4
     )
-    true, given = token_rows.numbers(answer, answer != PAD, base, size, 4)
+    true, given = token_rows.numbers(answer, answer >= 0, base, size, 4)
     box, true = box.astype(jnp.float32), true.astype(jnp.float32)
     overlap = jnp.where(found == 4, token_rows.box_iou(box, true), 0.0)
     real = (given == 4) & (true[:, 2:] > true[:, :2]).all(1)
@@ -208,7 +207,7 @@ def count_error(
     said, found = token_rows.numbers(
       tokens, token_rows.inside(tokens, n, tags), base, size, 1
     )
-    true, given = token_rows.numbers(answer, answer != PAD, base, size, 1)
+    true, given = token_rows.numbers(answer, answer >= 0, base, size, 1)
     said, true, parsed = said[:, 0], true[:, 0], found > 0
     value = 1.0 - jnp.abs(said - true) / jnp.maximum(true, 1)
     value = jnp.where(parsed, jnp.maximum(value, 0.0), 0.0)

@@ -1,8 +1,10 @@
 """Reading rows of token ids, for rewards: where they end, what they say.
 
-A completion is a row of ids [k], its end token included, padded with 0 behind
-it. Its length n is the number of ids before the end token; without one (and
-without padding, then) the row was cut off: n = k.
+A completion is a row of ids [k], its end token included, whatever stands behind
+it: padding is the tokenizer's, and an id of padding that was said is a token
+like others. Its length n is the number of ids before the end token; without one
+the row was cut off: n = k. Answers are padded with NONE, which is no token of
+any vocabulary (`tokenizers.encode_answers`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 import numpy as np
 
 from gen_rl.build import ConfigError
-from gen_rl.models.layers import PAD
+from gen_rl.data.tokenizers import NONE
 from gen_rl.types import Array, Params, RewardInputs, RewardOut
 
 
@@ -21,11 +23,15 @@ def lengths(
   tokens: Int[Array, 'b k'], end: int
 ) -> tuple[Int32[Array, ' b'], Bool[Array, ' b']]:
   """(n, is there an end token?); n is at most k."""
-  stops = (tokens == end) | (tokens == PAD)
-  first = jnp.argmax(stops, 1)
-  n = jnp.where(stops.any(1), first, tokens.shape[1]).astype(jnp.int32)
-  at_stop = jnp.take_along_axis(tokens, first[:, None], 1)[:, 0]
-  return n, at_stop == end
+  ends = tokens == end
+  finished = ends.any(1)
+  n = jnp.where(finished, jnp.argmax(ends, 1), tokens.shape[1])
+  return n.astype(jnp.int32), finished
+
+
+def sizes(answer: Int[Array, 'b a']) -> Int32[Array, ' b']:
+  """m, the ids of an answer."""
+  return (answer >= 0).sum(1, dtype=jnp.int32)
 
 
 def span(
@@ -69,7 +75,7 @@ def matches(
   answer: Int[Array, 'b a'],
 ) -> Bool[Array, ' b']:
   """Is tokens[start:stop] the answer, with nothing missing and nothing more?"""
-  place, m = jnp.arange(answer.shape[1]), (answer != PAD).sum(1)
+  place, m = jnp.arange(answer.shape[1]), sizes(answer)
   at = jnp.minimum(start[:, None] + place, tokens.shape[1] - 1)
   same = jnp.take_along_axis(tokens, at, 1) == answer
   return (same | (place >= m[:, None])).all(1) & (stop - start == m)
@@ -159,8 +165,8 @@ def check_ids(**ids: int | Sequence[int]) -> None:
   """
   flat = [i for x in ids.values() for i in (x if np.ndim(x) else (x,))]
   named = ', '.join(f'{name}={x}' for name, x in ids.items())
-  if not all(isinstance(i, int | np.integer) and i > PAD for i in flat):
-    raise ConfigError(f'{named}: token ids are whole numbers above {PAD}')
+  if not all(isinstance(i, int | np.integer) and i >= 0 for i in flat):
+    raise ConfigError(f'{named}: token ids are whole numbers from 0 on')
   if len(set(flat)) < len(flat):
     raise ConfigError(f'{named}: every one of these needs an id of its own')
 
@@ -203,7 +209,7 @@ def answers(inputs: RewardInputs) -> Int[Array, 'b a']:
   answer = inputs.info['answer']
   if answer.ndim != 2 or not jnp.issubdtype(answer.dtype, jnp.integer):
     raise ConfigError(
-      "info['answer'] must be token ids [b a], padded with 0; it is "
+      f"info['answer'] must be token ids [b a], padded with {NONE}; it is "
       f'{answer.dtype} of shape {answer.shape}'
     )
   return answer
@@ -211,7 +217,7 @@ def answers(inputs: RewardInputs) -> Int[Array, 'b a']:
 
 def comparable(answer: Int[Array, 'b a'], end: int) -> Bool[Array, ' b']:
   """Is there an answer, which no end token makes impossible to give?"""
-  return (answer[:, 0] != PAD) & ~(answer == end).any(1)
+  return (answer[:, 0] >= 0) & ~(answer == end).any(1)
 
 
 def scorer(

@@ -175,3 +175,21 @@ def test_imports_stay_light():
     [sys.executable, '-c', code], capture_output=True, text=True
   )
   assert done.stderr.strip() == ''
+
+
+@pytest.mark.parametrize('around', [[], [1], [1, 2], [2]])
+def test_answers_are_without_what_stands_around_every_text(around):
+  ids = dict(a=5, b=0)
+  first, last = around[:1] if 1 in around else [], [2] if 2 in around else []
+  encode = lambda texts, length, truncate=False: tokenizers._rows(
+    texts, [[*first, *map(ids.get, t.split()), *last] for t in texts],
+    length, 7, truncate,
+  )  # fmt: skip
+  vocabulary = tokenizers.Tokenizer(
+    encode, None, lambda t: 0, 9, 7, -1, None, 2
+  )
+  answers = tokenizers.encode_answers(vocabulary, ['a b', 'b'], 3)
+  assert answers.tolist() == [[5, 0, -1], [0, -1, -1]]
+  for text, length in (('a b', 1), ('', 3)):
+    with pytest.raises(ValueError, match=f'{text!r} has . tokens'):
+      tokenizers.encode_answers(vocabulary, [text], length)

@@ -14,7 +14,7 @@ from gen_rl.distributions import Categorical, decision_keys
 from gen_rl.types import Policy, Trajectory
 
 END, V, K, PROMPTS = 1, 5, 4, 3
-ANSWERS = np.array([[2, 0, 0], [3, 4, 0], [4, 2, 3]], np.int32)
+ANSWERS = np.array([[2, -1, -1], [3, 4, -1], [4, 2, 3]], np.int32)
 
 
 def table_policy():

@@ -41,6 +41,11 @@ def test_second_prompts_by_hand():
     [1, 2, 3, 4, 4, 4, 0],
     [4, 0, 0, 0, 0, 0, 0],
   ]
+  # The same of a tokenizer whose id 0 is a word and whose padding is 9.
+  other = lambda x: jnp.where(x == 0, 9, jnp.where(x == 6, 0, x))
+  found = compose_lib.continued(other(prompt), said, 7, END, 9)
+  same = compose_lib.continued(prompt, said, 7, END)
+  np.testing.assert_array_equal(found, other(same))
   # What does not fit is cut off; without an end token all of it is said.
   assert compose_lib.continued(prompt, said, 4, None).tolist() == [
     [7, 6, 1, 2], [3, END, 4, 0], [1, 2, 3, 4], [4, END, 1, 2],

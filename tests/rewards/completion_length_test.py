@@ -63,7 +63,7 @@ def test_gate():
   # what is right stays in the band, and not beyond it
   narrow = spec | dict(reward=tell, low=1.5)
   np.testing.assert_array_equal(scored(narrow, rows_of(4), answer[:1]).score, 0)
-  out = scored(spec, rows_of(4, 4), [[5, 5, 5, 5], [0, 0, 0, 0]])
+  out = scored(spec, rows_of(4, 4), [[5] * 4, [-1] * 4])
   np.testing.assert_array_equal(out.valid, [True, False])
 
 
@@ -95,7 +95,7 @@ def test_a_wrapped_reward_that_fails_stays_invalid():
   [
     (dict(name='length_shaping', longest=4, buffer=5, end=9), 'buffer <= lon'),
     (dict(name='length_shaping', longest=4, buffer=0, end=9), '0 < buffer'),
-    (dict(name='length_gate', reward='ranked', end=0), 'above 0'),
+    (dict(name='length_gate', reward='ranked', end=-1), 'from 0 on'),
     (
       dict(name='length_gate', reward='ranked', end=9, low=3.0),
       'low=3.0, high=2.0',

@@ -18,8 +18,8 @@ END, THINK, THOUGHT, BEGIN, CLOSE = 9, 1, 2, 3, 4
 BASE = 100  # the id of the number 0
 
 
-def padded(rows, width):
-  out = np.zeros((len(rows), width), np.int32)
+def padded(rows, width, pad=0):
+  out = np.full((len(rows), width), pad, np.int32)
   for i, row in enumerate(rows):
     out[i, : len(row)] = row
   return jnp.asarray(out)
@@ -29,7 +29,7 @@ def scored(spec, rows, answers=None, width=6, **info):
   """(scores, valid, parts) of completions, through jit."""
   reward = build.build(rewards, spec)
   if answers is not None:
-    info['answer'] = padded(answers, 4)
+    info['answer'] = padded(answers, 4, tokenizers.NONE)
   media = padded(rows, width)
   out = jax.jit(
     lambda media, info: reward.score(
@@ -310,6 +310,32 @@ def test_rows_without_an_answer_are_not_valid():
     np.testing.assert_array_equal(valid, [False, True, False])
 
 
+@pytest.mark.parametrize('pad', [0, 7, END, 151643])
+def test_ids_of_padding_are_what_the_tokenizer_says(pad):
+  """Id 0 is "!", and padding may be the end token, or have been said."""
+  yes, bang = 5, 0
+  ids = {'yes': yes, '!': bang}
+  encode = lambda texts, length, truncate=False: tokenizers._rows(
+    texts, [[ids[w] for w in t.split()] for t in texts], length, pad, truncate
+  )
+  vocabulary = tokenizers.Tokenizer(
+    encode, None, lambda t: 0, 9, pad, -1, None, END
+  )
+  texts = ['yes !', 'yes'] if pad else ['yes', 'yes']
+  answer = jnp.asarray(tokenizers.encode_answers(vocabulary, texts, 3))
+  said = [[yes, bang, END], [yes, END]] if pad else [[yes, END]] * 2
+  wrong = [[yes, pad, END], [yes, END]] if pad == 7 else said
+  for rows, right in ((said, [1, 1]), (wrong, [int(wrong is said), 1])):
+    inputs = RewardInputs(padded(rows, 6, pad), dict(answer=answer), 1)
+    exact = rules.exact_match(END)
+    out = exact.score((), inputs, None)
+    assert out.score.tolist() == right and out.valid.all()
+  tagged = rules.tagged_answer(BEGIN, CLOSE, END)
+  rows = [[8, bang, BEGIN, *row[:-1], CLOSE, END] for row in said]
+  inputs = RewardInputs(padded(rows, 9, pad), dict(answer=answer), 1)
+  assert tagged.score((), inputs, None).score.tolist() == [1, 1]
+
+
 def test_a_missing_answer_is_named():
   for spec in (
     dict(name='exact_match', end=END),
@@ -333,7 +359,7 @@ def test_pictures_are_no_tokens():
 @pytest.mark.parametrize(
   'spec, match',
   [
-    (dict(name='exact_match', end=0), 'above 0'),
+    (dict(name='exact_match', end=-1), 'from 0 on'),
     (dict(name='exact_match', end=1.5), 'whole numbers'),
     (dict(name='tagged_answer', begin=3, close=3, end=9), 'id of its own'),
     (dict(name='choice_accuracy', choices=(5, 9), end=9), 'id of its own'),
@@ -344,7 +370,7 @@ def test_pictures_are_no_tokens():
     (dict(name='iou', base=5, size=10, end=9), 'id 9 is a number'),
     (dict(name='iou', base=5, size=0, end=9), 'at least one number'),
     (dict(name='iou', base=5, size=3, end=9, threshold=50), 'in \\[0, 1\\]'),
-    (dict(name='count_error', base=0, size=4, end=9), 'above 0'),
+    (dict(name='count_error', base=-1, size=4, end=9), 'from 0 on'),
     (dict(name='tag_format', tags=(1, 2, 3), end=9), 'pairs'),
     (dict(name='tag_format', tags=(1, 9), end=9), 'id of its own'),
     (
