@@ -35,9 +35,10 @@ differs, and why:
 
 Features of prompts are computed once each, and --config.data.embed.cache keeps
 them in a folder between runs. Nothing was measured with released weights: this
-project has only had drawn ones. A plan (gen_rl.plan) says 15.3 of 16 GiB for
+project has only had drawn ones. A plan (gen_rl.plan) said 15.3 of 16 GiB for
 each of 16 chips of v5e, with --config.microbatches=36
---config.rollout_chunks=36.
+--config.rollout_chunks=36, when guidance was differentiated through one half
+only; it has not been planned since.
 
 Variants, joined by commas:
   pickscore   reward: PickScore, judged by HPS v2.1 (the default)
