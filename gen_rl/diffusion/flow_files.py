@@ -91,6 +91,7 @@ def _shift_of(scheduler: Mapping[str, Any]) -> str:
 
 def read(folder: str) -> tuple[str, dict[str, Any]] | None:
   """(folder, what the file holds) of a pipeline, or None if it has no such."""
+  folder = os.path.expanduser(folder)
   if os.path.isdir(folder) and not os.path.isdir(os.path.join(folder, _PART)):
     return None
   at = folders.locate(folder, _PART)

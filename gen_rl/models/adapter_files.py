@@ -98,7 +98,7 @@ def read(
       compute, halves of adapters, sizes that do not fit, or numbers that are
       not finite; in one sentence that names a few.
   """
-  path = _file(os.fspath(path))
+  path = _file(os.path.expanduser(os.fspath(path)))
   tensors, header = _tensors(path)
   said = _said(path, header, tensors, part)
   names = {name.replace('.', '_'): name for name in modules}

@@ -52,7 +52,7 @@ def locate(
     WeightsError: no such folder; a file; an id that cannot be had, with the
       reason.
   """
-  name = os.fspath(name)
+  name = os.path.expanduser(os.fspath(name))
   if os.path.isfile(name):
     raise WeightsError(
       f'{name} is a file, and the folder of a model is wanted; a checkpoint in '

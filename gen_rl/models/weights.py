@@ -74,7 +74,7 @@ def find(path: str) -> str:
     WeightsError: the path of another folder in place of a name.
   """
   if not path.startswith('asset:'):
-    return path
+    return os.path.expanduser(path)
   name = path.removeprefix('asset:')
   if not re.fullmatch(r'\w[\w.-]*', name):
     raise WeightsError(f'{path} is no asset: {name!r} is no name of a file.')

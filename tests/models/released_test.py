@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import released
+from gen_rl.models import released, weights
 from gen_rl.models.weights import WeightsError
 from gen_rl.utils import tree
 
@@ -113,7 +113,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from gen_rl import sharding
-from gen_rl.models import released
+from gen_rl.models import released, weights
 
 like = {'conv': {'kernel': np.empty((3, 1, 4, 6), np.float32)}}
 mesh = sharding.make_mesh(data=1, fsdp=2)
@@ -225,6 +225,13 @@ def test_a_file_in_place_of_a_folder(tmp_path):
   path.write_bytes(b'x')
   with pytest.raises(WeightsError, match=r'is a file.*from_single_file'):
     released.locate(path, 'transformer')
+
+
+def test_folders_of_a_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'sd3' / 'vae').mkdir(parents=True)
+  assert released.locate('~/sd3', 'vae') == str(tmp_path / 'sd3' / 'vae')
+  assert weights.find('~/x.safetensors') == str(tmp_path / 'x.safetensors')
 
 
 STEM = 'diffusion_pytorch_model'
@@ -349,7 +356,7 @@ _MEMORY = """
 import re
 import sys
 import numpy as np
-from gen_rl.models import released
+from gen_rl.models import released, weights
 
 def peak():  # of this program alone, KiB
   text = open('/proc/self/status').read()

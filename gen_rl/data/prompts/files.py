@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.data import columns, text_files
+from gen_rl.data import array_files, columns, text_files
 from gen_rl.data.prompts.source import Prompts
 from gen_rl.rewards import geneval as geneval_lib
 from gen_rl.rewards import ocr
+from gen_rl.utils.words import few
 from gen_rl.worlds import grammar
 
 
@@ -255,31 +256,48 @@ def pairs(path: str) -> Prompts:
     FileNotFoundError: no such file.
     ValueError: not such a file, saying what it lacks.
   """
-  path = os.path.expanduser(os.fspath(path))
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'file of pairs {path} does not exist')
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = dict(file)
-  except (ValueError, OSError) as e:
-    raise ValueError(f'file of pairs {path} is no .npz file: {e}') from None
-  missing = sorted({'prompt', 'preferred', 'other'} - set(arrays))
-  if missing:
+  file = array_files.Archive(path, 'file of pairs')
+  names = 'prompt', 'preferred', 'other'
+  if missing := sorted(set(names) - set(file.headers)):
     raise ValueError(
-      f'file of pairs {path} lacks {", ".join(missing)}; it has '
-      f'{", ".join(sorted(arrays)) or "nothing"}'
+      f'{file.where} lacks {", ".join(missing)}; it has '
+      f'{few(sorted(file.headers)) or "nothing"}'
     )
-  media = np.stack([arrays['preferred'], arrays['other']], 1)
-  texts = tuple(str(text) for text in arrays['prompt'])
-  if not texts or len(media) != len(texts) or media.ndim != 5:
+  prompt, one, two = (file.headers[name] for name in names)
+  if prompt.dtype.kind != 'U':
+    raise ValueError(f'{file.where}: prompt is no text but {prompt.dtype}')
+  if (
+    len(prompt.shape) != 1
+    or len(one.shape) != 4
+    or one.shape != two.shape
+    or one.shape[:1] != prompt.shape
+    or one.shape[-1] not in (1, 3)
+    or 0 in one.shape
+  ):
     raise ValueError(
-      f'file of pairs {path}: prompt [N], preferred and other [N h w c] are '
-      f'{arrays["prompt"].shape}, {arrays["preferred"].shape}, '
-      f'{arrays["other"].shape}'
+      f'{file.where}: prompt [N], preferred and other [N h w c], c of 1 or 3, '
+      f'are {prompt.shape}, {one.shape}, {two.shape}'
     )
+  known = one.dtype == np.uint8 or one.dtype.kind == 'f'
+  if one.dtype != two.dtype or not known:
+    raise ValueError(
+      f'{file.where}: preferred and other are {one.dtype} and {two.dtype}; '
+      'pictures are both uint8, or both floats in [0, 1]'
+    )
+  given, *both = file.read(names)
+  texts = tuple(map(str, given))
+  if blank := [i for i, text in enumerate(texts) if not text.strip()]:
+    raise ValueError(f'{file.where}: prompt is blank in row {few(blank)}')
+  for name, x in zip(names[1:], both, strict=True):
+    if one.dtype.kind == 'f' and not ((x >= 0) & (x <= 1)).all():
+      raise ValueError(
+        f'{file.where}: {name} has numbers that are not in [0, 1], from '
+        f'{x.min():g} to {x.max():g}'
+      )
+  media = np.stack(both, 1)
   scale = 255 if media.dtype == np.uint8 else 1
   return Prompts(
-    str(path),
+    os.path.expanduser(os.fspath(path)),
     texts,
     np.arange(len(texts), dtype=np.int32),
     media=media.astype(np.float32) / scale,
