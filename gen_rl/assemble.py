@@ -338,7 +338,7 @@ def make_evaluator(
   layout: sharding.Layout | None = None,
 ):
   """(params -> Evaluation, the batch of evaluation prompts)."""
-  batch, texts, tasks, asked = feeds.evaluation(config, built)
+  batch, texts, tasks, asked = feeds.evaluation_and_asked(config, built)
   reader = built.reader and built.reader.tokenizer
   bound = dict(end=built.tokenizer.end_id, reader=reader)
   gold = build.build_all(rewards, config.eval.gold, **bound)

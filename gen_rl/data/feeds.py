@@ -104,6 +104,16 @@ def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
 
 def evaluation(
   config: ml_collections.ConfigDict, built: Any
+) -> tuple[pipeline.Batch, list[str], list[str]]:
+  """The batch of evaluation prompts, its texts, its tasks or [].
+
+  See `evaluation_and_asked`.
+  """
+  return evaluation_and_asked(config, built)[:3]
+
+
+def evaluation_and_asked(
+  config: ml_collections.ConfigDict, built: Any
 ) -> tuple[pipeline.Batch, list[str], list[str], dict[str, Any]]:
   """The batch of evaluation prompts, its texts, its tasks or [], `asked`.
 
