@@ -17,8 +17,8 @@ def step(
   state: TrainState,
   real: PyTree,
   fake: PyTree,
-  valid: Array,
   keys: Array,
+  valid: Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step of every critic; the policy is not touched.
 
@@ -28,16 +28,16 @@ def step(
     state: with frozen parameters of the rewards.
     real: media [b ...] to learn from.
     fake: samples [b ...]; no gradient goes to the policy.
-    valid: bool [b]; the other rows, and those that are not finite, are left
-      out of the loss.
     keys: of the rows [b].
+    valid: [b] or for all; the other rows, and those that are not finite, are
+      left out of the loss.
 
   Returns:
     (state with new aux, {critic/<reward>: loss, critic/skipped: how many steps
     were not finite and left out}).
   """
   real, fake = jax.lax.stop_gradient((real, fake))
-  valid &= tree.finite_rows((real, fake), valid.shape[0])
+  valid = valid & tree.finite_rows((real, fake), keys.shape[0])
   real, fake = tree.zero_rows((real, fake), valid)
   aux, metrics, skipped = dict(state.aux), {}, jnp.zeros((), jnp.int32)
   for label, critic in critics.items():

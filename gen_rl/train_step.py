@@ -290,8 +290,8 @@ def make(
         state,
         real,
         inputs.media,
-        exp.rewards.valid,
         rows.keys,
+        exp.rewards.valid,
       )
       metrics = {**metrics, **trained}
     return state, exp, metrics
@@ -303,7 +303,9 @@ def make(
       return None
 
     def score(params, samples, info, keys):
-      inputs = RewardInputs(policy.decode(params, samples), info, group_size)
+      # Where groups are cut, every row is a group: a reward that reads a prompt
+      # once for its group must not read another's.
+      inputs = RewardInputs(policy.decode(params, samples), info, unit)
       outs = evaluate.evaluate(
         device_rewards, inputs, keys, reward_params(state)
       )

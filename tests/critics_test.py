@@ -103,13 +103,7 @@ def test_a_critic_step_that_is_not_finite_is_left_out():
   real = fake = jnp.ones((16, *testing.SHAPE))
   keys = jax.random.split(KEY, 16)
   new, log = critics.step(
-    dict(real=broken),
-    optax.sgd(0.1),
-    state,
-    real,
-    fake,
-    jnp.ones(16, bool),
-    keys,
+    dict(real=broken), optax.sgd(0.1), state, real, fake, keys
   )
   assert log['critic/skipped'] == 1
   assert tree.equal(new.aux, state.aux)
@@ -126,8 +120,8 @@ def test_rows_without_a_score_or_numbers_teach_a_critic_nothing():
     state,
     jnp.ones_like(fake),
     fake,
-    jnp.arange(16) != 5,
     jax.random.split(KEY, 16),
+    jnp.arange(16) != 5,
   )
   assert log['critic/skipped'] == 0
   assert float(log['critic/real']) == pytest.approx(2.0)  # 2 (0 - 1)^2
