@@ -59,11 +59,13 @@ def evaluator(
     return over(lambda prompts: run(*arguments, prompts), batch, at)
 
   def shape(x: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return x
     where = layout and layout.everywhere
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   def trace(*arguments: PyTree) -> Any:
-    return run.trace(*arguments, jax.tree.map(shape, take(batch, at[0])))
+    return run.trace(*jax.tree.map(shape, (*arguments, take(batch, at[0]))))
 
   return Evaluator(call, trace)
 

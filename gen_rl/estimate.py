@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl import assemble
+from gen_rl import assemble, train_state
 from gen_rl.data import embeddings, feeds
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
@@ -42,6 +42,8 @@ class Plan:
     temporary: bytes besides it, activations above all; None: did not fit.
     program: bytes of code.
     needed: bytes in all.
+    evaluation: bytes an evaluation needs beside the train state; None: not
+      planned, or the step does not fit.
     capacity: bytes there are; None: unknown.
     fits: None: unknown.
     error: the compiler's words where it refused.
@@ -66,6 +68,7 @@ class Plan:
   temporary: float | None
   program: float
   needed: float | None
+  evaluation: float | None
   capacity: float | None
   fits: bool | None
   error: str
@@ -144,23 +147,21 @@ def plan(
   devices: list[Any],
   chip: chips.Chip,
   changes: dict[str, Any] | None = None,
+  evaluation: bool = True,
 ) -> Plan:
-  """Compiles the step of a config for these devices.
+  """Compiles the step of a config for these devices, and its evaluation.
 
   Args:
     config: see configs/base.py; not changed.
     devices: of `chips.devices`.
     chip: what they are.
     changes: {'mesh.fsdp': 4, ...} on top of the config.
+    evaluation: False leaves it out, to save the time.
 
   Raises:
     ConfigError: what the config asks for cannot be built on these devices.
   """
-  config = config.copy_and_resolve_references()
-  with config.unlocked():  # keywords that only a signature has
-    for field, value in (changes or {}).items():
-      *parts, last = field.split('.')
-      functools.reduce(getattr, parts, config)[last] = value
+  config = _changed(config, changes or {})
   built, layout, step, state, batch, key = abstract(config, devices)
   parts = state_bytes(state)
   count = [
@@ -172,15 +173,8 @@ def plan(
     sampled = jax.jit(step.sample).trace(state, batch, key)
     rollout = flops.count(sampled.jaxpr)
     counted = [flops.count(p.jaxpr) for p in programs]
-    start, compiled, error = time.time(), [], ''
-    try:
-      for p in programs:
-        lowered = p.lower(lowering_platforms=(layout.platform,))
-        compiled.append(lowered.compile())
-    except jax.errors.JaxRuntimeError as refused:
-      error = str(refused)
-      if 'RESOURCE_EXHAUSTED' not in error and 'memory' not in error:
-        raise
+    start = time.time()
+    compiled, error = _compiled(programs, layout)
   operations = sum(c.flops for c in counted) / len(devices)
   moved = [] if error else _traffic(compiled)
   network = {
@@ -205,7 +199,7 @@ def plan(
   ):
     if rate and not error and (moved or name == 'compute'):
       seconds[name] = amount / rate
-  return Plan(
+  planned = Plan(
     changes=dict(changes or {}),
     mesh=dict(layout.mesh.shape),
     chip=chip.name,
@@ -217,6 +211,7 @@ def plan(
     temporary=temporary,
     program=program,
     needed=needed,
+    evaluation=None,
     capacity=capacity,
     fits=False if error else fits,
     error=error.splitlines()[0] if error else '',
@@ -230,6 +225,90 @@ def plan(
     seconds=seconds,
     compile_seconds=time.time() - start,
   )
+  if not evaluation:
+    return planned
+  return _with_evaluation(planned, config, built, layout, state)
+
+
+def with_evaluation(
+  planned: Plan, config: ml_collections.ConfigDict, devices: list[Any]
+) -> Plan:
+  """Adds what an evaluation needs to the plan of a step that may fit.
+
+  Args:
+    planned: without it.
+    config: that was planned, before the changes.
+    devices: that were planned for.
+  """
+  config = _changed(config, planned.changes)
+  built, layout, _, state, *_ = abstract(config, devices)
+  return _with_evaluation(planned, config, built, layout, state)
+
+
+def _changed(
+  config: ml_collections.ConfigDict, changes: dict[str, Any]
+) -> ml_collections.ConfigDict:
+  config = config.copy_and_resolve_references()
+  with config.unlocked():  # keywords that only a signature has
+    for field, value in changes.items():
+      *parts, last = field.split('.')
+      functools.reduce(getattr, parts, config)[last] = value
+  return config
+
+
+def _with_evaluation(planned, config, built, layout, state) -> Plan:
+  if planned.fits is False or planned.error:
+    return planned
+  start = time.time()
+  with layout.scope():
+    beside, error = _evaluation(config, built, layout, state)
+  needed, capacity = sum(planned.state.values()) + beside, planned.capacity
+  if error:
+    needed, capacity = _used(error, capacity)
+  unknown = needed is None or capacity is None
+  return dataclasses.replace(
+    planned,
+    evaluation=needed,
+    capacity=capacity,
+    fits=False if error else None if unknown else needed <= capacity,
+    error=f'in evaluation: {error.splitlines()[0]}' if error else '',
+    compile_seconds=planned.compile_seconds + time.time() - start,
+  )
+
+
+def _compiled(programs: list[Any], layout: Any) -> tuple[list[Any], str]:
+  """(compiled programs, why the compiler refused one for want of memory)."""
+  compiled = []
+  try:
+    for p in programs:
+      lowered = p.lower(lowering_platforms=(layout.platform,))
+      compiled.append(lowered.compile())
+  except jax.errors.JaxRuntimeError as refused:
+    error = str(refused)
+    if 'RESOURCE_EXHAUSTED' not in error and 'memory' not in error:
+      raise
+    return compiled, error
+  return compiled, ''
+
+
+def _evaluation(config, built, layout, state) -> tuple[float, str]:
+  """(bytes of an evaluation beside the train state, why it was refused)."""
+  blank = built.embed and embeddings.blank(built.embed)
+  built = built._replace(embed=blank)
+  evaluate, batch = assemble.make_evaluator(config, built, layout)
+  kl = assemble.make_kl_from_base(config, built, batch, layout)
+  params = train_state.full_params(state, 'ema' if config.ema else 'params')
+  params = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    params,
+    layout.params(params),
+  )
+  programs = [evaluate.trace(params)]
+  programs += [kl.trace(params, params)] if kl else []
+  compiled, error = _compiled(programs, layout)
+  held = sum(state_bytes(dict(params=params)).values())  # a part of the state
+  sizes = [_peak(c.memory_analysis()) - held for c in compiled]
+  return max(sizes, default=0.0), error
 
 
 def _programs(built, step, state, batch, key) -> list[Any]:

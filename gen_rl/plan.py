@@ -25,7 +25,7 @@ import ml_collections
 
 from gen_rl import build, models
 from gen_rl import main as main_lib
-from gen_rl.estimate import Plan, plan
+from gen_rl.estimate import Plan, plan, with_evaluation
 from gen_rl.utils import chips
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -112,6 +112,8 @@ def describe(p: Plan) -> str:
     lines.append(f'  {name:<34} {size / GIB:8.3f}')
   if p.needed is not None:
     lines.append(f'  {"all":<34} {p.needed / GIB:8.3f}')
+  if p.evaluation is not None:
+    lines.append(f'  {"all, in evaluation":<34} {p.evaluation / GIB:8.3f}')
   if p.capacity is not None:
     lines.append(f'  {"there is":<34} {p.capacity / GIB:8.3f}')
   verdict = {True: 'fits', False: 'DOES NOT FIT', None: 'fits? unknown'}
@@ -194,8 +196,9 @@ def run(config: ml_collections.ConfigDict, topology: str, sweep: bool) -> list:
     plans = []
     for changes in tried:
       print(f'trying {_words(changes)}', flush=True)
-      plans.append(plan(config, devices, chip, changes))
+      plans.append(plan(config, devices, chip, changes, evaluation=False))
     plans.sort(key=_rank)
+    plans[0] = with_evaluation(plans[0], config, devices)
     print(_table(plans), '\n\nthe best:\n', sep='')
     print(describe(plans[0]))
     return plans

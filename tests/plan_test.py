@@ -27,7 +27,8 @@ def on_tpu():
   pytest.importorskip('libtpu')
   devices, chip = chips.devices('v5e:2x2')
   changes = {'mesh.data': 1, 'mesh.fsdp': 4, 'data.prompts_per_step': 8}
-  return estimate.plan(_config(trainable=''), devices, chip, changes)
+  config = _config(trainable='')
+  return estimate.plan(config, devices, chip, changes, evaluation=False)
 
 
 def test_state_is_that_of_real_buffers():
@@ -97,7 +98,8 @@ def test_what_four_chips_hold_and_send(on_tpu):
 def test_operations_do_not_depend_on_the_cut(on_tpu):
   devices, chip = chips.devices('v5e:2x2')
   changes = {'mesh.data': 4, 'data.prompts_per_step': 16, 'microbatches': 1}
-  p = estimate.plan(_config(trainable=''), devices, chip, changes)
+  config = _config(trainable='')
+  p = estimate.plan(config, devices, chip, changes, evaluation=False)
   assert p.operations == pytest.approx(2 * on_tpu.operations, rel=0.01)
   assert p.network['all-gather'] < on_tpu.network['all-gather']
 
@@ -121,7 +123,7 @@ def test_a_program_that_cannot_be_read(monkeypatch):
 
   monkeypatch.setattr(estimate.hlo, 'traffic', unreadable)
   chip = chips.Chip('fast', 2**40, 1e12, 1e12, 1e12)
-  p = estimate.plan(_config(), jax.devices()[:1], chip)
+  p = estimate.plan(_config(), jax.devices()[:1], chip, evaluation=False)
   assert (
     p.fits and not p.read and p.seconds == dict(compute=p.operations / 1e12)
   )
@@ -157,7 +159,8 @@ def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
   monkeypatch.setattr(chips, 'devices', lambda _: (jax.devices()[:1], enough))
   monkeypatch.setattr(plan, 'plan', known)
   plans = plan.run(config, 'local', sweep=False)
-  assert plans[-1].fits and 'nothing' not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert plans[-1].fits and 'nothing' not in out
 
 
 def test_refused_by_the_compiler():
@@ -178,14 +181,15 @@ def test_sweep_ranks_what_fits(on_tpu, monkeypatch, capsys):
   # Two heads are not to be had in four parts, nor 8 rows in 16 microbatches.
   assert {c['mesh.tensor'] for c in plan.layouts(_config(), 4)} == {1}
 
-  def pretended(config, devices, chip, changes):
-    del config, devices, chip
+  def pretended(config, devices, chip, changes, evaluation):
+    del config, devices, chip, evaluation
     slow = changes['mesh.data'] + changes['microbatches']
     return dataclasses.replace(
       on_tpu, changes=changes, seconds=dict(compute=slow), fits=slow > 3
     )
 
   monkeypatch.setattr(plan, 'plan', pretended)
+  monkeypatch.setattr(plan, 'with_evaluation', lambda p, *_: p)
   plans = plan.run(_config(), 'v5e:1x2', sweep=True)
   assert [(p.fits, p.step_seconds) for p in plans] == [
     (True, 4), (True, 5), (True, 6), (False, 3),
@@ -200,6 +204,10 @@ def test_host_rewards_have_two_programs():
     _config('jpeg_host,tiny'), jax.devices()[:1], chips.devices('local')[1]
   )
   assert p.fits and p.operations > p.rollout_operations > 0
+  # The state stays while it is evaluated, beside the base for the KL.
+  base = p.state['parameters'] + p.state['frozen']
+  assert p.evaluation > sum(p.state.values()) + base
+  assert 'all, in evaluation' in plan.describe(p)
 
 
 def test_bad_input_is_one_sentence(tmp_path):

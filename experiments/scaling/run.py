@@ -46,7 +46,7 @@ def measure(arm: str, topology: str) -> rows_lib.Row:
   devices, chip = chips.devices(f'v5e:{topology}')
   config = importlib.import_module(f'configs.{name}').get_config(variant)
   changes = changes | {'data.prompts_per_step': prompts * len(devices)}
-  p = estimate.plan(config, devices, chip, changes)
+  p = estimate.plan(config, devices, chip, changes, evaluation=False)
   return dict(
     arm=arm, topology=f'v5e:{topology}', chips=p.chips,
     fits=p.fits, hbm_gib=p.needed / GIB, tflop=p.operations / 1e12,
