@@ -6,6 +6,7 @@ together; where attention matters, `dit` takes the place of the perceptron.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -54,6 +55,7 @@ def point_net(target: float) -> Net:
   return Net(lambda key: jnp.float32(0), apply, SHAPE, lambda c: c)
 
 
+@functools.cache  # of one net, `init` is one program
 def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
   """A velocity net on [b 4 4 3] for prompts of token ids below 8.
 
@@ -89,6 +91,7 @@ def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
   return Net(init, apply, SHAPE, null, axes=axes)
 
 
+@functools.cache
 def bigram(vocab: int = 6) -> TokenNet:
   """Next tokens follow from the one before and the prompt's first token.
 
@@ -125,6 +128,7 @@ def bigram(vocab: int = 6) -> TokenNet:
   return TokenNet(init, vocab, prefill, step, score, null, axes)
 
 
+@functools.cache
 def mask_table(vocab: int = 3, length: int = 4) -> MaskNet:
   """What fills a gap follows from its place, its left neighbour, the prompt.
 
@@ -158,6 +162,7 @@ def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
   return dict(tokens=tokens, prompt_id=ids, info=dict(channel=ids % 3))
 
 
+@functools.cache
 def dit(layers: int = 1, **options: Any) -> Net:
   """A transformer on [b 8 8 3], for `dit_batch`; options as of `models.dit`."""
   return dit_lib.dit(
@@ -319,7 +324,7 @@ def make_step(
     **kwargs,
   )
   state = train_state.create(
-    policy.init(jax.random.key(1)),
+    jax.jit(policy.init)(jax.random.key(1)),
     tx,
     advantage,
     trainable=trainable,

@@ -218,18 +218,19 @@ def test_noise_free_steps_and_dropped_rows_have_no_gradient(
 @pytest.mark.parametrize('scale', [1.0, 2.0])
 def test_float32_around_a_bfloat16_net(scale):
   net = testing.perceptron(dtype=jnp.bfloat16)
-  policy = testing.make_policy(net, guidance_scale=scale)
+  policy = testing.jitted(testing.make_policy(net, guidance_scale=scale))
   params = policy.init(KEY)
-  rows = rollout.make_rows(testing.batch(), 4, KEY, jnp.int32(0))
+  rows = jax.jit(lambda: rollout.make_rows(testing.batch(), 4, KEY, 0))()
   assert net.apply(params, jnp.ones((16, 4, 4, 3)), jnp.ones(16),
                    rows.cond).dtype == jnp.bfloat16  # fmt: skip
   traj = policy.rollout(params, rows, jnp.int32(0))
   floats = [traj.states, traj.actions, traj.times, traj.log_prob, traj.sample]
   dist = policy.dist(params, traj)
-  floats += [dist.mean, dist.std, dist.log_prob(traj.actions), dist.kl(dist)]
+  floats += [dist.mean, dist.std]
+  floats += jax.jit(lambda d, a: (d.log_prob(a), d.kl(d)))(dist, traj.actions)
   floats += [policy.nll(params, traj.sample, rows.cond, rows.keys)]
   floats += [policy.decode(params, traj.sample)]
-  floats += [ode.sampler(net, 3, 1.0, scale)(params, rows)]
+  floats += [jax.jit(ode.sampler(net, 3, 1.0, scale))(params, rows)]
   step, state = testing.make_step(policy, tx=optim.adamw(lr=1e-2))
   _, exp, _ = jax.jit(step.collect)(state, testing.batch(), KEY)
   floats += [exp.adv, exp.weight, exp.rewards.score]
