@@ -280,7 +280,7 @@ def test_one_device_equals_any_mesh(tmp_path):
 def test_a_sample_depends_on_seed_step_prompt_and_member_only(net):
   dit = net == 'dit'
   policy = testing.make_policy(testing.dit() if dit else None, window=2)
-  params = policy.init(KEY)
+  params = jax.jit(policy.init)(KEY)
   if dit:  # its last layers start at zero
     params = jax.tree.map(lambda p: p + 0.1, params)
 

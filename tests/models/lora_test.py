@@ -14,6 +14,7 @@ NET = testing.jitted(testing.dit())
 PROMPTS = dict(tokens=jnp.asarray(testing.dit_batch()['tokens']))
 
 
+@jax.jit
 def _params():
   params = NET.init(KEY)  # its last layers start at zero
 
@@ -131,10 +132,11 @@ def test_stacked_layers_have_an_adapter_each():
     want = np.float64(kernels[i]) + 2.0 * np.float64(a[i]) @ np.float64(b[i])
     np.testing.assert_allclose(merged[i], want, atol=1e-6)
   net = testing.dit(layers=2, scan=True)
-  params = lora.add(net.init(KEY), 'block', rank=2, alpha=4.0, key=KEY)
+  params = lora.add(jax.jit(net.init)(KEY), 'block', rank=2, alpha=4.0, key=KEY)
   params = _trained(params, 1)
   x = jax.random.normal(KEY, (4, *net.shape))
 
+  @jax.jit
   def velocity(params):
     prompt = net.encode(params, PROMPTS)
     return net.apply(params, x, jnp.full(4, 0.4), prompt)
