@@ -79,9 +79,7 @@ def load_params(
       does not fit the config.
     WeightsError: there is no checkpoint, and `config.init` cannot be read.
   """
-  folder = os.path.join(workdir, 'checkpoints')
-  if '://' not in folder:
-    folder = os.path.abspath(folder)
+  folder = _checkpoints(workdir)
   if step is None and not checkpoint.steps(folder):
     params = assemble.initial_params(config, policy)
     origin = config.init or config.released
@@ -120,6 +118,41 @@ def load_params(
   return Loaded(
     params, restored.step, f'{kind} of step {restored.step} in {folder}'
   )
+
+
+def _checkpoints(workdir: str) -> str:
+  folder = os.path.join(workdir, 'checkpoints')
+  return folder if '://' in folder else os.path.abspath(folder)
+
+
+def _critics(
+  rewards: combine.Weighted, workdir: str, step: int | None
+) -> dict[str, Params]:
+  """{label: (parameters, the critic's)} of the rewards that are trained.
+
+  Raises:
+    ConfigError: there are some, and no checkpoint that holds them.
+  """
+  critics = combine.critics(rewards)
+  if not critics:
+    return {}
+  if step is None:
+    raise ConfigError(
+      f'--best_of chooses by the reward {", ".join(critics)}, which is trained '
+      'with the policy, and there is no checkpoint that holds it; train first, '
+      f'or leave it out (--config.rewards.{next(iter(critics))}.weight=0)'
+    )
+  fields = {
+    f'aux/{label}/params': jax.eval_shape(critic.init, jax.random.key(0))
+    for label, critic in critics.items()
+  }
+  found = checkpoint.restore_params(
+    _checkpoints(workdir), fields, fields, step
+  ).state
+  return {
+    label: (rewards[label][0].params, found[f'aux/{label}/params'])
+    for label in critics
+  }
 
 
 def _frozen(
@@ -331,10 +364,13 @@ def sample(
   ) -> tuple[Array, Array | None, Array | None]:
     score = None
     if judge:
-      verify = search.verifier(built.policy, params, judge, reward_params)
-      found = search.best_of_n(
-        built.segments, params, verify, rows, best_of, chunk=256
+      verify = search.verifier(
+        built.policy, params, judge, reward_params, best_of
       )
+      found = search.best_of_n(
+        built.segments, params, verify, rows, best_of,
+        chunk=max(256 // best_of, 1) * best_of,
+      )  # fmt: skip
       latents, score = found.sample, found.score
     else:
       latents = built.sampler(params, rows)
@@ -345,7 +381,9 @@ def sample(
     _, strict = shapes_reward.judge(media, info)
     return media, strict & jnp.isfinite(media).all((1, 2, 3)), score
 
-  reward_params = judge.params if judge else ()
+  reward_params = ()
+  if judge:
+    reward_params = judge.params | _critics(device, workdir, loaded.step)
   media, correct, score = jax.device_get(
     draw(loaded.params, reward_params, rows)
   )

@@ -53,12 +53,26 @@ class Cut(NamedTuple):
 
 
 def verifier(
-  policy: Policy, params: Params, reward: Reward, reward_params: Params
+  policy: Policy,
+  params: Params,
+  reward: Reward,
+  reward_params: Params,
+  group_size: int = 1,
 ) -> Verifier:
-  """Decodes and scores; rows that are not valid score -inf."""
+  """Decodes and scores; rows that are not valid score -inf.
+
+  Args:
+    policy: as the next one, whose latents they are.
+    params: see policy.
+    reward: what scores.
+    reward_params: its parameters; of one that is trained, with the critic's.
+    group_size: candidates of a prompt that are scored side by side, for rewards
+      that compare them; chunks of a search have to hold them together.
+  """
 
   def verify(latents: Array, rows: Rows) -> Array:
-    inputs = RewardInputs(policy.decode(params, latents), rows.info, 1)
+    media = policy.decode(params, latents)
+    inputs = RewardInputs(media, rows.info, group_size)
     keys = rng.stream_keys(rows.keys, 'reward')
     out = reward.score(reward_params, inputs, keys)
     valid = out.valid & jnp.isfinite(out.score)

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import flow_grpo
+from configs import adv_grpo, flow_grpo
 from gen_rl import (
   assemble,
   build,
   checkpoint,
   inference,
+  search,
   sharding,
 )
 from gen_rl import evaluate as evaluate_lib
@@ -299,6 +300,28 @@ def test_best_of_needs_a_reward_that_can_judge(tmp_path, painter, capsys):
     inference.sample(host, *args, 2, best_of=2)
   with pytest.raises(build.ConfigError, match='--best_of'):
     inference.sample(_config(), *args, 2, best_of=0)
+
+
+def test_best_of_by_a_reward_that_is_trained(tmp_path, monkeypatch):
+  """It scores with what the checkpoint holds, all candidates side by side."""
+  config = adv_grpo.get_config('tiny')
+  args = str(tmp_path), 'a red circle', 1
+  with pytest.raises(build.ConfigError, match='no checkpoint that holds it'):
+    inference.sample(config, *args, best_of=3)
+  _checkpoint(tmp_path, config, {2: (0, 0, 0)})
+  seen = []
+
+  def verifier(policy, params, reward, reward_params, group_size):
+    seen.append((jax.tree.structure(reward_params['real']), group_size))
+    return plain(policy, params, reward, reward_params, group_size)
+
+  plain = search.verifier
+  monkeypatch.setattr(search, 'verifier', verifier)
+  found = inference.sample(config, *args, best_of=3)
+  assert found.media.shape == (1, 24, 24, 3)
+  reward = assemble.setup(config).rewards['real'][0]
+  head = jax.eval_shape(reward.critic.init, jax.random.key(0))
+  assert seen == [(jax.tree.structure((reward.params, head)), 3)]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,22 @@ def rows_of(inputs: RewardInputs) -> int:
   return len(jax.tree.leaves((inputs.media, dict(inputs.info)))[0])
 
 
+def given(label: str, reward: Reward, params: Params) -> Params:
+  """The parameters a reward is scored with, checked.
+
+  Raises:
+    ValueError: the reward is trained, and its critic's parameters are not among
+      them.
+  """
+  whole = isinstance(params, tuple) and len(params) == 2
+  if reward.critic is not None and not whole:
+    raise ValueError(
+      f'the reward {label!r} is trained with the policy: it scores with '
+      "(its parameters, its critic's), which a checkpoint holds"
+    )
+  return params
+
+
 def row_key(key: Array, label: str) -> Array:
   """The key(s) of one reward: does not depend on which others there are."""
   fold = lambda k: jax.random.fold_in(k, zlib.crc32(label.encode()))
@@ -169,7 +185,11 @@ def combine(rewards: Weighted) -> Reward:
     b = rows_of(inputs)
     outs = {
       label: outcomes.checked(
-        label, reward.score(params[label], inputs, row_key(key, label)), b
+        label,
+        reward.score(
+          given(label, reward, params[label]), inputs, row_key(key, label)
+        ),
+        b,
       )
       for label, (reward, _) in used.items()
     }

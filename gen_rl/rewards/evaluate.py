@@ -50,7 +50,11 @@ def evaluate(
   for label, (reward, weight) in rewards.items():
     if weight == 0:
       continue
-    out = reward.score(params[label], inputs, combine.row_key(key, label))
+    out = reward.score(
+      combine.given(label, reward, params[label]),
+      inputs,
+      combine.row_key(key, label),
+    )
     outs[label] = outcomes.checked(label, out, b)
   return outs
 

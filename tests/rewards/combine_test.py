@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl.rewards import combine
-from gen_rl.types import Reward, RewardInputs, RewardOut
+from gen_rl.types import Critic, Reward, RewardInputs, RewardOut
 
 KEY = jax.random.key(0)
 INPUTS = RewardInputs(np.full((4, 2, 2, 3), 0.5, np.float32), {}, 2)
@@ -191,3 +191,10 @@ def test_says_what_is_wrong():
     combine.split({'a': (a._replace(where='moon'), 1.0)})
   with pytest.raises(ValueError, match='do not match'):
     combine.merge({}, {'a': 1.0})
+
+
+def test_a_trained_reward_without_its_critic():
+  critic = Critic(lambda key: 0.0, lambda *_: 0.0)
+  reward = combine.combine({'real': (_const('a', [1] * 4, critic=critic), 1.0)})
+  with pytest.raises(ValueError, match="'real' is trained with the policy"):
+    reward.score(reward.params, INPUTS, KEY)
