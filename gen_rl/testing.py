@@ -267,7 +267,8 @@ def terms() -> dict[str, tuple[Objective, float]]:
   """
   made = {
     name: build.build(objectives, name, group_size=4)
-    for name in objectives.__all__
+    for name in build.names(objectives)
+    if name != 'of_segment'  # of policies that are made of two
   }
   # The published temperature is for nets whose errors change little.
   made |= {n: getattr(objectives, n)(4, beta=10.0) for n in ('dpo', 'kto')}

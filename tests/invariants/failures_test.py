@@ -80,6 +80,8 @@ def test_a_row_that_is_not_finite_changes_nothing_for_the_others():
   )
   assert log[0]['reward/invalid'] == 2 and log[0]['optim/skipped'] == 0
   testing.assert_close(state.params, want.params)
+  for one in (*log, *want_log):  # the rows are lost, not the reward's answers
+    del one['reward/color/invalid'], one['reward/color/scored']
   testing.assert_close(log, want_log)
 
 
