@@ -234,7 +234,7 @@ def fields() -> dict[str, Any]:
     samples=field(8, Count),  # per prompt
     # "ode": deterministic steps; "policy": as in training, noise included;
     # "greedy": the likeliest token at every place
-    sampler=field('ode', Literal['ode', 'policy', 'greedy']),
+    sampler='ode',
     steps=field(8, Count),  # denoising steps of the ode
     solver=field('euler', Literal['euler', 'dpm2']),  # of them
     seed=field(1234, Seed),  # of the initial noise

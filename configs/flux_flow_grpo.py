@@ -64,8 +64,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.policy.update(
     steps=6, shift=schedules.flux_shift(TOKENS), guidance_scale=1.0, noise=0.8,
     transition=dict(name='cps'), unit_log_prob=True, window=3, window_high=3,
-    grid=dict(name=''),
   )  # fmt: skip
+  c.policy.grid = config_dict.create(name='')
   # Rows of advantage 0 stay: they lower the mean over the others.
   c.advantage = dict(name='grpo', std='group', drop_zero=False)
   c.objective.pg.clip = 1e-5

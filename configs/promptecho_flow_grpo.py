@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.rewards.oracle.weight = 0.0
   c.data.reader = config_dict.create(
     tokenizer=dict(name='shapes_language'), length=16,
-    texts=dict(caption='{prompt}'),
+    texts=dict(caption='{prompt}'), truncate=False,
   )  # fmt: skip
   model = pretrain_vlm.model()
   if 'checklist' in variants:

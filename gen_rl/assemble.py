@@ -20,6 +20,7 @@ from gen_rl import (
   optim,
   policies,
   rewards,
+  schema,
   sharding,
   train_state,
   train_step,
@@ -57,6 +58,13 @@ class Setup(NamedTuple):
   embed: embeddings.Embed | None  # prompts as the network is given them
 
 
+# What is not built to search, and to sample.
+_UNUSED = dict(
+  search=('data.prompts', 'eval.prompts', 'monitors'),
+  sample=('data.prompts', 'eval', 'monitors', 'rewards'),
+)
+
+
 def setup(
   config: ml_collections.ConfigDict,
   own_rewards: combine.Weighted | None = None,
@@ -72,9 +80,11 @@ def setup(
       fields are None or empty.
 
   Raises:
-    ConfigError: an unknown name or key, listing the valid ones.
+    ConfigError: all that is wrong with its fields; else the first thing that
+      cannot be built.
   """
   running, judged = use == 'run', use != 'sample'
+  schema.check(config, () if running else _UNUSED[use])
   source = build.build(prompts, config.data.prompts) if running else None
   tokenizer = build.build(tokenizers, config.tokenizer)
   # The released networks' configs may say which id is padding to them.
@@ -128,8 +138,7 @@ def setup(
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  errors = build.field_errors(config)
-  errors += _drawn_errors(config) if judged else []
+  errors = _drawn_errors(config) if judged else []
   if config.eval.name == 'sampled' and config.eval.sampler not in offers:
     errors.append(
       f'config.eval.sampler is {config.eval.sampler!r}; the policy '
@@ -160,7 +169,7 @@ def setup(
       'reward with a weight'
     )
   if errors:
-    raise build.ConfigError(errors[0])
+    raise build.Mistakes(errors)
   monitors = {}
   if running:
     monitors = build.build_all(rewards, config.monitors, **bound)
@@ -227,7 +236,7 @@ def row_errors(
     config[k] for k in ('updates', 'microbatches', 'rollout_chunks')
   )
   if min(rows, updates, microbatches, chunks) < 1:
-    return []  # build.field_errors says so
+    return []  # `schema` says so
   found = (
     minibatch.geometry_error(rows, updates, microbatches, unit),
     sharding.rows_error(rows, shards, updates * microbatches),
@@ -438,7 +447,7 @@ def make_step(
   rollout = encode and rollout_lib.data_rollout(encode, built.policy.compress)
   unit = group_size if whole_groups else 1
   if errors := row_errors(config, layout.row_shards, unit):
-    raise build.ConfigError(errors[0])
+    raise build.Mistakes(errors)
   step = train_step.make(
     built.policy,
     {
@@ -473,18 +482,10 @@ def make_step(
 
 
 def parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of the copies of the parameters that objectives and EMA need.
-
-  An objective that compares with a copy takes its name as `ref` or `slow`.
-  """
-  names = {
-    build.argument(objectives, spec, key)
-    for spec in config.objective.values()
-    if build.weight(spec)
-    for key in ('ref', 'slow')
-  }
+  """Names of the copies of the parameters that objectives and EMA need."""
+  names = {*schema.copies_named(config).values()}
   names |= {*config.copies, config.behaviour}
-  names -= {None, 'ema', 'old', 'params'}
+  names -= {'ema', 'old', 'params'}
   return sorted(names) + (['ema'] if config.ema else [])
 
 

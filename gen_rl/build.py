@@ -9,18 +9,20 @@ what would have been right.
 """
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 import difflib
 import functools
 import importlib
 import importlib.util
 import inspect
 import math
+import os
 import pathlib
 import pkgutil
-import re
 import types
 from typing import Any
+
+from gen_rl import fields
 
 Spec = Mapping[str, Any] | str
 
@@ -31,6 +33,18 @@ OUTER_KEYS = ('weight',)
 
 class ConfigError(ValueError):
   """A config that cannot be right, said in one sentence for a person."""
+
+
+class Mistakes(ConfigError):
+  """Several sentences, `found`, or one."""
+
+  def __init__(self, found: Sequence[str]):
+    self.found = tuple(found)
+    listed = ''.join(f'\n  {i}. {text}' for i, text in enumerate(found, 1))
+    one = len(self.found) == 1
+    super().__init__(
+      found[0] if one else f'{len(found)} things are wrong:{listed}'
+    )
 
 
 def build(module: types.ModuleType, spec: Spec, **bound: Any) -> Any:
@@ -53,44 +67,100 @@ def build(module: types.ModuleType, spec: Spec, **bound: Any) -> Any:
     ConfigError: unknown name, unknown key, missing key.
   """
   kwargs = plain(spec) if not isinstance(spec, str) else {'name': spec}
+  wrong = mistakes(module, _without_outer(module, kwargs), bound)
+  if wrong:
+    raise ConfigError(wrong[0])
+  kwargs = _without_outer(module, kwargs)
+  function = find(module, kwargs.pop('name'))
+  accepted = {k: v for k, v in bound.items() if k in keywords(function)}
+  for key, value in accepted.items():
+    wanted = keywords(function)[key].annotation
+    ours = isinstance(wanted, type) and wanted.__module__.startswith('gen_rl.')
+    if ours and not isinstance(value, wanted):
+      raise ConfigError(
+        f'{function.__name__} in {module.__name__} takes a {wanted.__name__} '
+        f'as {key}, and the config gives a {type(value).__name__}'
+      )
+  return function(**accepted, **{k: _home(v) for k, v in kwargs.items()})
+
+
+def mistakes(
+  module: types.ModuleType, spec: Mapping[str, Any], bound: Collection[str] = ()
+) -> list[str]:
+  """All that is wrong with a spec, a sentence each.
+
+  Args:
+    module: see `build`.
+    spec: dict with `name` and keyword arguments.
+    bound: keywords that the program gives, and a config may not.
+  """
+  kwargs = dict(spec)
   name = kwargs.pop('name', None)
   if not isinstance(name, str) or not name:
-    raise ConfigError(
+    return [
       f'A spec for {module.__name__} needs a name, got {_show(spec)};'
       f' valid: {", ".join(names(module))}.'
-    )
-  function = find(module, name)
-  parameters = inspect.signature(function).parameters.values()
-  keywords = {
-    p.name: p
-    for p in parameters
-    if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-  }
-  any_key = any(p.kind == p.VAR_KEYWORD for p in parameters)
-  for key in OUTER_KEYS:
-    if key not in keywords:
-      kwargs.pop(key, None)
-  settable = {k: p for k, p in keywords.items() if k not in bound}
+    ]
+  try:
+    function = find(module, name)
+  except ConfigError as error:
+    return [str(error)]
+  settable = {k: p for k, p in keywords(function).items() if k not in bound}
   valid = ', '.join(map(_parameter, settable.values())) or '(none)'
+  parameters = inspect.signature(function).parameters.values()
+  any_key = any(p.kind == p.VAR_KEYWORD for p in parameters)
+  found = []
   unknown = [
     k for k in kwargs if k in bound or (k not in settable and not any_key)
   ]
   if unknown:
-    raise ConfigError(
+    found.append(
       f'{name} in {module.__name__} has no key'
-      f' {", ".join(map(repr, unknown))}{_did_you_mean(unknown[0], settable)};'
+      f' {", ".join(map(repr, unknown))}{did_you_mean(unknown[0], settable)};'
       f' valid: {valid}.'
     )
   missing = [
     k for k, p in settable.items() if p.default is p.empty and k not in kwargs
   ]
   if missing:
-    raise ConfigError(
+    found.append(
       f'{name} in {module.__name__} needs {", ".join(map(repr, missing))};'
       f' valid: {valid}.'
     )
-  accepted = {k: v for k, v in bound.items() if k in keywords}
-  return function(**accepted, **kwargs)
+  for key in [k for k in kwargs if k in settable]:
+    wrong = fields.misfit(kwargs[key], settable[key].annotation)
+    if wrong is not None:
+      found.append(
+        f'{key} of {name} is {_show(kwargs[key])}; it must be {wrong}'
+      )
+  return found
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+  """What a function can be given by name."""
+  return {
+    p.name: p
+    for p in inspect.signature(function).parameters.values()
+    if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+  }
+
+
+def _without_outer(
+  module: types.ModuleType, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Without what combines functions, where this one does not take it."""
+  try:
+    takes = keywords(find(module, kwargs.get('name') or ''))
+  except ConfigError:
+    return dict(kwargs)
+  return {k: v for k, v in kwargs.items() if k in takes or k not in OUTER_KEYS}
+
+
+def _home(value: Any) -> Any:
+  """A path of the home folder in full; what is none stays."""
+  if isinstance(value, str) and value.startswith('~/'):
+    return os.path.expanduser(value)
+  return value
 
 
 def build_all(
@@ -167,7 +237,7 @@ def find(module: types.ModuleType, name: str) -> Callable[..., Any]:
       f'returns, "def {name}(...) -> {" or ".join(builds)}:"'
     )
   raise ConfigError(
-    f'{module.__name__} has no {name!r}{_did_you_mean(name, valid)}; valid:'
+    f'{module.__name__} has no {name!r}{did_you_mean(name, valid)}; valid:'
     f' {", ".join(valid) or "(none)"}.'
   )
 
@@ -286,7 +356,8 @@ def _parameter(parameter: inspect.Parameter) -> str:
   return f'{parameter.name}={_show(parameter.default)}'
 
 
-def _did_you_mean(word: str, valid: Any) -> str:
+def did_you_mean(word: str, valid: Any) -> str:
+  """' (did you mean ...?)', or '' where nothing is close."""
   close = difflib.get_close_matches(word, list(valid), n=1)
   return f' (did you mean {close[0]!r}?)' if close else ''
 
@@ -294,43 +365,3 @@ def _did_you_mean(word: str, valid: Any) -> str:
 def _show(value: Any) -> str:
   text = repr(plain(value) if _is_config_dict(value) else value)
   return text if len(text) <= 60 else f'{text[:57]}...'
-
-
-def field_errors(config: Any) -> list[str]:
-  """What no run can have, found before anything is built."""
-  positive = (
-    'steps', 'updates', 'epochs', 'microbatches', 'rollout_chunks',
-    'eval.every', 'log.every', 'checkpoint.every', 'data.prompts_per_step',
-    'data.group_size', 'eval.num_prompts', 'eval.samples',
-  )  # fmt: skip
-  flat = flatten(config)
-  errors = [
-    f'config.{field} is {flat[field]}; it must be at least 1 (an interval '
-    'longer than the run switches off what it times)'
-    for field in positive
-    if flat[field] < 1
-  ]
-  if not any(weight(spec) for spec in config.objective.values()):
-    errors.append(
-      'nothing would be trained: config.objective has no term with a weight'
-    )
-  try:
-    re.compile(config.trainable)
-  except re.error as error:
-    errors.append(
-      f'config.trainable={config.trainable!r} is no regular expression: {error}'
-    )
-  if config.frozen_dtype not in ('float32', 'bfloat16'):
-    errors.append(
-      f'config.frozen_dtype is {config.frozen_dtype!r}; it is float32 or '
-      'bfloat16'
-    )
-  unknown = set(config.offload) - {'ema', 'optimizer'}
-  if unknown or isinstance(config.offload, str):
-    errors.append(
-      f'config.offload={config.offload!r} is a tuple of "ema" and "optimizer", '
-      'the parts of the state that stay in host memory'
-    )
-  if 'ema' in config.offload and not config.ema:
-    errors.append('config.offload names the average, but config.ema is 0')
-  return errors

@@ -1,27 +1,26 @@
 """What is wrong with a config, all of it at once, before step 0.
 
-Building stops at the first mistake. `explain` looks for the others that do not
-depend on it, so that one start of a job on a cluster finds them all; `step`
-traces the whole step, without a device, before anything is drawn or evaluated.
+Building stops at the first mistake. `explain` adds to it all that `schema` says
+of the fields, and what building the other parts ends in, so that one start of a
+job on a cluster finds everything; `step` traces the whole step, without a
+device, before anything is drawn or evaluated.
 """
 
-from collections.abc import Callable, Mapping
-import functools
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 from typing import Any
 
 import jax
 import ml_collections
 
 from gen_rl import (
-  advantages,
   aggregate,
   assemble,
   build,
   estimate,
-  objectives,
-  optim,
-  rewards,
+  schema,
   sharding,
+  specs,
   train_state,
 )
 from gen_rl.data import feeds, tokenizers
@@ -38,59 +37,62 @@ def explain(
     error: that building the config ended in.
     config: see configs/base.py.
   """
-  found = [str(error)]
+  found = list(getattr(error, 'found', [str(error)]))
+  mistakes = schema.mistakes(config)
+  found += [mistake.says for mistake in mistakes]
+  wrong = {mistake.path for mistake in mistakes}
+  tops = {path.partition('.')[0] for path in wrong}
 
-  def attempt(function: Callable, *args: Any) -> Any:
+  def attempt(function: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
-      return function(*args)
+      return function(*args, **kwargs)
     except (build.ConfigError, weights.WeightsError, ValueError) as other:
-      found.append(str(other))
+      found.extend(getattr(other, 'found', [str(other)]))
 
-  found += build.field_errors(config)
-  mesh = {k: v for k, v in config.mesh.items() if k != 'rules'}
-  mesh = attempt(lambda: sharding.make_mesh(**mesh))
-  if mesh is not None:
-    found += assemble.row_errors(config, sharding.Layout(mesh).row_shards)
-  words = attempt(build.build, tokenizers, config.tokenizer)
-  readers = attempt(lambda: [feeds.reader(config)])
-  reader = readers and readers[0]
-  rewards_of = functools.partial(
-    build.build_all,
-    rewards,
-    end=words and words.end_id,
-    reader=reader and reader.tokenizer,
-  )
-
-  def reward_of(label: str, spec: build.Spec) -> None:
-    # Of one that is to read with it, nothing is known without it.
-    if readers or not build.takes(rewards, spec, 'reader'):
-      rewards_of({label: spec})
-
-  for part in ('rewards', 'monitors'):
-    for label, spec in config[part].items():
-      attempt(reward_of, label, spec)
-  for label, spec in config.eval.gold.items():
-    attempt(reward_of, label, spec)
-  group = dict(group_size=config.data.group_size)
-  for label, spec in config.objective.items():
-    bound = dict(group, on_policy=True)
-    attempt(lambda s=spec, b=bound, k=label: build.build_all(
-      objectives, {k: s}, **b))  # fmt: skip
-  if any(map(build.weight, config.rewards.values())):
-    attempt(lambda: build.build(
-      advantages, config.advantage, **group, reward_weights={}))  # fmt: skip
-  attempt(build.find, aggregate, config.aggregate)
-  steps = max(1, config.steps * config.updates * config.epochs)
-  attempt(lambda: build.build(optim, config.optimizer, steps=steps))
-  # The same mistake may have been met by two ways, with its label or without.
+  # What builders are given, as far as it is known.
+  known: dict[str, Any] = dict(on_policy=True, reward_weights={})
+  cuts = {'data', 'updates', 'microbatches', 'rollout_chunks'}
+  if 'mesh' not in tops:
+    sizes = {k: v for k, v in config.mesh.items() if k != 'rules'}
+    mesh = attempt(sharding.make_mesh, **sizes)
+    if mesh is not None and not cuts & tops:
+      found += assemble.row_errors(config, sharding.Layout(mesh).row_shards)
+  if not {'steps', 'updates', 'epochs'} & tops:
+    known['steps'] = config.steps * config.updates * config.epochs
+  if 'tokenizer' not in tops:
+    words = attempt(build.build, tokenizers, config.tokenizer)
+    if words:
+      known |= dict(end=words.end_id, pad=words.pad_id, vocab=words.size)
+  if 'data' not in tops:
+    known |= dict(
+      group_size=config.data.group_size,
+      length=config.data.length,
+      truncate=config.data.truncate,
+    )
+    for reader in attempt(lambda: [feeds.reader(config)]) or ():
+      known['reader'] = reader and reader.tokenizer
+  for part in schema.parts(config):
+    if not any(path.startswith(part.path) for path in wrong):
+      takes = build.keywords(build.find(part.module, part.spec['name']))
+      given = specs.BOUND.get(part.module, ())
+      if all(k in known for k in takes if k in given):
+        attempt(_build, part, known)
+  if 'aggregate' not in tops:
+    attempt(build.find, aggregate, config.aggregate)
+  # The same mistake may have been met by two ways, with its place or without.
   unique = []
   for text in found:
     if not any(text in other or other in text for other in unique):
       unique.append(text)
-  if len(unique) == 1:
-    return error
-  listed = ''.join(f'\n  {i}. {text}' for i, text in enumerate(unique, 1))
-  return build.ConfigError(f'{len(unique)} things are wrong:{listed}')
+  return error if len(unique) == 1 else build.Mistakes(unique)
+
+
+def _build(part: schema.Part, known: Mapping[str, Any]) -> None:
+  """Raises ConfigError or ValueError with the place of the part in front."""
+  try:
+    build.build(part.module, part.spec, **known)
+  except (build.ConfigError, ValueError) as error:
+    raise build.ConfigError(f'config.{part.path}: {error}') from None
 
 
 def step(
@@ -101,8 +103,15 @@ def step(
   Raises:
     ConfigError: shapes of the parts do not go together.
   """
-  try:
+  with together():
     train_step.trace(state, batch, key)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Turns what tracing the parts ends in into a ConfigError."""
+  try:
+    yield
   except (TypeError, ValueError) as error:
     if isinstance(error, build.ConfigError):
       raise

@@ -15,6 +15,7 @@ default and is mathematics.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import enum
+import inspect
 import math
 import numbers
 import re
@@ -57,8 +58,11 @@ NonNegative = Annotated[float, at_least(0)]
 Fraction = Annotated[float, between(0, 1)]
 # Of a running average.
 Decay = Annotated[float, Must('at least 0 and below 1', lambda x: 0 <= x < 1)]
+# Of a whole.
+Share = Annotated[float, Must('above 0 and at most 1', lambda x: 0 < x <= 1)]
 Count = Annotated[int, at_least(1)]
 Index = Annotated[int, at_least(0)]  # or a count of which 0 is "none" or "all"
+Quality = Annotated[int, between(1, 100)]  # of a JPEG
 # What jax makes a key of.
 Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
 Dtype = Literal['float32', 'bfloat16']
@@ -82,7 +86,7 @@ Regex = Annotated[str, Must('a regular expression', _is_regex)]
 
 
 class Copy:
-  """Marks a keyword that names a copy of the parameters."""
+  """Marks a keyword that names a copy of the parameters, see `schema`."""
 
 
 CopyName = Annotated[str, Copy]
@@ -153,9 +157,10 @@ def misfit(value: Any, annotation: Any) -> str | None:
 
   Args:
     value: of a config.
-    annotation: of its field. What is no type of a config (an array, a
-      function) is not checked.
+    annotation: of its field; without one, and with Any, nothing is checked.
   """
+  if annotation in (Any, object, inspect.Parameter.empty):
+    return None
   origin, args = typing.get_origin(annotation), typing.get_args(annotation)
   if origin is Annotated:
     base, *more = args
@@ -171,6 +176,8 @@ def misfit(value: Any, annotation: Any) -> str | None:
     return None if ok else ' or '.join(map(repr, args))
   if annotation in (None, types.NoneType):
     return None if value is None else 'None'
+  if origin is Callable or annotation is Callable:
+    return None if callable(value) else 'a function'
   if origin in (tuple, Sequence) or annotation in (tuple, list):
     return _misfit_of_sequence(value, origin, args)
   if origin is Mapping or annotation in (dict, Mapping):
@@ -184,6 +191,8 @@ def misfit(value: Any, annotation: Any) -> str | None:
     return None if ok else 'a finite number'
   if annotation is str:
     return None if isinstance(value, str) else 'text'
+  if isinstance(annotation, type):
+    return None if isinstance(value, annotation) else annotation.__name__
   return None
 
 

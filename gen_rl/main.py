@@ -158,7 +158,13 @@ def check_overrides(
       _keywords(path.removesuffix('.name'), name)
   for override in overrides:
     node, seen = config, 'config'
-    parts = re.sub(r'\[.*?\]', '', override).split('.')
+    parts = override.split('.')
+    if not all(part.isidentifier() for part in parts):
+      raise ValueError(
+        f'--config.{override} cannot be set: a field is names with dots '
+        'between them, such as optimizer.lr; one of a tuple is set with all '
+        'others'
+      )
     if parts[:-1] == ['data', 'weights']:  # labels of tasks
       continue
     for i, part in enumerate(parts):
@@ -182,6 +188,11 @@ def check_overrides(
         )
       node, seen = node[part], f'{seen}.{part}'
     value = (overrides[override] or '').strip()
+    if isinstance(node, (tuple, list)) and not value.startswith(('(', '[')):
+      raise ValueError(
+        f'--config.{override}={value} cannot be set: {seen} is a tuple; write '
+        f'--config.{override}="({value!r},)"'
+      )
     if isinstance(node, config_dict.ConfigDict) and not value.startswith('{'):
       field = next(iter(node), 'name')
       field = 'name' if 'name' in node else field
@@ -205,7 +216,8 @@ def drop_leftovers(
   weighted = any(o.startswith('data.weights') for o in overrides)
   if 'data.prompts.tasks' in overrides and not weighted:
     tasks = config.data.prompts.tasks
-    for task in set(config.data.weights) - set(tasks):
+    kept = tasks if isinstance(tasks, (tuple, list)) else ()
+    for task in set(config.data.weights) - set(kept):
       del config.data.weights[task]
   for override in overrides:
     path, _, field = override.rpartition('.')
@@ -369,6 +381,10 @@ def sentence(error: BaseException) -> str | None:
   """
   if isinstance(error, OSError) and error.strerror and error.filename:
     return f'{error.filename}: {error.strerror}'
+  if isinstance(error, MemoryError):
+    return 'this machine has not the memory for what the config asks for' + (
+      f': {error}' if str(error) else ''
+    )
   if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
     return (
       f'nothing more can be written: {error.strerror}; the newest whole '

@@ -25,20 +25,21 @@ import optax
 import optax.contrib
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Count, Decay, Fraction, Index, NonNegative
 from gen_rl.types import PyTree
 
 __all__ = ('adamw', 'constant_decay', 'muon', 'ramp_decay')
 
 
 def adamw(
-  lr: float = 1e-4,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  weight_decay: float = 0.0,
-  grad_clip: float | None = 1.0,
-  warmup: int = 0,
-  decay: str = 'constant',
+  lr: NonNegative = 1e-4,
+  b1: Decay = 0.9,
+  b2: Decay = 0.999,
+  eps: NonNegative = 1e-8,
+  weight_decay: NonNegative = 0.0,
+  grad_clip: NonNegative | None = 1.0,
+  warmup: Index = 0,
+  decay: Literal['constant', 'cosine', 'linear'] = 'constant',
   steps: int | None = None,
   moment_dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> optax.GradientTransformation:
@@ -73,16 +74,16 @@ def adamw(
 
 
 def muon(
-  lr: float = 2e-2,
-  adam_lr: float = 4e-3,
-  momentum: float = 0.95,
-  b1: float = 0.9,
-  b2: float = 0.99,
-  ns_steps: int = 5,
-  weight_decay: float = 0.0,
-  grad_clip: float | None = 1.0,
-  warmup: int = 0,
-  decay: str = 'constant',
+  lr: NonNegative = 2e-2,
+  adam_lr: NonNegative = 4e-3,
+  momentum: Decay = 0.95,
+  b1: Decay = 0.9,
+  b2: Decay = 0.99,
+  ns_steps: Count = 5,
+  weight_decay: NonNegative = 0.0,
+  grad_clip: NonNegative | None = 1.0,
+  warmup: Index = 0,
+  decay: Literal['constant', 'cosine', 'linear'] = 'constant',
   steps: int | None = None,
 ) -> optax.GradientTransformation:
   """Muon on matrices, NAdam on the rest; clipping and schedule as `adamw`.
@@ -128,7 +129,7 @@ def _clip(norm: float | None) -> optax.GradientTransformation:
 def schedule(
   lr: float,
   warmup: int = 0,
-  decay: str = 'constant',
+  decay: Literal['constant', 'cosine', 'linear'] = 'constant',
   steps: int | None = None,
 ) -> optax.Schedule:
   """Learning rate of update t (int, may be traced) as float32, eqs. (1), (2).
@@ -158,7 +159,7 @@ def schedule(
   return at
 
 
-def constant_decay(decay: float = 0.99) -> optax.Schedule:
+def constant_decay(decay: Fraction = 0.99) -> optax.Schedule:
   """Schedule of d of a copy, c <- d c + (1 - d) params: always `decay`.
 
   0 copies the parameters, 1 never moves.
@@ -197,7 +198,7 @@ def average_decay(
 
 
 def ramp_decay(
-  rate: float = 1e-3, limit: float = 0.5, start: int = 0
+  rate: NonNegative = 1e-3, limit: Fraction = 0.5, start: Index = 0
 ) -> optax.Schedule:
   """Schedule of d of a copy that lags more and more (arXiv 2509.16117).
 

@@ -64,6 +64,11 @@ def make(
 
   @functools.cache
   def dist(which: str):
+    if not exp.traj.mask.shape[-1]:
+      raise ConfigError(
+        'an objective asks for decisions, and data holds none: they are of '
+        "samples, rollout.name='policy'"
+      )
     return answer(which, dist, policy.dist(of(which), exp.traj))
 
   @functools.cache

@@ -8,23 +8,13 @@ older release does not know the fields that came later.
 """
 
 from collections.abc import Mapping
-import functools
 import inspect
-import pathlib
-import runpy
 from typing import Any
 
-from gen_rl import build, specs
+from gen_rl import build, schema, specs
 from gen_rl.fields import Field, Kind, defaults, kind
 
 _ABSENT = object()
-
-
-@functools.cache
-def base() -> Mapping[str, Any]:
-  """What configs/base.py beside this package defines, wherever one is."""
-  path = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'base.py'
-  return runpy.run_path(str(path))
 
 
 def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -36,7 +26,8 @@ def changes(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
   """
   found = []
   flat_saved, flat_ours = build.flatten(saved), build.flatten(ours)
-  known = build.flatten(defaults(base()['fields']())) | base()['REMOVED']
+  base = schema.base()
+  known = build.flatten(defaults(base['fields']())) | base['REMOVED']
   for line in build.diff(saved, ours):
     path = line.partition(':')[0]
     if kind_of(path, ours) != Kind.MATHEMATICS:
@@ -55,7 +46,7 @@ def kind_of(path: str, config: Mapping[str, Any]) -> Kind:
     path: of the field.
     config: that has it, or could.
   """
-  node: Any = base()['fields']()
+  node: Any = schema.base()['fields']()
   for part in path.split('.'):
     if isinstance(node, Field) or part not in node:
       break

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import fnmatch
 import inspect
+import types
+from typing import Any
 
 from gen_rl import (
   advantages,
@@ -16,13 +18,16 @@ from gen_rl import (
 from gen_rl.data import pictures, prompts, text_features, tokenizers
 from gen_rl.diffusion import schedules, transitions
 
-# Where the function is found that a part of a config names.
+# Where the function is found that a part of a config names; a star is a label.
 SPECS = {
   'tokenizer': tokenizers,
   'data.prompts': prompts,
+  'data.view': pictures,
   'data.reader.tokenizer': tokenizers,
   'data.embed.encoder': text_features,
   'eval.prompts': prompts,
+  'eval.rollout': pictures,
+  'eval.gold.*': rewards,
   'model': models,
   'model.net': models,
   'model.vae': models,
@@ -32,18 +37,70 @@ SPECS = {
   'policy.grid': schedules,
   'policy.training_times': schedules,
   'rollout': pictures,
-  'data.view': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
-  'eval.gold.*': rewards,
   'advantage': advantages,
-  'advantage.each': advantages,
   'objective.*': objectives,
   'optimizer': optim,
   'copies.*': optim,
   'critic.optimizer': optim,
   'critic.reals': pictures,
 }
+
+# The same of keywords that take parts, of functions anywhere.
+INNER = {
+  'codec': models,
+  'each': advantages,
+  'first': policies,
+  'model': models,
+  'objective': objectives,
+  'reward': rewards,
+  'second': policies,
+}
+
+# What those who build them give the functions of a module; no config can.
+BOUND = {
+  advantages: ('group_size', 'reward_weights'),
+  models: ('vocab', 'length'),
+  objectives: ('group_size', 'on_policy'),
+  optim: ('steps',),
+  pictures: ('group_size', 'end'),
+  policies: ('net', 'end', 'pad'),
+  rewards: ('end', 'pad', 'reader'),
+  schedules: ('key', 'keys', 'iteration', 'window', 'low', 'high', 'steps'),
+  text_features: ('truncate',),
+}
+
+# What functions are annotated to return, where a module has others beside.
+RETURNS = {
+  'copies.*': 'Callable',
+  'optimizer': 'GradientTransformation',
+  'critic.optimizer': 'GradientTransformation',
+}
+
+# Parts that may be '', none.
+OPTIONAL = (
+  'data.view',
+  'data.reader.tokenizer',
+  'data.embed.encoder',
+  'policy.grid',
+  'policy.training_times',
+)
+
+# Parts that change the keywords of another one, where they name no other.
+CHANGES = {'eval.prompts': 'data.prompts', 'eval.rollout': 'rollout'}
+
+# Labels whose parts have a weight, of which 0 removes them.
+WEIGHTED = ('rewards', 'monitors', 'objective')
+
+
+def module(path: str) -> types.ModuleType | None:
+  """Where the function is found that a part at `path` names; None: no part."""
+  found = _match(SPECS, path)
+  above, _, key = path.rpartition('.')
+  if found is None and key in INNER and above and module(above) is not None:
+    return INNER[key]
+  return found
 
 
 def keywords(path: str, name: str | None) -> list[str] | None:
@@ -62,9 +119,37 @@ def parameters(
   path: str, name: str | None
 ) -> Mapping[str, inspect.Parameter] | None:
   """The same with defaults and annotations."""
-  for pattern, module in SPECS.items():
-    if fnmatch.fnmatchcase(path, pattern):
-      if not name or (path, name) == ('rollout', 'policy'):
-        return {}
-      return inspect.signature(build.find(module, name)).parameters
+  home = module(path)
+  if home is None:
+    return None
+  if not name or (path, name) == ('rollout', 'policy'):
+    return {}
+  return inspect.signature(build.find(home, name)).parameters
+
+
+def misplaced(path: str, name: str) -> str | None:
+  """Says so where a function of the module is none for this place."""
+  wanted, home = _match(RETURNS, path), module(path)
+  if wanted is None or home is None:
+    return None
+
+  def fits(function: str) -> bool:
+    returns = inspect.signature(build.find(home, function)).return_annotation
+    return wanted in str(returns)
+
+  if fits(name):
+    return None
+  valid = ', '.join(filter(fits, build.names(home)))
+  return f'{name!r} is not for this place; valid: {valid}.'
+
+
+def _match(table: Mapping[str, Any], path: str) -> Any:
+  """The entry whose parts fit those of the path; None: there is none."""
+  places = path.split('.')
+  for pattern, value in table.items():
+    wanted = pattern.split('.')
+    if len(wanted) == len(places) and all(
+      map(fnmatch.fnmatchcase, places, wanted)
+    ):
+      return value
   return None

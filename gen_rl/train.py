@@ -118,7 +118,8 @@ def train_and_evaluate(
   init = functools.partial(
     assemble.initial_state, config, built, tx=tx, advantage=advantage
   )
-  shapes = assemble.param_shapes(config, built.policy)
+  with checks.together():
+    shapes = assemble.param_shapes(config, built.policy)
   checks.memory(jax.eval_shape(init, shapes), layout)
   with run_folder.owned(workdir):
     return _run(config, workdir, built, layout, step, init, started)

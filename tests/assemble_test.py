@@ -52,7 +52,7 @@ def test_frozen_parameters_in_half_the_memory():
     lambda x: x.dtype, state
   )
   config.frozen_dtype = 'int8'
-  with pytest.raises(ConfigError, match='float32 or bfloat16'):
+  with pytest.raises(ConfigError, match="'float32' or 'bfloat16'"):
     assemble.setup(config)
 
 

@@ -206,7 +206,7 @@ def test_overrides_of_an_argument_list():
     ('microbatches', 0, 'at least 1'),
     ('rewards.oracle.weight', 0.0, 'no reward with a weight'),
     ('objective.pg.weight', 0.0, 'no term with a weight'),
-    ('trainable', '(', 'no regular expression'),
+    ('trainable', '(', 'must be a regular expression'),
   ],
 )
 def test_runs_that_could_not_train(field, value, words):
@@ -334,7 +334,10 @@ def test_unknown_key_of_a_named_function():
   with pytest.raises(build.ConfigError) as error:
     _builds(config)
   message = str(error.value)
-  assert message.startswith('oracle: ') and "has no key 'strict'" in message
+  assert (
+    message.startswith('config.rewards.oracle: ')
+    and "has no key 'strict'" in message
+  )
   assert 'strict_weight=0.5' in message
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import flow_grpo, sd3_flow_grpo
-from gen_rl import build, resume
+from gen_rl import build, resume, schema
 from gen_rl.fields import Kind
 
 
@@ -85,7 +85,7 @@ def test_fields_that_were_taken_out(monkeypatch):
   ours = flow_grpo.get_config('tiny').to_dict()
   saved = {**ours, 'gone': 3}
   assert resume.changes(saved, ours) == ['gone: 3 -> (absent)']
-  monkeypatch.setitem(resume.base(), 'REMOVED', dict(gone=3))
+  monkeypatch.setitem(schema.base(), 'REMOVED', dict(gone=3))
   assert resume.changes(saved, ours) == []
   assert resume.changes({**ours, 'gone': 4}, ours) == ['gone: 4 -> (absent)']
 

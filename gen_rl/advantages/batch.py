@@ -9,14 +9,15 @@ from gen_rl.advantages.statistics import (
   moments,
   valid_scores,
 )
+from gen_rl.fields import NonNegative, Positive
 from gen_rl.types import Advantage, Array, PyTree, RewardOut
 
 
 def reinforce_pp(
   group_size: int,
   baseline: bool = False,
-  eps: float = 1e-8,
-  clip: float | None = None,
+  eps: NonNegative = 1e-8,
+  clip: Positive | None = None,
   drop_zero: bool = False,
 ) -> Advantage:
   """Scores whitened over the batch, equation (8).

@@ -7,6 +7,7 @@ from jaxtyping import Int
 
 from gen_rl import advantages, build
 from gen_rl.advantages.statistics import Update, moments, valid_scores
+from gen_rl.fields import NonNegative
 from gen_rl.types import Advantage, Array, PyTree, RewardOut
 
 
@@ -15,7 +16,7 @@ def per_reward(
   reward_weights: Mapping[str, float],
   each: build.Spec = 'grpo',
   whiten: bool = False,
-  eps: float = 1e-4,
+  eps: NonNegative = 1e-4,
 ) -> Advantage:
   """Sum of the advantages of every reward by itself, equation (5).
 

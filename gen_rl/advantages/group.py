@@ -1,6 +1,6 @@
 """Advantages against the other samples of a prompt; see the package."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from gen_rl.advantages.statistics import (
   moments,
   valid_scores,
 )
+from gen_rl.fields import NonNegative, Positive, between
 from gen_rl.types import Advantage, Array, PyTree, RewardOut
 
 
@@ -46,9 +47,9 @@ def _group_relative(group_size, advantage, ddof, clip, drop_zero) -> Advantage:
 def grpo(
   group_size: int,
   std: Literal['group', 'global'] = 'group',
-  eps: float = 1e-4,
-  clip: float | None = 5.0,
-  ddof: int = 0,
+  eps: NonNegative = 1e-4,
+  clip: Positive | None = 5.0,
+  ddof: Annotated[int, between(0, 1)] = 0,
   drop_zero: bool = True,
 ) -> Advantage:
   """Group-relative advantage, equation (1).
@@ -79,7 +80,7 @@ def grpo(
 
 
 def rloo(
-  group_size: int, clip: float | None = None, drop_zero: bool = True
+  group_size: int, clip: Positive | None = None, drop_zero: bool = True
 ) -> Advantage:
   """Leave-one-out advantage in reward units, equation (2).
 
@@ -97,7 +98,7 @@ def rloo(
 
 
 def dr_grpo(
-  group_size: int, clip: float | None = None, drop_zero: bool = True
+  group_size: int, clip: Positive | None = None, drop_zero: bool = True
 ) -> Advantage:
   """Centred scores in reward units, equation (3).
 
@@ -137,7 +138,7 @@ def best_worst(group_size: int) -> Advantage:
 
 
 def best_margin(
-  group_size: int, clip: float | None = None, drop_zero: bool = True
+  group_size: int, clip: Positive | None = None, drop_zero: bool = True
 ) -> Advantage:
   """The best row's lead over the second, equation (7), in reward units.
 
@@ -159,7 +160,7 @@ def best_margin(
 
 
 def scst(
-  group_size: int, clip: float | None = None, drop_zero: bool = True
+  group_size: int, clip: Positive | None = None, drop_zero: bool = True
 ) -> Advantage:
   """Self-critical: the lead over the first row of the group, equation (11).
 

@@ -9,16 +9,17 @@ from gen_rl.advantages.statistics import (
   moments,
   valid_scores,
 )
+from gen_rl.fields import Count, NonNegative, Positive
 from gen_rl.types import Advantage, Array, PyTree, RewardOut
 
 
 def history(
   group_size: int,
-  num_prompts: int,
-  buffer: int = 32,
-  min_count: int = 16,
-  eps: float = 1e-6,
-  clip: float | None = 5.0,
+  num_prompts: Count,
+  buffer: Count = 32,
+  min_count: Count = 16,
+  eps: NonNegative = 1e-6,
+  clip: Positive | None = 5.0,
   drop_zero: bool = True,
 ) -> Advantage:
   """Advantage against the prompt's own past scores, equation (4).

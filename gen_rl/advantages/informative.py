@@ -11,13 +11,14 @@ from jaxtyping import Float32, Int
 
 from gen_rl import advantages, build, selection
 from gen_rl.advantages.statistics import valid_scores
+from gen_rl.fields import Count
 from gen_rl.types import Advantage, Array, Metrics, PyTree, RewardOut
 
 
 def informative(
   group_size: int,
   reward_weights: Mapping[str, float],
-  keep: int,
+  keep: Count,
   each: build.Spec = 'grpo',
 ) -> Advantage:
   """Drops all groups but the `keep` whose scores differ most, equation (9).

@@ -7,16 +7,17 @@ from jaxtyping import Bool, Float32, Int
 
 from gen_rl.advantages.group import dr_grpo
 from gen_rl.advantages.statistics import moments
+from gen_rl.fields import NonNegative, Positive
 from gen_rl.types import Advantage, Array, Metrics, PyTree, RewardOut
 
 
 def turning_points(
   group_size: int,
   mode: Literal['turning', 'bonus', 'incremental', 'outcome'] = 'turning',
-  eta: float = 1.0,
+  eta: Positive = 1.0,
   consistent: bool = False,
-  eps: float = 1e-4,
-  clip: float | None = 5.0,
+  eps: NonNegative = 1e-4,
+  clip: Positive | None = 5.0,
 ) -> Advantage:
   """Step-wise advantages, equation (10).
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Count, Fraction, NonNegative
 from gen_rl.models.layers import PAD
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
@@ -35,7 +36,9 @@ def _scenes(rows: Rows, name: str) -> dict[str, Array]:
   return {field: rows.info[field] for field in grammar.FIELDS}
 
 
-def shapes_pictures(caption_noise: float = 0.0, shared: bool = False) -> Encode:
+def shapes_pictures(
+  caption_noise: Fraction = 0.0, shared: bool = False
+) -> Encode:
   """Renders ShapesWorld on the device, every picture drawn afresh.
 
   Args:
@@ -58,7 +61,7 @@ def shapes_pictures(caption_noise: float = 0.0, shared: bool = False) -> Encode:
   return encode
 
 
-def shapes_scenes(noise: float = 0.0) -> Encode:
+def shapes_scenes(noise: NonNegative = 0.0) -> Encode:
   """Renders ShapesWorld and keeps what was drawn: labels for a detector.
 
   `cond` gets "scene", a `shapes.Scene` with rows [b ...].
@@ -83,7 +86,7 @@ def shapes_scenes(noise: float = 0.0) -> Encode:
   return encode
 
 
-def digit_scans(size: int = 24) -> Encode:
+def digit_scans(size: Count = 24) -> Encode:
   """Scans of handwritten digits, whatever the prompt: real pictures.
 
   1,797 grey pictures of 8x8 pixels, the test set of Optical Recognition of
@@ -141,7 +144,7 @@ def shapes_preferences(group_size: int) -> Encode:
   return encode
 
 
-def prompt_pairs(group_size: int, caption_noise: float = 0.0) -> Encode:
+def prompt_pairs(group_size: int, caption_noise: Fraction = 0.0) -> Encode:
   """One render under two prompts, a true and a false one (TDPO).
 
   The source is `shapes_contrasts`, whose false sentences the second row of a

@@ -24,7 +24,7 @@ import numpy as np
 
 from gen_rl.data import embeddings, tokenizers
 from gen_rl.data.embeddings import Encoder, Features
-from gen_rl.fields import Chunk
+from gen_rl.fields import Chunk, Count
 from gen_rl.models import clip, folders, t5, weights
 
 _CLIP_LENGTH = 77
@@ -36,7 +36,7 @@ def sd15_text(
   truncate: bool = False,
   dtype: str = 'float32',
   chunk: Chunk = 16,
-  width: int = 768,
+  width: Count = 768,
 ) -> Encoder:
   """Of Stable Diffusion 1.5: text [77 width].
 
@@ -65,12 +65,12 @@ def sd15_text(
 def sd3_text(
   folder: str = '',
   truncate: bool = False,
-  t5_length: int = 256,
+  t5_length: Count = 256,
   use_t5: bool = True,
   dtype: str = 'bfloat16',
   chunk: Chunk = 8,
-  width: int = 4096,
-  pooled: int = 2048,
+  width: Count = 4096,
+  pooled: Count = 2048,
 ) -> Encoder:
   """Of Stable Diffusion 3 and 3.5: text [77 + t5_length, width], pooled.
 
@@ -129,11 +129,11 @@ def sd3_text(
 def flux_text(
   folder: str = '',
   truncate: bool = False,
-  t5_length: int = 512,
+  t5_length: Count = 512,
   dtype: str = 'bfloat16',
   chunk: Chunk = 8,
-  width: int = 4096,
-  pooled: int = 768,
+  width: Count = 4096,
+  pooled: Count = 768,
 ) -> Encoder:
   """Of FLUX.1: text [t5_length width], pooled.
 

@@ -24,6 +24,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from gen_rl.fields import Count
 from gen_rl.utils.words import few
 from gen_rl.worlds import grammar, mixture, questions
 
@@ -90,7 +91,7 @@ def _rows(
 
 
 def encode_answers(
-  tokenizer: Tokenizer, texts: Sequence[str], length: int
+  tokenizer: Tokenizer, texts: Sequence[str], length: Count
 ) -> np.ndarray:
   """What a model should say: ids, int32 [n length], padded with NONE.
 

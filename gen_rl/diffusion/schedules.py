@@ -28,6 +28,7 @@ from jaxtyping import Float, Float32, Int32, Key
 import numpy as np
 
 from gen_rl.diffusion import ddpm
+from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive
 from gen_rl.types import AnyArray, Array
 
 
@@ -38,7 +39,7 @@ def shift_time(
   return shift * t / (1.0 + (shift - 1.0) * t)
 
 
-def linear(steps: int, shift: float = 1.0) -> Float32[Array, ' {steps}+1']:
+def linear(steps: int, shift: Positive = 1.0) -> Float32[Array, ' {steps}+1']:
   """Grid of times, exactly 1 at the start and 0 at the end."""
   if steps < 1:
     raise ValueError(f'steps={steps}; a grid needs at least 1.')
@@ -49,7 +50,7 @@ def linear(steps: int, shift: float = 1.0) -> Float32[Array, ' {steps}+1']:
 
 
 def compressed_tail(
-  steps: int, end: int | Int32[Array, ''], ratio: float, shift: float = 1.0
+  steps: int, end: int | Int32[Array, ''], ratio: float, shift: Positive = 1.0
 ) -> tuple[Float32[Array, ' {steps}+1'], int | Int32[Array, '']]:
   """A grid with fewer steps after step `end` (MixGRPO-Flash).
 
@@ -98,7 +99,7 @@ def dynamic_shift(
 
 
 def sd3(
-  steps: int, shift: float = 3.0, train_steps: int = 1000
+  steps: int, shift: Positive = 3.0, train_steps: Count = 1000
 ) -> Float32[Array, ' {steps}+1']:
   """The grid of Stable Diffusion 3 in diffusers, and so that of Flow-GRPO.
 
@@ -132,13 +133,13 @@ def flux_shift(
 
 def ddim(
   steps: int,
-  offset: int = 1,
+  offset: Index = 1,
   spacing: Literal['leading', 'trailing'] = 'leading',
   end: Literal['first', 'data'] = 'first',
   betas: ddpm.Betas = 'scaled_linear',
-  beta_start: float = 0.00085,
-  beta_end: float = 0.012,
-  train_steps: int = 1000,
+  beta_start: Fraction = 0.00085,
+  beta_end: Fraction = 0.012,
+  train_steps: Count = 1000,
 ) -> Float32[Array, ' {steps}+1']:
   """The grid of DDIM on a discrete process of N levels (arXiv 2010.02502).
 
@@ -179,11 +180,11 @@ def ddim(
 
 def lcm(
   steps: int,
-  original_steps: int = 50,
+  original_steps: Count = 50,
   betas: ddpm.Betas = 'scaled_linear',
-  beta_start: float = 0.00085,
-  beta_end: float = 0.012,
-  train_steps: int = 1000,
+  beta_start: Fraction = 0.00085,
+  beta_end: Fraction = 0.012,
+  train_steps: Count = 1000,
 ) -> Float32[Array, ' {steps}+1']:
   """The grid of a latent consistency model (arXiv 2310.04378).
 
@@ -240,7 +241,7 @@ def _check_window(low: int, high: int, window: int) -> None:
     )
 
 
-def fixed_window(start: int = 0) -> Int32[Array, '']:
+def fixed_window(start: Index = 0) -> Int32[Array, '']:
   """The same start always."""
   return jnp.asarray(start, jnp.int32)
 
@@ -258,10 +259,10 @@ def progressive_window(
   window: int,
   high: int,
   low: int = 0,
-  tau: int = 25,
-  stride: int = 1,
-  decay: float = 0.0,
-  threshold: int = 13,
+  tau: Count = 25,
+  stride: Count = 1,
+  decay: NonNegative = 0.0,
+  threshold: Index = 13,
   roll_back: bool = True,
 ) -> Int32[Array, '']:
   """Start of MixGRPO's sliding window at a (traced) iteration.
@@ -289,7 +290,9 @@ def progressive_window(
   return jnp.asarray(starts, jnp.int32)[place]
 
 
-def uniform(keys: Key[Array, ' b'], shift: float = 1.0) -> Float32[Array, ' b']:
+def uniform(
+  keys: Key[Array, ' b'], shift: Positive = 1.0
+) -> Float32[Array, ' b']:
   """Training times ~ U(0, 1), then (1)."""
   return shift_time(jax.vmap(jax.random.uniform)(keys), shift)
 
@@ -297,8 +300,8 @@ def uniform(keys: Key[Array, ' b'], shift: float = 1.0) -> Float32[Array, ' b']:
 def logit_normal(
   keys: Key[Array, ' b'],
   mean: float = 0.0,
-  std: float = 1.0,
-  shift: float = 1.0,
+  std: NonNegative = 1.0,
+  shift: Positive = 1.0,
 ) -> Float32[Array, ' b']:
   """Training times sigmoid(N(mean, std^2)), then (1).
 
@@ -311,9 +314,9 @@ def logit_normal(
 def levels(
   keys: Key[Array, ' b'],
   betas: ddpm.Betas = 'scaled_linear',
-  beta_start: float = 0.00085,
-  beta_end: float = 0.012,
-  train_steps: int = 1000,
+  beta_start: Fraction = 0.00085,
+  beta_end: Fraction = 0.012,
+  train_steps: Count = 1000,
 ) -> Float32[Array, ' b']:
   """Training times of a discrete process: its levels, equally often.
 

@@ -52,6 +52,7 @@ from jaxtyping import Float32
 
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
+from gen_rl.fields import NonNegative
 from gen_rl.types import Array
 
 # (x [n ...], v [n ...], t [n], t_next [n], noise [n])
@@ -63,7 +64,7 @@ Transition = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array]]
 LIMITS = dict(cps=1.0, ddim=1.0)
 
 
-def check_noise(name: str, noise: float) -> None:
+def check_noise(name: str, noise: NonNegative) -> None:
   """Refuses a level at which no step of a transition is a choice.
 
   Args:

@@ -11,7 +11,7 @@ from typing import Literal
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.fields import Remat
+from gen_rl.fields import Count, NonNegative, Positive, Remat
 from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import lm
 from gen_rl.models.layers import PAD, TokenNet
@@ -70,18 +70,18 @@ class AR(lm.Model):
 def ar_image(
   vocab: int = 64,
   length: int = 16,
-  codes: int = 512,
-  grid: tuple[int, int] = (4, 4),
-  width: int = 128,
-  layers: int = 4,
-  heads: int = 4,
-  kv_heads: int = 4,
-  mlp: int | None = None,
-  head_dim: int | None = None,
-  theta: float = 1e4,
+  codes: Count = 512,
+  grid: tuple[Count, Count] = (4, 4),
+  width: Count = 128,
+  layers: Count = 4,
+  heads: Count = 4,
+  kv_heads: Count = 4,
+  mlp: Count | None = None,
+  head_dim: Count | None = None,
+  theta: Positive = 1e4,
   qk_norm: bool = True,
   bias: bool = False,
-  eps: float = 1e-6,
+  eps: NonNegative = 1e-6,
   scan: bool = False,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',

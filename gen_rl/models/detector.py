@@ -20,6 +20,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Count
 from gen_rl.rewards.geneval import Detections
 from gen_rl.types import Array, Axes, Params
 from gen_rl.worlds import grammar, shapes
@@ -81,7 +82,9 @@ class Net(nn.Module):
     return nn.Conv(sum(_WIDTHS), (1, 1), name='head')(x)
 
 
-def shapes_detector(channels: tuple[int, int, int] = (24, 32, 64)) -> Detector:
+def shapes_detector(
+  channels: tuple[Count, Count, Count] = (24, 32, 64),
+) -> Detector:
   """The detector network.
 
   Args:

@@ -20,7 +20,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_rl.fields import Remat
+from gen_rl.fields import Count, Fraction, Index, Remat
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import (
   PAD,
@@ -197,17 +197,17 @@ class DiT(nn.Module):
 
 
 def dit(
-  image: tuple[int, int, int] = (24, 24, 3),
-  width: int = 160,
-  layers: int = 5,
-  heads: int = 4,
-  mlp_ratio: int = 4,
-  patch: int = 12,
+  image: tuple[Count, Count, Count] = (24, 24, 3),
+  width: Count = 160,
+  layers: Count = 5,
+  heads: Count = 4,
+  mlp_ratio: Count = 4,
+  patch: Count = 12,
   vocab: int = 64,
   length: int = 16,
-  text_width: int = 96,
-  text_layers: int = 2,
-  t_min: float = 0.05,
+  text_width: Count = 96,
+  text_layers: Index = 2,
+  t_min: Fraction = 0.05,
   scan: bool = False,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',

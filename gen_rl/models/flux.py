@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import flow_files
-from gen_rl.fields import Kernel, Remat
+from gen_rl.fields import Count, Index, Kernel, NonNegative, Remat
 from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
@@ -245,15 +245,15 @@ class Flux(nn.Module):
 
 
 def flux(
-  image: Sequence[int] = (64, 64, 16),
-  double: int = 19,
-  single: int = 38,
-  heads: int = 24,
-  head_dim: int = 128,
-  turns: Sequence[int] = (16, 56, 56),
-  text: int = 4096,
-  pooled: int = 768,
-  guidance: float | None = 3.5,
+  image: Sequence[Count] = (64, 64, 16),
+  double: Index = 19,
+  single: Index = 38,
+  heads: Count = 24,
+  head_dim: Count = 128,
+  turns: Sequence[Count] = (16, 56, 56),
+  text: Count = 4096,
+  pooled: Count = 768,
+  guidance: NonNegative | None = 3.5,
   scan: bool = False,
   remat: Remat = 'none',
   attention: Kernel = 'xla',

@@ -35,7 +35,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_rl.fields import Remat
+from gen_rl.fields import Count, Index, NonNegative, Positive, Remat
 from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.decoder import Decoder, Past
@@ -230,19 +230,19 @@ def table_rows(name: str, vocab: int, rows: int | None) -> int:
 def lm(
   vocab: int = 64,
   length: int = 16,
-  width: int = 96,
-  layers: int = 4,
-  heads: int = 4,
-  kv_heads: int = 2,
-  mlp: int | None = None,
-  head_dim: int | None = None,
-  theta: float = 1e4,
+  width: Count = 96,
+  layers: Count = 4,
+  heads: Count = 4,
+  kv_heads: Count = 2,
+  mlp: Count | None = None,
+  head_dim: Count | None = None,
+  theta: Positive = 1e4,
   qk_norm: bool = True,
   bias: bool = False,
   tied: bool = True,
-  eps: float = 1e-6,
-  rows: int | None = None,
-  pad: int = PAD,
+  eps: NonNegative = 1e-6,
+  rows: Count | None = None,
+  pad: Index = PAD,
   scan: bool = False,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',

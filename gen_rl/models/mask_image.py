@@ -13,6 +13,7 @@ from typing import Any, Literal
 from flax import linen as nn
 import jax.numpy as jnp
 
+from gen_rl.fields import Count, Index
 from gen_rl.models import lm, vlm
 from gen_rl.models.layers import PAD, Dense, MaskNet, TextEncoder
 from gen_rl.types import Array, Params, PyTree
@@ -72,13 +73,13 @@ class MaskImage(nn.Module):
 def mask_image(
   vocab: int = 64,
   length: int = 16,
-  codes: int = 512,
-  grid: tuple[int, int] = (4, 4),
-  width: int = 128,
-  layers: int = 4,
-  heads: int = 4,
-  text_width: int = 96,
-  text_layers: int = 2,
+  codes: Count = 512,
+  grid: tuple[Count, Count] = (4, 4),
+  width: Count = 128,
+  layers: Count = 4,
+  heads: Count = 4,
+  text_width: Count = 96,
+  text_layers: Index = 2,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   pad: int = PAD,
 ) -> MaskNet:

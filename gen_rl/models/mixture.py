@@ -11,6 +11,7 @@ grid and other samplers may use other times.
 from flax import linen as nn
 import jax.numpy as jnp
 
+from gen_rl.fields import Count
 from gen_rl.models.layers import PAD, Net
 from gen_rl.types import Array, Params, PyTree
 from gen_rl.worlds import mixture
@@ -44,7 +45,7 @@ class _Correction(nn.Module):
 
 
 def mixture_net(
-  width: int = 64, layers: int = 2, vocab: int = 6, length: int = 4
+  width: Count = 64, layers: Count = 2, vocab: int = 6, length: int = 4
 ) -> Net:
   """Equation (1) as a velocity network on points [b 2].
 

@@ -28,7 +28,7 @@ import einops
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.fields import Kernel, Remat
+from gen_rl.fields import Count, Index, Kernel, Remat
 from gen_rl.models import adaln, mmdit_files, peft, vit
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
@@ -245,17 +245,17 @@ class MMDiT(nn.Module):
 
 
 def mmdit(
-  image: Sequence[int] = (64, 64, 16),
-  patch: int = 2,
-  layers: int = 24,
-  heads: int = 24,
-  head_dim: int = 64,
-  dual: int | Sequence[int] = 13,
+  image: Sequence[Count] = (64, 64, 16),
+  patch: Count = 2,
+  layers: Count = 24,
+  heads: Count = 24,
+  head_dim: Count = 64,
+  dual: Index | Sequence[Index] = 13,
   qk_norm: bool = True,
-  text: int = 4096,
-  pooled: int = 2048,
-  grid: int = 384,
-  sample_size: int = 128,
+  text: Count = 4096,
+  pooled: Count = 2048,
+  grid: Count = 384,
+  sample_size: Count = 128,
   scan: bool = False,
   remat: Remat = 'none',
   attention: Kernel = 'xla',

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import ddpm
-from gen_rl.fields import Kernel, Remat
+from gen_rl.fields import Count, Fraction, Kernel, NonNegative, Remat
 from gen_rl.models import (
   folders,
   options,
@@ -209,24 +209,24 @@ def _waves(x: Any, log_rate: np.ndarray) -> Array:
 
 
 def unet(
-  image: tuple[int, int, int] = (64, 64, 4),
-  channels: Sequence[int] = (320, 640, 1280, 1280),
-  blocks: int = 2,
+  image: tuple[Count, Count, Count] = (64, 64, 4),
+  channels: Sequence[Count] = (320, 640, 1280, 1280),
+  blocks: Count = 2,
   transformers: Sequence[bool] = (True, True, True, False),
-  heads: int | Sequence[int] = 8,
-  depth: int | Sequence[int] = 1,
-  text: int = 768,
+  heads: Count | Sequence[Count] = 8,
+  depth: Count | Sequence[Count] = 1,
+  text: Count = 768,
   linear: bool = False,
-  groups: int = 32,
-  eps: float = 1e-5,
-  guidance_width: int | None = None,
-  guidance: float = 8.5,
+  groups: Count = 32,
+  eps: NonNegative = 1e-5,
+  guidance_width: Count | None = None,
+  guidance: NonNegative = 8.5,
   prediction: ddpm.Prediction = 'epsilon',
   boundary: float | None = None,
   betas: ddpm.Betas = 'scaled_linear',
-  beta_start: float = 0.00085,
-  beta_end: float = 0.012,
-  train_steps: int = 1000,
+  beta_start: Fraction = 0.00085,
+  beta_end: Fraction = 0.012,
+  train_steps: Count = 1000,
   remat: Remat = 'none',
   attention: Kernel = 'xla',
   dtype: Literal['float32', 'bfloat16'] = 'float32',

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.diffusion import process
-from gen_rl.fields import Remat
+from gen_rl.fields import Count, Positive, Remat
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import options, released, resnet
 from gen_rl.models.layers import Dense, sdpa
@@ -225,16 +225,16 @@ class AutoencoderKL(nn.Module):
 
 
 def vae(
-  channels: Sequence[int] = (128, 256, 512, 512),
-  blocks: int = 2,
-  groups: int = 32,
-  latent: int = 4,
-  scale: float = 0.18215,
+  channels: Sequence[Count] = (128, 256, 512, 512),
+  blocks: Count = 2,
+  groups: Count = 32,
+  latent: Count = 4,
+  scale: Positive = 0.18215,
   shift: float = 0.0,
   quant: bool = True,
   post_quant: bool = True,
   attention: bool = True,
-  tile: int = 512,
+  tile: Count = 512,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> VAE:

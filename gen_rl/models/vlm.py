@@ -15,7 +15,7 @@ import einops
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.fields import Remat
+from gen_rl.fields import Count, Index, NonNegative, Positive, Remat
 from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import lm
@@ -121,24 +121,24 @@ class VLM(lm.LM):
 def vlm(
   vocab: int = 64,
   length: int = 16,
-  image: tuple[int, int, int] = (24, 24, 3),
-  patch: int = 6,
-  vision_width: int = 96,
-  vision_layers: int = 2,
-  vision_heads: int = 4,
-  width: int = 96,
-  layers: int = 3,
-  heads: int = 4,
-  kv_heads: int = 2,
-  mlp: int | None = None,
-  head_dim: int | None = None,
-  theta: float = 1e4,
+  image: tuple[Count, Count, Count] = (24, 24, 3),
+  patch: Count = 6,
+  vision_width: Count = 96,
+  vision_layers: Count = 2,
+  vision_heads: Count = 4,
+  width: Count = 96,
+  layers: Count = 3,
+  heads: Count = 4,
+  kv_heads: Count = 2,
+  mlp: Count | None = None,
+  head_dim: Count | None = None,
+  theta: Positive = 1e4,
   qk_norm: bool = True,
   bias: bool = False,
   tied: bool = True,
-  eps: float = 1e-6,
-  rows: int | None = None,
-  pad: int = PAD,
+  eps: NonNegative = 1e-6,
+  rows: Count | None = None,
+  pad: Index = PAD,
   scan: bool = False,
   remat: Remat = 'none',
   dtype: Literal['float32', 'bfloat16'] = 'float32',

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl.fields import Count
 from gen_rl.models import layers as layers_lib
 from gen_rl.models import vlm
 from gen_rl.models.layers import Dense
@@ -109,12 +110,12 @@ class _FSQ(nn.Module):
 
 
 def fsq_codec(
-  image: tuple[int, int, int] = (24, 24, 3),
-  patch: int = 6,
-  levels: Sequence[int] = (8, 8, 8),
-  width: int = 96,
-  layers: int = 2,
-  heads: int = 4,
+  image: tuple[Count, Count, Count] = (24, 24, 3),
+  patch: Count = 6,
+  levels: Sequence[Count] = (8, 8, 8),
+  width: Count = 96,
+  layers: Count = 2,
+  heads: Count = 4,
 ) -> Codec:
   """A codec with finite scalar quantisation.
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import flow_files
-from gen_rl.fields import Kernel, Remat
+from gen_rl.fields import Count, Kernel, Remat
 from gen_rl.models import adaln, options, peft, released
 from gen_rl.models import layers as layers_lib
 from gen_rl.models.layers import Dense, Net, constrain, sdpa
@@ -231,13 +231,13 @@ class Wan(nn.Module):
 
 
 def wan(
-  video: Sequence[int] = (21, 60, 104, 16),
-  patch: Sequence[int] = (1, 2, 2),
-  layers: int = 30,
-  heads: int = 12,
-  head_dim: int = 128,
-  mlp: int = 8960,
-  text: int = 4096,
+  video: Sequence[Count] = (21, 60, 104, 16),
+  patch: Sequence[Count] = (1, 2, 2),
+  layers: Count = 30,
+  heads: Count = 12,
+  head_dim: Count = 128,
+  mlp: Count = 8960,
+  text: Count = 4096,
   scan: bool = False,
   remat: Remat = 'none',
   attention: Kernel = 'xla',

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.diffusion import process, schedules
+from gen_rl.fields import CopyName, Count, Positive
 from gen_rl.types import (
   Experience,
   Metrics,
@@ -33,11 +34,11 @@ from gen_rl.utils import rng
 
 
 def consistency_distillation(
-  steps: int = 16,
-  shift: float = 2.0,
-  huber: float = 0.03,
-  ref: str = 'ref',
-  slow: str = 'ema',
+  steps: Count = 16,
+  shift: Positive = 2.0,
+  huber: Positive = 0.03,
+  ref: CopyName = 'ref',
+  slow: CopyName = 'ema',
 ) -> Objective:
   """Equation (2).
 

@@ -44,6 +44,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import CopyName
 from gen_rl.objectives import policy_gradient
 from gen_rl.types import (
   Array,
@@ -69,7 +70,7 @@ def _expm1(x: Array) -> Array:
 
 
 def sampled_kl(
-  ref: str = 'ref',
+  ref: CopyName = 'ref',
   estimator: Literal['k1', 'k2', 'k3', 'k3+'] = 'k3',
   ratio: bool = False,
   path: bool = False,

@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.diffusion import process
+from gen_rl.fields import Count, Positive
 from gen_rl.types import (
   Array,
   Experience,
@@ -80,7 +81,7 @@ def nll() -> Objective:
   return flow_matching()
 
 
-def rwr(temperature: float = 1.0, max_weight: float = 20.0) -> Objective:
+def rwr(temperature: Positive = 1.0, max_weight: Positive = 20.0) -> Objective:
   """Matching loss weighted by exp(advantage), equation (2).
 
   An advantage of 0 means weight 1 here: average rows count.
@@ -135,9 +136,9 @@ _WEIGHTED = {
 
 
 def awm(
-  draws: int = 1,
-  clip: float = 0.2,
-  max_log_ratio: float = 20.0,
+  draws: Count = 1,
+  clip: Positive = 0.2,
+  max_log_ratio: Positive = 20.0,
   weighting: Literal['uniform', 't', 't2', 'huber', 'ghuber'] = 'uniform',
   power: float = 0.25,
 ) -> Objective:
@@ -186,9 +187,9 @@ def awm(
 
 
 def nft(
-  beta: float = 1.0,
-  draws: int = 1,
-  max_adv: float = 5.0,
+  beta: Positive = 1.0,
+  draws: Count = 1,
+  max_adv: Positive = 5.0,
   mode: Literal['all', 'positive', 'negative'] = 'all',
 ) -> Objective:
   """DiffusionNFT, equation (4).

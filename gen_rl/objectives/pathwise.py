@@ -31,6 +31,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Count, NonNegative
 from gen_rl.types import (
   Array,
   Experience,
@@ -45,9 +46,9 @@ from gen_rl.utils import rng
 
 def reward_backprop(
   cut: Literal['fixed', 'uniform', 'gaussian'] = 'uniform',
-  last: int = 1,
+  last: Count = 1,
   mean: float = 0.0,
-  std: float = 1.0,
+  std: NonNegative = 1.0,
   loss: Literal['negative', 'l1_target', 'relu_margin'] = 'negative',
   target: float = 1.0,
   detach_inputs: bool = False,

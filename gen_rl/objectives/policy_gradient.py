@@ -54,6 +54,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from gen_rl.build import ConfigError
+from gen_rl.fields import CopyName, Positive
 from gen_rl.types import (
   Array,
   Experience,
@@ -155,12 +157,12 @@ def _standardised_shift(new, old, actions: Array, mask: Array) -> Array:
 
 
 def clipped_pg(
-  clip: float = 1e-4,
-  clip_high: float | None = None,
+  clip: Positive = 1e-4,
+  clip_high: Positive | None = None,
   ratio: Literal['plain', 'guard'] = 'plain',
   on_policy: bool = True,
-  old: str = 'old',
-  dual_clip: float | None = None,
+  old: CopyName = 'old',
+  dual_clip: Positive | None = None,
 ) -> Objective:
   """Clipped surrogate, equation (2).
 
@@ -219,12 +221,23 @@ def clipped_pg(
   return objective
 
 
-def reinforce() -> Objective:
+def reinforce(on_policy: bool = True) -> Objective:
   """Score-function loss, equation (3); right on policy only.
+
+  Args:
+    on_policy: the parameters are those that sampled.
 
   Returns:
     Objective with value and mask [b k] and metric `log_prob` [b k].
+
+  Raises:
+    ConfigError: they are not.
   """
+  if not on_policy:
+    raise ConfigError(
+      'reinforce has the gradient of the parameters that sampled: it takes '
+      "updates=1, epochs=1 and behaviour='params'; clipped_pg takes others"
+    )
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
@@ -239,7 +252,7 @@ def reinforce() -> Objective:
   return objective
 
 
-def rebel(group_size: int, eta: float = 1.0) -> Objective:
+def rebel(group_size: int, eta: Positive = 1.0) -> Objective:
   """Regression of relative rewards, equation (6).
 
   Rows 2 j and 2 j + 1 of a group are partners. What is fitted is the

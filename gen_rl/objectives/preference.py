@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Float32
 
 from gen_rl.diffusion import process
+from gen_rl.fields import CopyName, Count, NonNegative, Positive
 from gen_rl.types import (
   Array,
   Experience,
@@ -71,10 +72,10 @@ def _shifts(
 
 def dpo(
   group_size: int,
-  beta: float = 2000.0,
-  draws: int = 1,
-  loser_cap: float | None = None,
-  ref: str = 'ref',
+  beta: Positive = 2000.0,
+  draws: Count = 1,
+  loser_cap: Positive | None = None,
+  ref: CopyName = 'ref',
   error: Literal['velocity', 'noise'] = 'velocity',
 ) -> Objective:
   """Direct preference optimisation, equation (1).
@@ -123,11 +124,11 @@ def dpo(
 
 def kto(
   group_size: int,
-  beta: float = 2000.0,
-  draws: int = 1,
-  preferred_weight: float = 1.0,
-  other_weight: float = 1.0,
-  ref: str = 'ref',
+  beta: Positive = 2000.0,
+  draws: Count = 1,
+  preferred_weight: NonNegative = 1.0,
+  other_weight: NonNegative = 1.0,
+  ref: CopyName = 'ref',
   error: Literal['velocity', 'noise'] = 'velocity',
 ) -> Objective:
   """Kahneman-Tversky optimisation, equation (2): rows need no partner.

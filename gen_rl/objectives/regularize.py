@@ -45,6 +45,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.diffusion import process
+from gen_rl.fields import CopyName, Index
 from gen_rl.types import (
   Array,
   Experience,
@@ -64,7 +65,7 @@ def _term(value: Array, mask: Array, name: str) -> tuple[Term, Metrics]:
 
 
 def kl(
-  ref: str = 'ref',
+  ref: CopyName = 'ref',
   direction: Literal['forward', 'reverse'] = 'forward',
   scale: Literal['exact', 'dt'] = 'exact',
   path: bool = False,
@@ -114,7 +115,7 @@ def kl(
   return objective
 
 
-def velocity_kl(ref: str = 'ref', draws: int = 0) -> Objective:
+def velocity_kl(ref: CopyName = 'ref', draws: Index = 0) -> Objective:
   """Squared velocity difference to a frozen copy, equation (2).
 
   Needs `replay.velocity(which)` -> [b k ...], the predicted velocity x1 - x0

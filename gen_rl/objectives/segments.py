@@ -16,6 +16,7 @@ import numpy as np
 
 from gen_rl import build, objectives
 from gen_rl.build import ConfigError
+from gen_rl.fields import CopyName
 from gen_rl.types import (
   Experience,
   Metrics,
@@ -39,7 +40,7 @@ def of_segment(
   objective: Mapping[str, Any],
   part: Literal['first', 'second'],
   on_policy: bool = True,
-  ref: str | None = None,
+  ref: CopyName | None = None,
 ) -> Objective:
   """Another objective, of the decisions of one segment.
 

@@ -27,6 +27,7 @@ the gradients are REINFORCE's, averaged as said.
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import NonNegative, Positive
 from gen_rl.objectives import policy_gradient
 from gen_rl.types import (
   Experience,
@@ -39,11 +40,11 @@ from gen_rl.types import (
 
 
 def gspo(
-  clip: float = 3e-4,
-  clip_high: float = 4e-4,
+  clip: Positive = 3e-4,
+  clip_high: Positive = 4e-4,
   tokens: bool = False,
   on_policy: bool = True,
-  dual_clip: float | None = None,
+  dual_clip: Positive | None = None,
 ) -> Objective:
   """Clipped surrogate on the ratios of whole rows, equation (2) or (4).
 
@@ -100,7 +101,7 @@ def gspo(
 
 
 def cispo(
-  cap: float = 5.0, floor: float = 0.0, on_policy: bool = True
+  cap: Positive = 5.0, floor: NonNegative = 0.0, on_policy: bool = True
 ) -> Objective:
   """Policy gradient with clipped importance weights, equation (5).
 

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from gen_rl import build, models, policies, types
 from gen_rl.build import ConfigError
 from gen_rl.distributions import Concat
+from gen_rl.fields import Count
 from gen_rl.models.layers import PAD, TokenNet
 from gen_rl.policies.tokens import chosen
 from gen_rl.types import (
@@ -237,7 +238,7 @@ def text_then_image(
   first: Mapping[str, Any],
   second: Mapping[str, Any],
   model: Mapping[str, Any],
-  length: int,
+  length: Count,
   end: int | None = None,
   keep_prompt: bool = True,
   pad: int = PAD,

@@ -38,6 +38,7 @@ from gen_rl.diffusion import (
   transitions,
 )
 from gen_rl.distributions import Gaussian, decision_keys
+from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models.layers import Net
 from gen_rl.policies import ode
 from gen_rl.types import (
@@ -65,24 +66,24 @@ class Decision(NamedTuple):
 
 def denoising(
   net: Net,
-  steps: int = 8,
-  shift: float = 1.0,
+  steps: Count = 8,
+  shift: Positive = 1.0,
   transition: Mapping[str, Any] | None = None,
-  noise: float = 0.8,
-  window: int = 0,
-  window_low: int = 0,
-  window_high: int = 0,
+  noise: NonNegative = 0.8,
+  window: Index = 0,
+  window_low: Index = 0,
+  window_high: Index = 0,
   window_start: Mapping[str, Any] | None = None,
-  guidance_scale: float = 1.0,
+  guidance_scale: NonNegative = 1.0,
   guidance_gradient: Literal['both', 'conditional'] = 'both',
   event: Literal['mean', 'sum'] = 'mean',
   unit_log_prob: bool = False,
   time_mean: float = 0.0,
-  time_std: float = 1.0,
+  time_std: NonNegative = 1.0,
   training_times: Mapping[str, Any] | None = None,
-  null_prob: float = 0.0,
+  null_prob: Fraction = 0.0,
   solver: Literal['euler', 'dpm2'] = 'euler',
-  tail: float = 1.0,
+  tail: Share = 1.0,
   shared_noise: bool = False,
   deterministic: bool = False,
   grid: Mapping[str, Any] | None = None,

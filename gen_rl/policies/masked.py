@@ -50,6 +50,7 @@ import numpy as np
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import guidance
 from gen_rl.distributions import Categorical, Places
+from gen_rl.fields import Count, Fraction, NonNegative, Positive
 from gen_rl.models.layers import MaskNet
 from gen_rl.policies import coded
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
@@ -102,13 +103,13 @@ def _check(temperature, choice_temperature, score) -> None:
 
 def masked(
   net: MaskNet,
-  steps: int = 8,
-  temperature: float = 1.0,
-  choice_temperature: float = 4.5,
-  guidance_scale: float = 1.0,
+  steps: Count = 8,
+  temperature: Positive = 1.0,
+  choice_temperature: NonNegative = 4.5,
+  guidance_scale: NonNegative = 1.0,
   guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
-  null_prob: float = 0.0,
+  null_prob: Fraction = 0.0,
 ) -> Policy:
   """A policy that fills all places of a row in a few steps.
 
@@ -259,13 +260,13 @@ def masked_image(
   net: MaskNet,
   codec: Mapping[str, Any],
   codec_weights: str = '',
-  steps: int = 8,
-  temperature: float = 1.0,
-  choice_temperature: float = 4.5,
-  guidance_scale: float = 1.0,
+  steps: Count = 8,
+  temperature: Positive = 1.0,
+  choice_temperature: NonNegative = 4.5,
+  guidance_scale: NonNegative = 1.0,
   guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
-  null_prob: float = 0.0,
+  null_prob: Fraction = 0.0,
 ) -> Policy:
   """A masked policy whose codes a codec turns into a picture.
 

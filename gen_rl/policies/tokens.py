@@ -38,6 +38,7 @@ import jax.numpy as jnp
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import guidance
 from gen_rl.distributions import Categorical
+from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models.layers import PAD, TokenNet
 from gen_rl.policies import coded
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
@@ -98,15 +99,15 @@ def _check(length, temperature, top_k, top_p, score) -> None:
 
 def tokens(
   net: TokenNet,
-  length: int = 8,
+  length: Count = 8,
   end: int | None = None,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  guidance_scale: float = 1.0,
+  temperature: Positive = 1.0,
+  top_k: Index = 0,
+  top_p: Share = 1.0,
+  guidance_scale: NonNegative = 1.0,
   guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
-  null_prob: float = 0.0,
+  null_prob: Fraction = 0.0,
   drop_truncated: bool = False,
   greedy_first: bool = False,
   pad: int = PAD,
@@ -267,13 +268,13 @@ def image_tokens(
   net: TokenNet,
   codec: Mapping[str, Any],
   codec_weights: str = '',
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  guidance_scale: float = 1.0,
+  temperature: Positive = 1.0,
+  top_k: Index = 0,
+  top_p: Share = 1.0,
+  guidance_scale: NonNegative = 1.0,
   guidance_gradient: Literal['both', 'conditional'] = 'both',
   score: Literal['guided', 'cond'] = 'guided',
-  null_prob: float = 0.0,
+  null_prob: Fraction = 0.0,
 ) -> Policy:
   """A policy that says the codes of a picture, which a codec turns into one.
 

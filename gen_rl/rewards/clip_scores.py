@@ -46,6 +46,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
+from gen_rl.fields import Positive
 from gen_rl.models import clip, folders, open_clip, vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
@@ -169,7 +170,7 @@ def clip_score(
   reader: Tokenizer | None,
   folder: str,
   column: str = 'clip',
-  w: float = 1.0,
+  w: Positive = 1.0,
   floor: bool = False,
   rounded: bool = False,
   **options: Any,
@@ -203,7 +204,7 @@ def pickscore(
   reader: Tokenizer | None,
   folder: str,
   column: str = 'clip',
-  unit: float = 26.0,
+  unit: Positive = 26.0,
   rounded: bool = False,
   **options: Any,
 ) -> Reward:

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 
 from gen_rl import build, rewards
 from gen_rl.build import ConfigError
+from gen_rl.fields import Count, NonNegative, Positive
 from gen_rl.rewards import token_rows
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 
 
-def length_shaping(longest: int, buffer: int, end: int) -> Reward:
+def length_shaping(longest: Count, buffer: Count, end: int) -> Reward:
   """Equation (1), in [-1, 0]. Part: `length`, L.
 
   Args:
@@ -50,7 +51,7 @@ def length_shaping(longest: int, buffer: int, end: int) -> Reward:
 
 
 def length_gate(
-  reward: build.Spec, end: int, low: float = 0.5, high: float = 2.0
+  reward: build.Spec, end: int, low: NonNegative = 0.5, high: Positive = 2.0
 ) -> Reward:
   """Equation (2): a reward that is 0 outside of a band of lengths.
 

@@ -21,6 +21,7 @@ head unless `frozen` says otherwise.
 import jax
 import jax.numpy as jnp
 
+from gen_rl.fields import Count, NonNegative
 from gen_rl.models import detector
 from gen_rl.models import weights as weights_lib
 from gen_rl.types import (
@@ -35,8 +36,8 @@ from gen_rl.types import (
 
 def adversarial(
   weights: str = 'asset:shapes_detector',
-  width: int = 32,
-  patch_weight: float = 0.3,
+  width: Count = 32,
+  patch_weight: NonNegative = 0.3,
   frozen: bool = False,
 ) -> Reward:
   """Score (2) of a head on the features of the ShapesWorld detector.

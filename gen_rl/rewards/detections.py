@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Count
 from gen_rl.rewards import geneval
 from gen_rl.types import Array, Params, PyTree, Reward, RewardInputs, RewardOut
 
@@ -59,7 +60,7 @@ def detected_geneval(
   detector: str | Finder,
   score: Literal['partial', 'strict', 'correct'] = 'partial',
   quirks: bool = True,
-  most: int = 16,
+  most: Count = 16,
 ) -> Reward:
   """GenEval by detections, of prompts of `prompts.geneval`.
 

@@ -13,7 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
-from gen_rl.fields import Kernel, Remat
+from gen_rl.fields import Count, Kernel, Remat
 from gen_rl.models import dinov2, vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
@@ -31,8 +31,8 @@ def dino(
   folder: str,
   column: str = 'image',
   by: Literal['pooled', 'patches'] = 'pooled',
-  short: int = 256,
-  side: int = 224,
+  short: Count = 256,
+  side: Count = 224,
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   scan: bool = True,

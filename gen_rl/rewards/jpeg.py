@@ -29,6 +29,7 @@ from jaxtyping import Float, Float32, Int32, Shaped
 import numpy as np
 from PIL import Image
 
+from gen_rl.fields import Positive, Quality
 from gen_rl.types import AnyArray, Array, Reward, RewardInputs, RewardOut
 
 HEADER = 625  # SOI + APP0 + 2 DQT + SOF0 + 4 DHT + SOS + EOI, in bytes
@@ -365,7 +366,9 @@ def _reward(name: str, size, sign: float, quality: int, scale: float, **kw):
   return Reward(name, (), score, **kw)
 
 
-def jpeg_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
+def jpeg_compressibility(
+  quality: Quality = 95, scale: Positive = 1.0
+) -> Reward:
   """-scale * kilobytes (1000 bytes) of the JPEG file.
 
   `scale` 1 is DDPO's reward, 1 / 500 that of flow_grpo (its
@@ -374,12 +377,16 @@ def jpeg_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
   return _reward('jpeg_compressibility', jpeg_bytes, -1.0, quality, scale)
 
 
-def jpeg_incompressibility(quality: int = 95, scale: float = 1.0) -> Reward:
+def jpeg_incompressibility(
+  quality: Quality = 95, scale: Positive = 1.0
+) -> Reward:
   """+scale * kilobytes (1000 bytes) of the JPEG file (DDPO, flow_grpo)."""
   return _reward('jpeg_incompressibility', jpeg_bytes, 1.0, quality, scale)
 
 
-def smooth_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
+def smooth_compressibility(
+  quality: Quality = 95, scale: Positive = 1.0
+) -> Reward:
   """-scale * `jpeg_surrogate` kilobytes, for objectives that differentiate."""
   return _reward(
     'smooth_compressibility',
@@ -391,7 +398,9 @@ def smooth_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
   )
 
 
-def host_jpeg_compressibility(quality: int = 95, scale: float = 1.0) -> Reward:
+def host_jpeg_compressibility(
+  quality: Quality = 95, scale: Positive = 1.0
+) -> Reward:
   """`jpeg_compressibility` measured on the host, by Pillow writing the file.
 
   The score is the same number; takes and returns numpy arrays.

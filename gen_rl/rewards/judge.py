@@ -40,7 +40,7 @@ import numpy as np
 from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
-from gen_rl.fields import RowsOrAll
+from gen_rl.fields import Fraction, NonNegative, RowsOrAll
 from gen_rl.rewards import answers, pairwise
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
@@ -132,7 +132,7 @@ def yes_probability(
   yes: Sequence[str] = ('yes',),
   no: Sequence[str] = ('no',),
   odds: bool = False,
-  least: float = 0.1,
+  least: Fraction = 0.1,
 ) -> Reward:
   """The probability of a yes, equation (2). Part: `mass`, of yes and no.
 
@@ -175,7 +175,7 @@ def expected_score(
   weights: str = 'asset:shapes_vlm',
   question: str = '',
   column: str = 'question',
-  least: float = 0.1,
+  least: Fraction = 0.1,
 ) -> Reward:
   """The mean of a distribution over scores, equation (3).
 
@@ -226,7 +226,7 @@ def checklist(
   yes: Sequence[str] = ('yes',),
   no: Sequence[str] = ('no',),
   hard: bool = False,
-  least: float = 0.1,
+  least: Fraction = 0.1,
 ) -> Reward:
   """The share of a prompt's questions that are answered by yes, equation (4).
 
@@ -283,10 +283,10 @@ def judged_win_rate(
   second: str,
   question: str = '',
   column: str = 'question',
-  tie: float = 0.0,
+  tie: NonNegative = 0.0,
   soft: bool = False,
   chunk: RowsOrAll = 0,
-  least: float = 0.1,
+  least: Fraction = 0.1,
 ) -> Reward:
   """Win rate in [0, 1] of a row in its group, equation (5).
 

@@ -13,6 +13,7 @@ mixture_near      1 if |x - y| < radius, else 0. Its parts say how far the
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import NonNegative, Positive
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
 from gen_rl.worlds import mixture
 
@@ -40,7 +41,7 @@ def mixture_distance() -> Reward:
   return Reward('mixture_distance', (), score, differentiable=True)
 
 
-def mixture_near(radius: float = 0.3, beta: float = 0.2) -> Reward:
+def mixture_near(radius: Positive = 0.3, beta: NonNegative = 0.2) -> Reward:
   """Is the point within `radius` of the target? Score 1 or 0.
 
   Args:

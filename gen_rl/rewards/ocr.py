@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 import numpy as np
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Count
 from gen_rl.types import AnyArray, Array, Reward, RewardInputs, RewardOut
 
 
@@ -192,7 +193,7 @@ def rapid_reader(threads: int = 1) -> Callable[[np.ndarray], str]:
 def read_text(
   engine: Callable[[], Callable[[np.ndarray], str]] | None = None,
   column: str = 'text',
-  threads: int = 1,
+  threads: Count = 1,
 ) -> Reward:
   """(2) of what is read in a picture, in [0, 1]; on the host.
 

@@ -39,6 +39,7 @@ import numpy as np
 
 from gen_rl import build, rewards
 from gen_rl.build import ConfigError
+from gen_rl.fields import NonNegative
 from gen_rl.types import Array, Params, PyTree, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
 
@@ -130,7 +131,7 @@ def pairwise_win_rate(
 
 
 def win_rate(
-  reward: build.Spec, tie: float = 0.0, temperature: float = 0.0
+  reward: build.Spec, tie: NonNegative = 0.0, temperature: NonNegative = 0.0
 ) -> Reward:
   """Win rate in [0, 1] of a row in its group, judged by another reward.
 

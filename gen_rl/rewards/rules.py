@@ -32,6 +32,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Count, Fraction
 from gen_rl.rewards import token_rows
 from gen_rl.types import Reward
 
@@ -143,10 +144,10 @@ def _number_tokens(base: int, size: int, end: int, tags: Sequence[int]) -> None:
 
 def iou(
   base: int,
-  size: int,
+  size: Count,
   end: int,
   tags: Sequence[int] = (),
-  threshold: float = 0.0,
+  threshold: Fraction = 0.0,
 ) -> Reward:
   """Equation (5), of boxes written as x0 y0 x1 y1.
 
@@ -184,7 +185,7 @@ def iou(
 
 
 def count_error(
-  base: int, size: int, end: int, tags: Sequence[int] = ()
+  base: int, size: Count, end: int, tags: Sequence[int] = ()
 ) -> Reward:
   """Equation (6), c the content's first number.
 

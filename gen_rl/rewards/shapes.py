@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
 from gen_rl.build import ConfigError
+from gen_rl.fields import Fraction, NonNegative, Positive
 from gen_rl.rewards import geneval, ocr, pixels
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
@@ -85,7 +86,7 @@ def _checked(inputs: RewardInputs) -> RewardInputs:
   return inputs
 
 
-def shapes_geneval(strict_weight: float = 0.5) -> Reward:
+def shapes_geneval(strict_weight: Fraction = 0.5) -> Reward:
   """Score (1 - w) partial + w strict, in [0, 1].
 
   Args:
@@ -117,10 +118,10 @@ def shapes_strict() -> Reward:
 
 
 def shapes_compressed(
-  scale: float = 0.05,
+  scale: Positive = 0.05,
   bias: float = 0.3,
-  noise: float = 0.01,
-  strict_weight: float = 0.5,
+  noise: NonNegative = 0.01,
+  strict_weight: Fraction = 0.5,
 ) -> Reward:
   """Score scale * gold + bias * saturation + noise * e, e standard normal.
 

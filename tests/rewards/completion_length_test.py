@@ -94,7 +94,7 @@ def test_a_wrapped_reward_that_fails_stays_invalid():
   'spec, match',
   [
     (dict(name='length_shaping', longest=4, buffer=5, end=9), 'buffer <= lon'),
-    (dict(name='length_shaping', longest=4, buffer=0, end=9), '0 < buffer'),
+    (dict(name='length_shaping', longest=4, buffer=0, end=9), 'at least 1'),
     (dict(name='length_gate', reward='ranked', end=-1), 'from 0 on'),
     (
       dict(name='length_gate', reward='ranked', end=9, low=3.0),

@@ -360,7 +360,7 @@ def test_pictures_are_no_tokens():
   'spec, match',
   [
     (dict(name='exact_match', end=-1), 'from 0 on'),
-    (dict(name='exact_match', end=1.5), 'whole numbers'),
+    (dict(name='exact_match', end=1.5), 'a whole number'),
     (dict(name='tagged_answer', begin=3, close=3, end=9), 'id of its own'),
     (dict(name='choice_accuracy', choices=(5, 9), end=9), 'id of its own'),
     (
@@ -368,8 +368,8 @@ def test_pictures_are_no_tokens():
       'begin, close',
     ),
     (dict(name='iou', base=5, size=10, end=9), 'id 9 is a number'),
-    (dict(name='iou', base=5, size=0, end=9), 'at least one number'),
-    (dict(name='iou', base=5, size=3, end=9, threshold=50), 'in \\[0, 1\\]'),
+    (dict(name='iou', base=5, size=0, end=9), 'at least 1'),
+    (dict(name='iou', base=5, size=3, end=9, threshold=50), 'between 0 and 1'),
     (dict(name='count_error', base=-1, size=4, end=9), 'from 0 on'),
     (dict(name='tag_format', tags=(1, 2, 3), end=9), 'pairs'),
     (dict(name='tag_format', tags=(1, 9), end=9), 'id of its own'),

@@ -6,6 +6,7 @@ import random
 import numpy as np
 
 from gen_rl.data.prompts.source import Prompts
+from gen_rl.fields import Count
 from gen_rl.worlds import grammar, questions
 from gen_rl.worlds import mixture as mixture_world
 
@@ -71,7 +72,7 @@ def shapes_contrasts(
   split: str = 'rl',
   tasks: Sequence[str] | None = None,
   kinds: Sequence[str] = grammar.KINDS,
-  alternatives: int = 4,
+  alternatives: Count = 4,
 ) -> Prompts:
   """`shapes`, each sentence with false ones that differ in one thing (TDPO).
 

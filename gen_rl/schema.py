@@ -1,0 +1,320 @@
+"""All that is wrong with the fields of a config, before anything is built.
+
+`mistakes` walks the fields of configs/base.py next to those of a config, be it
+from a file, a notebook or a command line. A field that base.py does not have,
+a value of another type or out of its range, a part with an unknown function or
+keyword: each is a sentence. Of a part, the function's signature says what it
+takes. Then the rules that concern several fields.
+
+What only building shows (files, shapes, what goes together) is not seen here;
+`checks` adds it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import functools
+import pathlib
+import runpy
+import types
+import typing
+from typing import Any, NamedTuple
+
+from gen_rl import build, fields, objectives, policies, specs
+from gen_rl.fields import Field
+
+
+class Mistake(NamedTuple):
+  """One error of a config."""
+
+  path: str  # 'policy.noise'; of a rule between fields ''
+  says: str
+
+
+class Part(NamedTuple):
+  """A function that a config names."""
+
+  path: str  # 'rewards.oracle'
+  module: types.ModuleType
+  spec: Mapping[str, Any]
+
+
+@functools.cache
+def base() -> Mapping[str, Any]:
+  """What configs/base.py beside this package defines, wherever one is."""
+  path = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'base.py'
+  return runpy.run_path(str(path))
+
+
+def check(config: Any, but: tuple[str, ...] = ()) -> None:
+  """Raises a ConfigError that lists all mistakes, if there are any.
+
+  Args:
+    config: ConfigDict or mapping.
+    but: paths of parts that will not be built.
+  """
+  found = [m.says for m in mistakes(config) if not m.path.startswith(but)]
+  if found:
+    raise build.Mistakes(found)
+
+
+def mistakes(config: Any) -> list[Mistake]:
+  """All that is wrong.
+
+  Args:
+    config: ConfigDict or mapping.
+  """
+  config = build.plain(config)
+  found = list(_section(base()['fields'](), config, '', config))
+  wrong = {mistake.path.partition('.')[0] for mistake in found}
+  for reads, rule in _RULES:
+    if not wrong & set(reads):
+      found += [Mistake('', says) for says in rule(config)]
+  return found
+
+
+def parts(config: Any) -> Iterator[Part]:
+  """The functions that a config names at the top of its fields.
+
+  Not those that are switched off, by a weight of 0 or without a name, nor those
+  that only change another part.
+  """
+  for path, field in _leaves(base()['fields'](), ''):
+    value = _at(config, path)
+    named = value.items() if _of_parts(field) else [('', value)]
+    for label, spec in named if _is_part(field) else ():
+      where = f'{path}.{label}' if label else path
+      name = spec.get('name')
+      if (
+        name
+        and build.weight(spec)
+        and where not in specs.CHANGES
+        and (where, name) != ('rollout', 'policy')
+      ):
+        yield Part(where, specs.module(where), spec)
+
+
+def copies_named(config: Any) -> dict[str, str]:
+  """{path of a keyword: copy of the parameters it names}, of objectives."""
+  found = {}
+  for label, spec in config['objective'].items():
+    if not build.weight(spec):
+      continue
+    keywords = specs.parameters(f'objective.{label}', spec['name']) or {}
+    for key, p in keywords.items():
+      if fields.names_copy(p.annotation):
+        name = spec.get(key, p.default)
+        if name is not None:
+          found[f'objective.{label}.{key}'] = name
+  return found
+
+
+def _section(
+  known: Mapping[str, Any], node: Any, path: str, root: Mapping[str, Any]
+) -> Iterator[Mistake]:
+  """Mistakes of the fields of `node`, which stands at `path` of `root`."""
+  if not isinstance(node, Mapping):
+    yield _mistake(path, f'is {node!r:.60}; it has fields')
+    return
+  for key in node:
+    if key not in known:
+      hint = build.did_you_mean(key, known)
+      valid = ', '.join(sorted(known))
+      yield _mistake(path, f'has no field {key!r}{hint}; valid: {valid}')
+  for key, field in known.items():
+    where = f'{path}.{key}' if path else key
+    if key not in node:
+      yield _mistake(where, 'is missing; start from base.get_config()')
+    elif isinstance(field, Mapping):
+      yield from _section(field, node[key], where, root)
+    elif field.annotation == fields.Spec:
+      yield from _whole_part(where, node[key], root)
+    elif _of_parts(field):
+      yield from _labelled(where, node[key])
+    elif (wrong := fields.misfit(node[key], field.annotation)) is not None:
+      yield _mistake(where, f'is {node[key]!r:.60}; it must be {wrong}')
+
+
+def _whole_part(
+  path: str, spec: Any, root: Mapping[str, Any]
+) -> Iterator[Mistake]:
+  """Mistakes of a part that no label names, and may change another one."""
+  if path not in specs.CHANGES or not isinstance(spec, Mapping):
+    yield from _part(path, spec)
+    return
+  of = _at(root, specs.CHANGES[path])
+  if not isinstance(of, Mapping) or spec.get('name', '') == '' and not spec:
+    return
+  if of.get('name') == 'policy':
+    yield _mistake(path, 'changes data, and here the policy samples')
+  elif spec.get('name', of.get('name')) == of.get('name'):
+    yield from _part(path, {**of, **spec})
+  else:
+    yield from _part(path, spec)
+
+
+def _labelled(path: str, node: Any) -> Iterator[Mistake]:
+  if not isinstance(node, Mapping):
+    yield _mistake(path, f'is {node!r:.60}; it is {{label: dict(name=...)}}')
+    return
+  weighted = path in specs.WEIGHTED
+  for label, spec in node.items():
+    where = f'{path}.{label}'
+    weight = spec.get('weight', 1.0) if isinstance(spec, Mapping) else 1.0
+    if weighted and (wrong := fields.misfit(weight, float)) is not None:
+      yield _mistake(
+        f'{where}.weight', f'is {weight!r:.60}; it must be {wrong}'
+      )
+    yield from _part(where, spec, ('weight',) if weighted else ())
+
+
+def _part(
+  path: str, spec: Any, also: tuple[str, ...] = ()
+) -> Iterator[Mistake]:
+  """Mistakes of dict(name=...); `also`: keys that are of its place."""
+  module = specs.module(path)
+  if not isinstance(spec, Mapping):
+    yield _mistake(path, f'is {spec!r:.60}; it is a part, dict(name=...)')
+    return
+  name = spec.get('name')
+  unset = not name and path in specs.OPTIONAL
+  if unset or (path, name) == ('rollout', 'policy'):
+    more = sorted(set(spec) - {'name'})
+    if more:
+      yield _mistake(path, f'has {", ".join(more)} and names no function')
+    return
+  kwargs = {k: v for k, v in spec.items() if k not in also}
+  if name in build.names(module) and (wrong := specs.misplaced(path, name)):
+    found = [wrong]
+  else:
+    found = build.mistakes(module, kwargs, specs.BOUND.get(module, ()))
+  for says in found:
+    yield _mistake(path, says, ': ')
+  for key, value in kwargs.items():
+    inner = f'{path}.{key}'
+    if specs.module(inner) is not None and value is not None:
+      named = dict(name=value) if isinstance(value, str) else value
+      yield from _part(inner, named)
+
+
+def _mistake(path: str, says: str, between: str = ' ') -> Mistake:
+  where = f'config.{path}' if path else 'config'
+  return Mistake(path, f'{where}{between}{says}')
+
+
+def _of_parts(field: Field) -> bool:
+  """Is this {label: part}?"""
+  return typing.get_args(field.annotation) == (str, fields.Spec)
+
+
+def _is_part(field: Field) -> bool:
+  return _of_parts(field) or field.annotation == fields.Spec
+
+
+def _leaves(known: Mapping[str, Any], path: str) -> Iterator[tuple[str, Field]]:
+  for key, field in known.items():
+    where = f'{path}.{key}' if path else key
+    if isinstance(field, Mapping):
+      yield from _leaves(field, where)
+    else:
+      yield where, field
+
+
+def _at(config: Any, path: str) -> Any:
+  for key in path.split('.'):
+    config = config[key]
+  return config
+
+
+# Rules between fields. Each is called if nothing is wrong with what it reads.
+
+
+def _something_is_trained(config: Mapping[str, Any]) -> list[str]:
+  if any(map(build.weight, config['objective'].values())):
+    return []
+  return [
+    'nothing would be trained: config.objective has no term with a weight'
+  ]
+
+
+def _copies_are_there(config: Mapping[str, Any]) -> list[str]:
+  """Names of copies of the parameters: there is one, and it is another."""
+  reserved = {'params', 'old', 'ema', 'ref'} & set(config['copies'])
+  found = [
+    f'config.copies.{name} has a name that means something else: params, old, '
+    'ema and ref are always there'
+    for name in sorted(reserved - {'ref'})
+  ]
+  kept = ['ref', *config['copies']] + ['ema'] * bool(config['ema'])
+  named = copies_named(config)
+  named = {path: (name, ['old', *kept]) for path, name in named.items()}
+  if config['behaviour'] != 'params':
+    named['behaviour'] = (config['behaviour'], ['params', *kept])
+  for path, (name, valid) in named.items():
+    if name in valid:
+      continue
+    hint = build.did_you_mean(name, valid)
+    if name == 'ema':
+      hint = ' (there is no average: config.ema is 0)'
+    found.append(
+      f'config.{path} is {name!r}, which is no copy of the parameters{hint}; '
+      f'valid: {", ".join(dict.fromkeys(valid))}; config.copies makes others'
+    )
+  return found
+
+
+def _rows_can_be_counted(config: Mapping[str, Any]) -> list[str]:
+  """Arrays are indexed by numbers of 32 bits."""
+  data = config['data']
+  rows = data['prompts_per_step'] * data['group_size']
+  if rows < 2**31:
+    return []
+  return [
+    f'data.prompts_per_step * data.group_size is {rows} samples a step; it '
+    'must be below 2^31'
+  ]
+
+
+def _decisions_are_made(config: Mapping[str, Any]) -> list[str]:
+  """Objectives that weigh decisions, of a policy that makes none."""
+  policy = config['policy']
+  silent = build.argument(policies, policy, 'deterministic')
+  noise = build.argument(policies, policy, 'noise')
+  if config['rollout']['name'] != 'policy' or not (silent or noise == 0):
+    return []
+  setting = 'deterministic is True' if silent else 'noise is 0'
+  return [
+    f'config.objective.{label}: {spec["name"]} trains decisions, and a policy '
+    f'makes none whose {setting}'
+    for label, spec in config['objective'].items()
+    if build.weight(spec)
+    and build.takes(objectives, spec, 'on_policy')
+    and spec['name'] != 'of_segment'
+  ]
+
+
+def _average_is_there(config: Mapping[str, Any]) -> list[str]:
+  if 'ema' in config['offload'] and not config['ema']:
+    return ['config.offload names the average, but config.ema is 0']
+  return []
+
+
+def _paths_are_sums(config: Mapping[str, Any]) -> list[str]:
+  """kl(path=True) weighs sums of log-probs, so the policy has to sum."""
+  if build.argument(policies, config['policy'], 'event') in (None, 'sum'):
+    return []
+  return [
+    f'config.objective.{label}.path estimates the KL of whole trajectories, '
+    "whose log-probs are sums: set config.policy.event to 'sum', or path to "
+    'False'
+    for label, spec in config['objective'].items()
+    if spec.get('path') and build.weight(spec)
+  ]
+
+
+_RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
+  (('objective',), _something_is_trained),
+  (('objective', 'copies', 'ema', 'behaviour'), _copies_are_there),
+  (('offload', 'ema'), _average_is_there),
+  (('data',), _rows_can_be_counted),
+  (('objective', 'policy', 'rollout'), _decisions_are_made),
+  (('objective', 'policy'), _paths_are_sums),
+)
