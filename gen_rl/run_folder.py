@@ -62,6 +62,11 @@ def finished(workdir: str | os.PathLike[str], steps: int) -> dict | None:
 
 def _take(path: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
   """Locks the folder; else says in a sentence why not."""
+  if any(0xD800 <= ord(c) < 0xE000 for c in str(path)):  # bytes of no text
+    return (
+      f'the name of --workdir={str(path)!r} is not UTF-8, in which checkpoints '
+      'are written; use another'
+    )
   try:
     foreign = _foreign(path)
     if foreign:

@@ -65,6 +65,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     pass
 
 
+def test_a_folder_whose_name_is_no_text(tmp_path):
+  with (
+    pytest.raises(build.ConfigError, match='not UTF-8'),
+    run_folder.owned(os.fsdecode(os.fsencode(tmp_path) + b'/a\xff')),
+  ):
+    pass
+  assert not list(tmp_path.iterdir())
+
+
 def test_finished_is_a_report_and_a_whole_result(tmp_path):
   result = testing.result()
   steps = result['steps']
