@@ -206,7 +206,7 @@ class Writer:
 
     Raises:
       ValueError: a value is not one number, or a name is reserved.
-      OSError: the disk is full or gone.
+      OSError: the disk is full or gone, or the file was removed.
     """
     if not self._primary:
       return
@@ -217,6 +217,12 @@ class Writer:
       values = {k: v for k, v in values.items() if k not in self._written}
       if not values:
         return
+    if not os.path.exists(self._file.name):
+      raise FileNotFoundError(
+        f'{self._file.name} was removed while the run was writing it; what it '
+        'held is lost, and the same command goes on from what checkpoints are '
+        'left'
+      )
     head = {'step': int(step), 'time': round(self._clock(), 3)}
     if samples is not None:
       head['samples'] = int(samples)

@@ -148,6 +148,14 @@ def test_full_disk_is_an_error(tmp_path):
       w.write_scalars(0, {'a': 1})
 
 
+def test_a_removed_file_is_an_error(tmp_path):
+  with metrics.Writer(tmp_path, tensorboard=False) as writer:
+    writer.write_scalars(1, {'a': 1.0})
+    (tmp_path / metrics.FILE).unlink()
+    with pytest.raises(FileNotFoundError, match='was removed while the run'):
+      writer.write_scalars(2, {'a': 1.0})
+
+
 def test_images_become_png(tmp_path):
   with open_writer(tmp_path) as w:
     w.write_images(20, {'eval/grid': np.zeros((4, 6, 3))})
