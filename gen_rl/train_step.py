@@ -265,9 +265,12 @@ def make(
       adv, weight = jnp.zeros((b, 1)), fine.astype(jnp.float32)
       return state, Experience(traj, adv, weight, out, info), {}
     watched = {label: outs[label] for label in monitors}
-    scored = {label: x for label, x in outs.items() if label not in monitors}
+    scored = {
+      label: x.replace(valid=x.valid & fine)
+      for label, x in outs.items()
+      if label not in monitors
+    }
     out = combine.merge(scored, reward_weights)
-    out = out.replace(valid=out.valid & fine)
     # 0 * NaN is NaN: a backward pass must not see the row at all.
     traj = tree.zero_rows(traj, out.valid)
     adv, weight, adv_state, metrics = advantage.update(
