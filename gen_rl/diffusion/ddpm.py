@@ -146,6 +146,11 @@ def config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     prediction_type=('epsilon', 'v_prediction'),
   )
   needed = 'beta_start', 'beta_end', 'beta_schedule'
+  there = {k: v for k, v in scheduler.items() if v is not None}
+  options.typed(
+    'scheduler', there, fraction=needed[:2], whole=('num_train_timesteps',),
+    name=('beta_schedule', 'prediction_type'),
+  )  # fmt: skip
   # The others say how to sample, some of them what another sampler had to know.
   said = {k: v for k, v in scheduler.items() if k in computed or k in needed}
   options.check('scheduler', said, computed, needed, needed)
@@ -154,7 +159,7 @@ def config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     betas=scheduler['beta_schedule'],
     beta_start=scheduler['beta_start'],
     beta_end=scheduler['beta_end'],
-    train_steps=scheduler.get('num_train_timesteps', 1000),
+    train_steps=there.get('num_train_timesteps', 1000),
     prediction=scheduler.get('prediction_type', 'epsilon'),
     boundary=scheduler.get('timestep_scaling', 10.0) if consistent else None,
   )

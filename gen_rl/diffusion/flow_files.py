@@ -71,7 +71,10 @@ def config(scheduler: Mapping[str, Any], tokens: int) -> dict[str, Any]:
   if not dynamic:
     (shift,) = numbers.values()
     return dict(shift=shift, train_steps=train_steps)
-  shift = schedules.flux_shift(tokens, *numbers.values())
+  try:
+    shift = schedules.flux_shift(tokens, *numbers.values())
+  except ArithmeticError:
+    raise ValueError(f'{name}: no shift follows from {numbers}') from None
   if scheduler.get('time_shift_type') == 'linear':
     shift = math.log(shift)
   return dict(shift=shift, train_steps=train_steps)

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models import released, vit
+from gen_rl.models import options, released, vit
 from gen_rl.models.layers import Dense
 from gen_rl.types import Array, Axes, Params
 
@@ -344,6 +344,8 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: another model, or anything that is not computed; all in one
       sentence.
   """
+  if config_json.get('architectures') is not None:
+    options.typed('model', config_json, names=('architectures',))
   found = [k for k in config_json.get('architectures') or () if k in KINDS]
   if not found:
     raise ValueError(
@@ -362,11 +364,20 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     parts[name] = part
   out: dict[str, Any] = dict(text=None, vision=None)
   for name, part in parts.items():
+    options.typed(
+      f'{kind} ({name})', part,
+      whole=(
+        'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+        'intermediate_size', 'vocab_size', 'max_position_embeddings',
+        'projection_dim',
+      ),
+      fraction=('layer_norm_eps',),
+    )  # fmt: skip
     out[name] = {
       ours: part.get(theirs, default[name])
       for ours, (theirs, default) in _TOWER.items()
     }
-    if out[name]['act'] not in vit.ACTIVATIONS:
+    if out[name]['act'] not in list(vit.ACTIVATIONS):
       problems.append(f'{name} hidden_act={out[name]["act"]!r}')
     if part.get('num_channels', 3) != 3:
       problems.append(f'pictures of {part["num_channels"]} channels')

@@ -34,6 +34,7 @@ import numpy as np
 
 from gen_rl.models import folders, weights
 from gen_rl.models import lm as lm_lib
+from gen_rl.models import options as options_lib
 from gen_rl.models.layers import TokenNet
 from gen_rl.models.weights import WeightsError
 from gen_rl.types import Params
@@ -86,6 +87,11 @@ def lm_config(config: Mapping[str, Any]) -> dict[str, Any]:
   missing = [name for name in sizes if not isinstance(config.get(name), int)]
   if missing:
     raise ValueError(f'config.json lacks the whole number {", ".join(missing)}')
+  optional = 'num_key_value_heads', 'head_dim'
+  given = {
+    k: config[k] for k in (*sizes, *optional) if config.get(k) is not None
+  }
+  options_lib.typed(kind, given, whole=given)
   theta, problems = _rotations(config)
   problems += _not_computed(config)
   if problems:

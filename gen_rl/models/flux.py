@@ -333,16 +333,17 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: options that are missing or not computed, all in one sentence.
   """
   get = config_json.get
+  whole = (
+    'in_channels', 'num_layers', 'num_single_layers', 'attention_head_dim',
+    'num_attention_heads', 'joint_attention_dim', 'pooled_projection_dim',
+  )  # fmt: skip
+  options.typed(KINDS[0], config_json, whole=whole, wholes=('axes_dims_rope',))
   inputs = get('in_channels', 64)
   options.check(
     'FluxTransformer2DModel',
     config_json,
     dict(patch_size=(1,), out_channels=(None, inputs)),
-    free=(
-      'in_channels', 'num_layers', 'num_single_layers', 'attention_head_dim',
-      'num_attention_heads', 'joint_attention_dim', 'pooled_projection_dim',
-      'guidance_embeds', 'axes_dims_rope',
-    ),
+    free=(*whole, 'guidance_embeds', 'axes_dims_rope'),
   )  # fmt: skip
   return dict(
     channels=inputs // 4,

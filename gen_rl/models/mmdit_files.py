@@ -34,6 +34,13 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: options that are missing or not computed, all in one sentence.
   """
   get = config_json.get
+  whole = (
+    'sample_size', 'patch_size', 'in_channels', 'num_layers',
+    'attention_head_dim', 'num_attention_heads', 'joint_attention_dim',
+    'pooled_projection_dim', 'pos_embed_max_size',
+  )  # fmt: skip
+  places = ('dual_attention_layers',)
+  options.typed(KINDS[0], config_json, whole=whole, places=places)
   inputs = get('in_channels', 16)
   options.check(
     'SD3Transformer2DModel',
@@ -45,11 +52,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
         get('num_attention_heads', 18) * get('attention_head_dim', 64),
       ),
     ),
-    free=(
-      'sample_size', 'patch_size', 'in_channels', 'num_layers',
-      'attention_head_dim', 'num_attention_heads', 'joint_attention_dim',
-      'pooled_projection_dim', 'pos_embed_max_size', 'dual_attention_layers',
-    ),
+    free=(*whole, *places),
   )  # fmt: skip
   return dict(
     patch=get('patch_size', 2),

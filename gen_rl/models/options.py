@@ -5,10 +5,64 @@ few. What a module here does not compute has to be refused before a weight is
 read, as the tensors of two options often have the same names and shapes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+import reprlib
 from typing import Any
 
 from gen_rl.build import ConfigError
+
+
+def _is_whole(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool) and 0 < x < 2**31
+
+
+def _all(x: Any, holds: Callable[[Any], bool]) -> bool:
+  return isinstance(x, list | tuple) and all(map(holds, x))
+
+
+# {kind: (what it is, whether a value is one)}
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+  'whole': ('a whole number above 0', _is_whole),
+  'wholes': (
+    'a list of whole numbers above 0',
+    lambda x: _all(x, _is_whole) and len(x) > 0,
+  ),
+  'each': (
+    'a whole number above 0, or a list of them',
+    lambda x: _is_whole(x) or (_all(x, _is_whole) and len(x) > 0),
+  ),
+  'places': (
+    'a list of whole numbers',
+    lambda x: _all(x, lambda i: _is_whole(i) or (i == 0 and i is not False)),
+  ),
+  'fraction': (
+    'a number between 0 and 1',
+    lambda x: isinstance(x, int | float) and 0 < x < 1,
+  ),
+  'name': ('a name', lambda x: isinstance(x, str)),
+  'names': ('a list of names', lambda x: _all(x, lambda y: isinstance(y, str))),
+}
+
+
+def typed(kind: str, config: Mapping[str, Any], **of: Collection[str]) -> None:
+  """Refuses options that are nothing one can compute with.
+
+  Args:
+    kind: of the model, for the message.
+    config: what config.json holds; what is not there has a default.
+    **of: {one of _KINDS: the options that are such}.
+
+  Raises:
+    ValueError: names all that are something else.
+  """
+  wrong = [
+    f'{name}={reprlib.repr(config[name])}, where it is {_KINDS[key][0]}'
+    for key, names in of.items()
+    for name in names
+    if name in config and not _KINDS[key][1](config[name])
+  ]
+  if wrong:
+    raise ValueError(f'the config of this {kind} has {"; ".join(wrong)}')
 
 
 def check(

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models import released
+from gen_rl.models import options, released
 from gen_rl.models.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
 
@@ -258,6 +258,14 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: anything that is not computed, in one sentence.
   """
+  options.typed(
+    'T5', config_json,
+    whole=(
+      'd_model', 'num_layers', 'num_heads', 'd_kv', 'd_ff', 'vocab_size',
+      'relative_attention_num_buckets', 'relative_attention_max_distance',
+    ),
+    fraction=('layer_norm_epsilon',),
+  )  # fmt: skip
   get = config_json.get
   problems = [
     f'{name}={get(name)!r}, where it is {want!r}'

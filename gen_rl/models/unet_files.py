@@ -49,7 +49,17 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: options that are missing or not computed, all in one sentence.
   """
-  get = config_json.get
+  # None is a size that the file leaves open.
+  there = {k: v for k, v in config_json.items() if v is not None}
+  options.typed(
+    KINDS[0], there,
+    whole=('in_channels', 'norm_num_groups'),
+    wholes=('block_out_channels',),
+    each=('sample_size', 'attention_head_dim', 'transformer_layers_per_block'),
+    names=('down_block_types', 'up_block_types'),
+    fraction=('norm_eps',),
+  )  # fmt: skip
+  get = there.get
   levels = len(get('block_out_channels') or ())
   down = tuple(get('down_block_types') or ())
   mirrored = tuple(x.replace('Down', 'Up') for x in reversed(down))

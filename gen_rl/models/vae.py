@@ -367,6 +367,12 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: options that are missing or not computed, all in one sentence.
   """
+  options.typed(
+    'AutoencoderKL', config_json,
+    whole=('layers_per_block', 'latent_channels', 'norm_num_groups'),
+    wholes=('block_out_channels',),
+    each=('sample_size',),
+  )  # fmt: skip
   levels = len(config_json.get('block_out_channels') or (64,))
   options.check(
     'AutoencoderKL',

@@ -326,6 +326,11 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: options that are missing or not computed, all in one sentence.
   """
   get = config_json.get
+  whole = (
+    'in_channels', 'num_layers', 'num_attention_heads', 'attention_head_dim',
+    'ffn_dim', 'text_dim', 'rope_max_seq_len',
+  )  # fmt: skip
+  options.typed(KINDS[0], config_json, whole=whole, wholes=('patch_size',))
   inputs = get('in_channels', 16)
   options.check(
     'WanTransformer3DModel',
@@ -340,10 +345,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
       added_kv_proj_dim=(None,),
       pos_embed_seq_len=(None,),
     ),
-    free=(
-      'in_channels', 'patch_size', 'num_layers', 'num_attention_heads',
-      'attention_head_dim', 'ffn_dim', 'text_dim', 'rope_max_seq_len',
-    ),
+    free=(*whole, 'patch_size'),
   )  # fmt: skip
   return dict(
     channels=inputs,
