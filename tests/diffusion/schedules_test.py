@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gen_rl.diffusion import schedules
+from gen_rl.diffusion import ddpm, schedules
 
 # False-alarm rate of every statistical test (fixed keys).
 LEVEL = 1e-3
@@ -116,3 +116,12 @@ def test_training_times_have_the_stated_distribution():
   np.testing.assert_allclose(
     np.log(s / (1 - s)), logit + math.log(2), atol=1e-4
   )
+
+
+def test_levels_of_a_discrete_process_are_drawn_equally_often():
+  keys = jax.random.split(jax.random.key(0), 4000)
+  drawn = np.asarray(schedules.levels(keys, train_steps=8))
+  table = ddpm.flow_times(train_steps=8).astype(np.float32)
+  found, count = np.unique(drawn, return_counts=True)
+  np.testing.assert_array_equal(found, table)
+  assert np.abs(count - 500).max() < 5 * np.sqrt(500 * 7 / 8)
