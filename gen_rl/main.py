@@ -248,7 +248,7 @@ def overrides_of(argv: Sequence[str]) -> dict[str, str | None]:
     if arg == '--':
       break
     flag, equals, value = arg.partition('=')
-    if match := re.match(r'--?(?:no)?config\.(.+)', flag):
+    if match := re.match(r'--?(?:no)?config\.(.*)', flag):
       after = argv[i + 1] if i + 1 < len(argv) else None
       found[match[1]] = value if equals else after
   return found
