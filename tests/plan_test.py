@@ -138,6 +138,7 @@ def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
   config = _config(
     **{
       'microbatches': 1, 'data.prompts_per_step': 1, 'data.group_size': 2,
+      'model.layers': 3,  # so that most of it is what they keep
     }
   )  # fmt: skip
   plans = plan.run(config, 'local', sweep=False)
