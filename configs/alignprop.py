@@ -11,8 +11,9 @@ configs/flow_grpo.py:proxy, whose detector can be fooled; the oracle judges.
 Variants, joined by commas:
   draft  only the last call (DRaFT-1, arXiv 2309.17400)
   full   all calls: the whole chain
-  refl   the last call, and no more where the reward is high enough (ReFL,
-         arXiv 2304.05977)
+  margin the last call, and no more where the reward is high enough: ReFL's loss
+         (arXiv 2304.05977), not its step, which it draws, nor its pictures of
+         pretraining
   grpo   the policy gradient in its place, on as many samples
   kl     with a KL term to the base, at the samples noised anew
   tiny   two quick steps of all of it, for tests
@@ -23,13 +24,13 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('draft', 'full', 'refl', 'grpo', 'kl', 'tiny')
+VARIANTS = ('draft', 'full', 'margin', 'grpo', 'kl', 'tiny')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
   variants = base.split_variants(
-    arg, VARIANTS, (('draft', 'full', 'refl', 'grpo'),)
+    arg, VARIANTS, (('draft', 'full', 'margin', 'grpo'),)
   )
   c = flow_grpo.get_config('proxy')
   c.name = 'alignprop' + (f':{arg}' if arg else '')
@@ -45,10 +46,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
   if 'full' in variants:
     c.objective.reward.update(cut='fixed', last=8)
-  if 'draft' in variants or 'refl' in variants:
+  if 'draft' in variants or 'margin' in variants:
     c.policy.update(window=1, window_low=6)
     c.objective.reward.update(cut='fixed', last=1)
-  if 'refl' in variants:
+  if 'margin' in variants:
     c.objective.reward.update(loss='relu_margin', target=0.95)
   if 'kl' in variants:
     c.objective.kl = config_dict.create(name='velocity_kl', draws=1, weight=1.0)

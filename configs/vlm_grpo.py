@@ -1,12 +1,14 @@
-"""GRPO of a vision-language model with verifiable rewards (CLS-RL).
+"""GRPO of a vision-language model on questions about pictures.
 
   python -m gen_rl.main --config=configs/vlm_grpo.py
 
 The base describes pictures well and has seen few questions about them. It is
 asked to count, to name colours and shapes, to choose and to say yes or no, and
-is rewarded where it says the answer and nothing else, as No-Thinking-CLS-RL has
-it (arXiv 2503.16188); it is evaluated on questions about other scenes, saying
-what is likeliest.
+is rewarded where it says the answer and nothing else; it is evaluated on
+questions about other scenes, saying what is likeliest. GRPO is that of
+arXiv 2402.03300. The reward is the rule that No-Thinking-CLS-RL (arXiv
+2503.16188) has for classes of pictures; nothing else of that paper is here, no
+photographs, no classes and no thinking to leave out.
 
 Variants, joined by commas:
   dr     Dr. GRPO (arXiv 2503.20783): no division by a group's deviation, and a

@@ -16,7 +16,7 @@ SHORT = {'eval.every': 15, 'checkpoint.every': 60, 'ema': 0.9}
 ARMS = {
   'alignprop': study.Arm(CONFIG, 'a cut drawn for every sample', SHORT),
   'draft': study.Arm(f'{CONFIG}:draft', 'the last network call', SHORT),
-  'refl': study.Arm(f'{CONFIG}:refl', 'the same up to a margin', SHORT),
+  'margin': study.Arm(f'{CONFIG}:margin', 'the same up to a margin', SHORT),
   'full': study.Arm(f'{CONFIG}:full', 'the whole chain', SHORT),
   'grpo': study.Arm(f'{CONFIG}:grpo', 'the policy gradient', SHORT),
 }
@@ -44,7 +44,7 @@ STUDY = study.Study(
   arms=ARMS,
   claims=CLAIMS,
   code={
-    'AlignProp, DRaFT, ReFL': (
+    'AlignProp, DRaFT': (
       CONFIG,
       'gen_rl/objectives/pathwise.py:reward_backprop',
     )

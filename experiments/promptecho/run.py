@@ -22,7 +22,7 @@ CLAIMS = (
 
 STUDY = study.Study(
   file=__file__,
-  title='PromptEcho: a frozen vision-language model as the reward',
+  title="PromptEcho's reward: a frozen vision-language model judges",
   arms={
     'echo': study.Arm(CONFIG, 'log-likelihood of the prompt'),
   },

@@ -27,14 +27,14 @@ CLAIMS = (
 
 STUDY = study.Study(
   file=__file__,
-  title='CLS-RL: rules as rewards of a vision-language model',
+  title='GRPO on visual questions: rules as rewards',
   arms={
     'main': study.Arm(CONFIG, 'GRPO'),
     'dr': study.Arm(f'{CONFIG}:dr', 'Dr. GRPO'),
   },
   claims=CLAIMS,
   code={
-    'CLS-RL': (
+    'VQA-GRPO': (
       CONFIG,
       'gen_rl/rewards/rules.py:exact_match',
       'gen_rl/rewards/rules.py:tagged_answer',

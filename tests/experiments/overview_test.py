@@ -75,7 +75,7 @@ def test_the_loop_and_the_step_know_no_method():
       names |= {name.lower() for name in re.split('[, -]+', methods)}
   # Said of other things.
   names -= {'flow', 'diffusion', 'adv', 'pref', 'tp', 'rl'}
-  assert {'ddpo', 'alignprop', 'refl', 'rebel', 'tpo'} <= names
+  assert {'ddpo', 'alignprop', 'draft', 'rebel', 'tpo'} <= names
   for file in ('train.py', 'train_step.py'):
     text = (study.ROOT / 'gen_rl' / file).read_text().lower()
     found = {n for n in names if re.search(rf'\b{n}\b', text.replace('_', ' '))}
