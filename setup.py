@@ -16,6 +16,7 @@ _ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 _REQUIRES = [
   'jax>=0.10',  # arrays, transformations, XLA
+  'jaxlib>=0.10',  # comes with jax; asked which XLA_FLAGS it knows
   'flax>=0.12',  # linen modules, struct dataclasses
   'optax>=0.2.8',  # optimizers and schedules
   'orbax-checkpoint>=0.12',  # asynchronous, sharded checkpoints

@@ -22,15 +22,15 @@ from gen_rl.utils import image as image_lib
 # Title, patterns of metric names (fnmatch; "!" excludes), fixed range or None,
 # running mean. A panel without a match is left out.
 PANELS = (
-  ('Held-out: gold and proxy', ('eval/strict', 'eval/proxy'), None, 1),
-  ('Held-out: gold per task', ('eval/strict/*',), None, 1),
+  ('Evaluation: gold and proxy', ('eval/strict', 'eval/proxy'), None, 1),
+  ('Evaluation: gold per task', ('eval/strict/*',), None, 1),
   (
     'Reward in training',
     ('reward/*', '!*std*', '!*valid*', '!*scored'),
     None,
     9,
   ),
-  ('Held-out: monitors', ('eval/monitor/*',), None, 1),
+  ('Evaluation: monitors', ('eval/monitor/*',), None, 1),
   (
     'What the advantages are about',
     ('monitor/*/advantage_corr', 'monitor/*/equal_share'),
@@ -125,12 +125,14 @@ def _table(result):
     cells = ''.join(f'<td>{html.escape(c)}</td>' for c in (a, b, change))
     label = html.escape(label.replace('_', ' '))
     rows.append(f'<tr{css}><th scope="row">{label}</th>{cells}</tr>')
+  where = 'on the prompts of the evaluation'
+  if result.get('trained_on', 0) == 0:
+    where = 'on prompts that training never saw'
   gold = {
-    'accuracy': 'Gold: fraction of held-out samples that the gold reward calls '
-    'correct (what it cannot judge is not), on prompts that training never '
-    'saw.',
-    'score': 'Gold: mean score of the gold reward, which gives no verdicts, on '
-    'prompts that training never saw.',
+    'accuracy': 'Gold: fraction of samples that the gold reward calls correct '
+    f'(what it cannot judge is not), {where}.',
+    'score': 'Gold: mean score of the gold reward, which gives no verdicts, '
+    f'{where}.',
     None: 'There is no gold reward (config.eval.gold is empty): whether '
     'samples are right was not measured.',
   }[results.gold(result['base'])]

@@ -6,8 +6,8 @@ result.json, schema_version 1. A number nobody measured is null.
   config_name         file name of the config, with its variant: "flow_grpo:cps"
   seed                of everything random in the run
   steps               updates done
-  base, trained       the policy before and after, on the same held-out prompts
-                      with the same keys:
+  base, trained       the policy before and after, on the same prompts with the
+                      same keys:
     gold                "accuracy": the gold reward gives verdicts; "score": it
                         does not, and `strict` is a mean score; null: there is
                         none (config.eval.gold is empty), and `strict` is null;
@@ -23,6 +23,8 @@ result.json, schema_version 1. A number nobody measured is null.
     evaluated           how many samples there were; optional
     invalid             {gold, proxy, monitor/LABEL: how many of them it could
                         not score}; optional
+  trained_on          share of these prompts that training draws, too; 0: they
+                      are held out; null: not known; optional, without it 0
   kl                  from the base to the trained policy, nats per sample
   wall_seconds        from the start of Python to this file, of all starts that
                       led to it
@@ -121,6 +123,15 @@ def gold(part: Mapping) -> str | None:
   return part.get('gold', 'accuracy')
 
 
+def evaluated_on(trained_on: float | None) -> str:
+  """What prompts are called: "held-out", if none of them is trained on.
+
+  Args:
+    trained_on: share of the prompts that are; None: not known.
+  """
+  return 'held-out' if trained_on == 0 else 'evaluation'
+
+
 def table(result: Mapping) -> str:
   """The result as plain text for a terminal, one row a line."""
   cells = [('', 'base', 'trained', 'change'), *rows(result)]
@@ -143,23 +154,33 @@ def verdict(result: Mapping) -> str:
   updates = words.count(result['steps'], 'update')
   cost = f'{updates} in {words.duration(result["wall_seconds"])}'
   a, b = words.to_float(base['strict']), words.to_float(trained['strict'])
+  where = evaluated_on(result.get('trained_on', 0))
   if gold(base) is None:
     a, b = words.to_float(base['proxy']), words.to_float(trained['proxy'])
     change = f'{words.fixed(a)} → {words.fixed(b)} ({words.signed(b - a)})'
     out = [
-      f'Held-out proxy {change} after {cost}; there is no gold reward '
-      '(config.eval.gold is empty), so nothing else judged the samples.'
+      f'{where.capitalize()} proxy {change} after {cost}; there is no gold '
+      'reward (config.eval.gold is empty), so nothing else judged the samples.'
     ]
   elif not (math.isfinite(a) and math.isfinite(b)):
-    out = [f'{cost}; held-out {gold(base)} was not measured.']
+    out = [f'{cost}; {where} {gold(base)} was not measured.']
   elif gold(base) == 'accuracy':
     change = words.points(100 * (b - a))
     out = [
-      f'Held-out strict accuracy {a:.3f} → {b:.3f} ({change}) after {cost}.'
+      f'{where.capitalize()} strict accuracy {a:.3f} → {b:.3f} ({change}) '
+      f'after {cost}.'
     ]
   else:
     change = words.signed(b - a)
-    out = [f'Held-out gold score {a:.3f} → {b:.3f} ({change}) after {cost}.']
+    out = [
+      f'{where.capitalize()} gold score {a:.3f} → {b:.3f} ({change}) after '
+      f'{cost}.'
+    ]
+  if share := result.get('trained_on'):
+    out.append(
+      f'Training draws {words.percent(share)} of the prompts of the '
+      'evaluation, too.'
+    )
   proxy = words.to_float(trained['proxy']) - words.to_float(base['proxy'])
   if gold(base) is not None and proxy > 0 and b < a:
     out.append('The proxy rose while the gold reward fell: reward hacking.')

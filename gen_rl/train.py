@@ -239,6 +239,13 @@ def _run(
       manager, int(state.step), state, config.to_dict(), extra, given=given
     )
 
+  trained_on = feeds.trained_on(config, built.source)
+  where = results.evaluated_on(trained_on)
+  if trained_on:
+    line.note(
+      f'{words.percent(trained_on)} of the prompts of the evaluation are '
+      'trained on'
+    )
   kl_from_base = assemble.make_kl_from_base(config, built, eval_batch, layout)
 
   def run_eval(
@@ -255,7 +262,7 @@ def _run(
     name, value = results.gold(result.summary()), result.strict
     if name is None:
       name, value = 'proxy', result.proxy
-    line.note(f'step {at}: held-out {name} {words.fixed(value)}')
+    line.note(f'step {at}: {where} {name} {words.fixed(value)}')
     nonlocal first_metric
     first_metric = first_metric or wall()
     shown = result.shown(config.eval.shown)
@@ -388,6 +395,7 @@ def _run(
     steps=int(state.step),
     base=base_result.summary(),
     trained=trained_result.summary(),
+    trained_on=trained_on,
     kl=kl,
     wall_seconds=wall(),
     seconds_to_first_metric=first_metric,
@@ -415,7 +423,7 @@ def _run(
       workdir,
       result,
       report.read_history(workdir),
-      {'Held-out prompts, before and after': comparison},
+      {f'{where.capitalize()} prompts, before and after': comparison},
       config,
       environment,
       rerun_commands(config, workdir, sys.argv[1:]),

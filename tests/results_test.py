@@ -63,6 +63,15 @@ def test_verdict_says_what_went_wrong():
   assert '1 update skipped' in text and '(−12.0 points)' in text
 
 
+def test_prompts_that_are_trained_on_are_not_called_held_out():
+  result = testing.result() | dict(trained_on=0.25)
+  text = results.verdict(result)
+  assert text.startswith('Evaluation strict accuracy')
+  assert 'Training draws 25% of the prompts of the evaluation, too.' in text
+  unknown = results.verdict(result | dict(trained_on=None))
+  assert unknown.startswith('Evaluation') and 'draws' not in unknown
+
+
 def test_a_gold_reward_without_verdicts_has_no_accuracy():
   result = testing.result()
   for part, score in ((result['base'], -0.15), (result['trained'], 0.1)):

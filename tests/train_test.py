@@ -135,7 +135,9 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   assert b['wall_seconds'] > 0 and b['seconds_to_first_metric'] > 0
 
   page = (cut / 'report.html').read_text()
-  assert page.count('data:image/png') >= 2 and 'Held-out prompts' in page
+  assert (
+    page.count('data:image/png') >= 2 and 'prompts, before and after' in page
+  )
   assert list((cut / 'images').glob('*.png'))
 
   # the other modes of the command, on what the run left
@@ -201,7 +203,7 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
   for name in ('base', 'trained', 'kl', 'steps'):
     assert ended[name] == result[name], name
   assert json.loads((tmp_path / 'result.json').read_text())['steps']
-  assert 'Held-out prompts' in (tmp_path / 'report.html').read_text()
+  assert 'Evaluation prompts, before' in (tmp_path / 'report.html').read_text()
   config.steps += 1
   partial = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
   partial.mkdir()

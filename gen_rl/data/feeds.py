@@ -102,6 +102,41 @@ def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
   return build.build(prompts, spec)
 
 
+def trained_on(
+  config: ml_collections.ConfigDict, source: prompts.Prompts
+) -> float | None:
+  """Share of the evaluation's prompts that training draws as well.
+
+  Two prompts are one if their texts, the columns that both sources have and
+  their pictures are the same.
+
+  Args:
+    config: see configs/base.py.
+    source: what training draws.
+
+  Returns:
+    0 where all are held out; None where a source is not held in memory.
+  """
+  evaluated = evaluation_prompts(config)
+  if not all(isinstance(s.texts, tuple) for s in (source, evaluated)):
+    return None
+  common = set(source.texts) & set(evaluated.texts)
+  columns = sorted(set(source.info) & set(evaluated.info))
+  pictured = source.media is not None and evaluated.media is not None
+
+  def named(of: prompts.Prompts) -> list[tuple]:
+    return [
+      (text, *(np.asarray(of.info[name][i]).tobytes() for name in columns))
+      + ((np.asarray(of.media[i]).tobytes(),) if pictured else ())
+      for i, text in enumerate(of.texts)
+      if text in common
+    ]
+
+  trained = set(named(source))
+  both = sum(prompt in trained for prompt in named(evaluated))
+  return both / len(evaluated.texts)
+
+
 def evaluation(
   config: ml_collections.ConfigDict, built: Any
 ) -> tuple[pipeline.Batch, list[str], list[str]]:
