@@ -177,8 +177,9 @@ def _part(
   name = spec.get('name')
   unset = not name and path in specs.OPTIONAL
   if unset or (path, name) == ('rollout', 'policy'):
+    # A name of '' switches a part off that had keywords before.
     more = sorted(set(spec) - {'name'})
-    if more:
+    if more and 'name' not in spec:
       yield _mistake(path, f'has {", ".join(more)} and names no function')
     return
   kwargs = {k: v for k, v in spec.items() if k not in also}
