@@ -341,6 +341,11 @@ def main(argv: list[str]) -> None:
   drop_leftovers(config, overrides_of(sys.argv))
   if _MODE.value == 'sample' and not _PROMPT.value:
     raise ValueError('--mode=sample needs --prompt="what to draw"')
+  if (_WORKDIR.value or '').startswith('~'):
+    raise ValueError(
+      f'--workdir={_WORKDIR.value} begins with a ~ that no shell replaced; '
+      f'write the folder, {os.path.expanduser(_WORKDIR.value)}'
+    )
   workdir = _WORKDIR.value or f'runs/{config.name.replace(":", "_")}'
   logging.set_verbosity(logging.WARNING)
   surroundings.fix_numbers()

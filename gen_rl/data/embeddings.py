@@ -65,6 +65,7 @@ def cached(
   """
   if keep < 1:
     raise ValueError(f'data.embed.keep={keep} must be at least 1')
+  folder = os.path.expanduser(folder)
   held: collections.OrderedDict[str, Features] = collections.OrderedDict()
   own = hashlib.sha256(encoder.identity.encode()).hexdigest()[:16]
 
