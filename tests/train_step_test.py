@@ -47,17 +47,25 @@ def scalar_policy():
     init=lambda key: dict(a=jnp.float32(1), b=jnp.float32(2), c=jnp.float32(3)),
     dist=lambda params, traj: params,
     velocity=None,
+    guided_velocity=None,
   )
 
 
 def data_step(policy, terms, tx, refs=(), trainable='', **kwargs):
+  """Of pictures, each of them a decision that an objective may ask about."""
+  of_data = rollout.data_rollout(
+    lambda rows: (jnp.zeros((len(rows.group), *testing.SHAPE)), rows.cond)
+  )
+
+  def decided(params, rows, step):
+    traj = of_data(params, rows, step)
+    return traj.replace(mask=jnp.ones((len(rows.group), 1)))
+
   step = train_step.make(
     policy,
     terms,
     tx,
-    rollout=rollout.data_rollout(
-      lambda rows: (jnp.zeros((len(rows.group), *testing.SHAPE)), rows.cond)
-    ),
+    rollout=decided,
     **kwargs,
   )
   state = train_state.create(

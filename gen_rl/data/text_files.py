@@ -1,7 +1,8 @@
 """Text files read so that every complaint names the file and the line.
 
 Files are UTF-8 whatever the locale, with or without a byte-order mark; lines
-end as on any system.
+end as on Unix or Windows. What is in no text is refused: a NUL, of which UTF-16
+is full, and a carriage return within a line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,9 +51,15 @@ def raw_lines(path: str) -> list[str]:
   except OSError as e:
     raise ValueError(f'prompt file {path} cannot be read: {e.strerror}') from e
   out = []
-  for number, line in enumerate(
-    data.removeprefix(b'\xef\xbb\xbf').splitlines(), 1
-  ):
+  data = data.removeprefix(b'\xef\xbb\xbf').removesuffix(b'\n')
+  for number, line in enumerate(data.split(b'\n') if data else (), 1):
+    line = line.removesuffix(b'\r')
+    for code, name in ((b'\0', 'a NUL'), (b'\r', 'a carriage return')):
+      if code in line:
+        raise ValueError(
+          f'prompt file {path} line {number} holds {name}; save it as UTF-8 '
+          'text whose lines end as on Unix or Windows'
+        )
     try:
       out.append(line.decode())
     except UnicodeDecodeError:
@@ -76,6 +83,18 @@ def lines(path: str) -> list[tuple[int, str]]:
   return out
 
 
+class _Repeated(ValueError):
+  """A name that an object of JSON has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  made = dict(pairs)
+  if len(made) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise _Repeated(next(n for n in names if names.count(n) > 1))
+  return made
+
+
 def json_records(path: str) -> list[tuple[int, dict[str, Any]]]:
   """(line number, object) of a file with one JSON object a line.
 
@@ -87,7 +106,9 @@ def json_records(path: str) -> list[tuple[int, dict[str, Any]]]:
   for number, line in lines(path):
     where = f'prompt file {path} line {number}'
     try:
-      record = json.loads(line)
+      record = json.loads(line, object_pairs_hook=_object)
+    except _Repeated as e:
+      raise ValueError(f'{where} says {str(e)!r} twice') from None
     except json.JSONDecodeError as e:
       raise ValueError(
         f'{where} is not valid JSON: {e.msg} at column {e.colno}; a file has '

@@ -318,7 +318,7 @@ def parse_metadata(
   for row, line in enumerate(lines):
     try:
       for kind in ('include', 'exclude'):
-        clauses = line.get(kind, ())
+        clauses = _clauses(line, kind)
         if len(clauses) > slots:
           raise ValueError(f'{len(clauses)} {kind} clauses, at most {slots}')
         for i, clause in enumerate(clauses):
@@ -342,6 +342,24 @@ def parse_metadata(
   return Clauses(relation=relation, **out)
 
 
+def _clauses(line: Mapping, kind: str) -> Sequence[Mapping]:
+  """The clauses of a line, each with known keys; of `include`, one at least."""
+  clauses = line.get(kind, [])
+  if not isinstance(clauses, list | tuple) or not all(
+    isinstance(clause, Mapping) for clause in clauses
+  ):
+    raise ValueError(f'{kind} is {clauses!r:.60}, no list of objects')
+  if kind == 'include' and not clauses:
+    raise ValueError('include is missing or empty: nothing is asked for')
+  known = ('class', 'count', 'color', 'position')
+  for key in (key for clause in clauses for key in clause):
+    if key not in known:
+      raise ValueError(
+        f'a clause has {key!r}, which is none of {", ".join(known)}'
+      )
+  return clauses
+
+
 def _index(names: Sequence[str], name: str, what: str) -> int:
   if name not in names:
     raise ValueError(f'unknown {what} {name!r}; known: {", ".join(names)}')
@@ -349,6 +367,6 @@ def _index(names: Sequence[str], name: str, what: str) -> int:
 
 
 def _count(count: int) -> int:
-  if not isinstance(count, int) or count < 1:
-    raise ValueError(f'a count is a whole number from 1, not {count!r}')
+  if not isinstance(count, int) or not 1 <= count < 2**31:
+    raise ValueError(f'a count is a whole number from 1, not {count!r:.40}')
   return count

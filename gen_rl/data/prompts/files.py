@@ -66,8 +66,9 @@ def metadata_jsonl(
 ) -> Prompts:
   """One JSON object a line, such as GenEval's metadata.
 
-  "tag" is the task label. All fields but the prompt are kept as Python
-  objects in `extra` (absent ones are None). Sentences of ShapesWorld as `txt`.
+  "tag" is the task label, of all lines or none. All fields but the prompt are
+  kept as Python objects in `extra` (absent ones are None). Sentences of
+  ShapesWorld as `txt`.
 
   Args:
     path: of the file.
@@ -82,8 +83,8 @@ def metadata_jsonl(
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: naming the line that is malformed, or lacks a prompt, an answer
-      or a picture.
+    ValueError: naming the line that is malformed, or lacks a prompt, an answer,
+      a picture or a label that others have.
   """
   records = text_files.json_records(path)
   return _of_records(
@@ -152,7 +153,7 @@ def _of_records(
     answer: likewise; name '' is none.
     image: likewise.
     image_size: see `metadata_jsonl`.
-    task: name of the field of task labels, used where all are texts.
+    task: name of the field of task labels, texts of all or of none.
   """
 
   def column(field: tuple[str, str], numbers: bool = False) -> tuple[str, ...]:
@@ -185,7 +186,12 @@ def _of_records(
     if name != prompt[0]
   }
   labels = extra.get(task, ())
-  tagged = all(isinstance(label, str) for label in labels)
+  for (number, _), label in zip(records, labels):
+    if not isinstance(label, str):
+      raise ValueError(
+        f'prompt file {path} line {number}: {task!r} is {label!r:.40}; it is '
+        'the label of the task, a text in every line or in none'
+      )
   understood = _understood(texts)
   return Prompts(
     str(path),
@@ -193,7 +199,7 @@ def _of_records(
     np.arange(len(records), dtype=np.int32),
     info=understood.get('info', {}),
     extra=extra,
-    tasks=(tagged and labels) or understood.get('tasks', ()),
+    tasks=labels or understood.get('tasks', ()),
     media=media,
     answers=answers,
     as_listed=True,
