@@ -268,6 +268,7 @@ def test_hps_from_a_file_of_open_clip(saved, seen, tmp_path, randomize, above):
 def test_aesthetic(saved, seen, tmp_path):
   model, _, folder = saved
   _, inputs, _, pixels, _ = seen
+  torch.manual_seed(0)
   layers = [
     torch.nn.Linear(16, 1024), torch.nn.Dropout(0.2),
     torch.nn.Linear(1024, 128), torch.nn.Dropout(0.2),
