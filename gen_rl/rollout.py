@@ -6,6 +6,7 @@ their order, or the number of devices.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 
 
+# Called by itself, too: a program, and not an operation at a time.
+@functools.partial(jax.jit, static_argnames=('group_size', 'view'))
 def make_rows(
   batch: Mapping[str, Any],
   group_size: int,

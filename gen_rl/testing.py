@@ -55,7 +55,7 @@ def point_net(target: float) -> Net:
   return Net(lambda key: jnp.float32(0), apply, SHAPE, lambda c: c)
 
 
-@functools.cache  # of one net, `init` is one program
+@functools.cache  # one net, whose functions are compiled once
 def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
   """A velocity net on [b 4 4 3] for prompts of token ids below 8.
 
@@ -88,7 +88,7 @@ def perceptron(width: int = 16, dtype: Any = jnp.float32) -> Net:
     ('up', ('embed', 'mlp')),
     ('down', ('mlp', 'embed')),
   )
-  return Net(init, apply, SHAPE, null, axes=axes)
+  return jitted(Net(init, apply, SHAPE, null, axes=axes))
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def bigram(vocab: int = 6) -> TokenNet:
     return {**cond, 'tokens': jnp.zeros_like(cond['tokens'])}
 
   axes = (('after', (None, 'vocab')), ('prompt', (None, 'vocab')))
-  return TokenNet(init, vocab, prefill, step, score, null, axes)
+  return jitted(TokenNet(init, vocab, prefill, step, score, null, axes))
 
 
 @functools.cache
@@ -152,7 +152,7 @@ def mask_table(vocab: int = 3, length: int = 4) -> MaskNet:
     return {**cond, 'tokens': jnp.zeros_like(cond['tokens'])}
 
   axes = (('place|left|prompt', (None, 'vocab')),)
-  return MaskNet(init, vocab, length, apply, null, axes=axes)
+  return jitted(MaskNet(init, vocab, length, apply, null, axes=axes))
 
 
 def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
@@ -165,10 +165,11 @@ def batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
 @functools.cache
 def dit(layers: int = 1, **options: Any) -> Net:
   """A transformer on [b 8 8 3], for `dit_batch`; options as of `models.dit`."""
-  return dit_lib.dit(
+  net = dit_lib.dit(
     image=(8, 8, 3), width=16, layers=layers, heads=2, patch=4,
     vocab=16, length=4, text_width=8, text_layers=1, **options,
   )  # fmt: skip
+  return jitted(net)
 
 
 def dit_batch(prompt_ids: Sequence[int] = (0, 1, 2, 3)) -> dict[str, Any]:
@@ -205,13 +206,14 @@ def color_reward(
 def make_policy(net: Net | None = None, **kwargs: Any) -> Policy:
   """Four denoising steps of a net, the perceptron by default."""
   kwargs = dict(steps=4, shift=2.0, noise=0.6) | kwargs
-  return denoising.denoising(net or perceptron(), **kwargs)
+  return jitted(denoising.denoising(net or perceptron(), **kwargs))
 
 
 def scored(score: Any, valid: Any = None) -> RewardOut:
   """A batch with these scores [b], all valid unless `valid` says otherwise."""
-  score = jnp.asarray(score, jnp.float32)
-  valid = jnp.ones(score.shape, bool) if valid is None else jnp.asarray(valid)
+  if not isinstance(score, jax.Array):  # numpy's: no program makes them
+    score = np.asarray(score, np.float32)
+  valid = np.ones(score.shape, bool) if valid is None else np.asarray(valid)
   return RewardOut(score=score, parts={}, valid=valid)
 
 
@@ -226,24 +228,25 @@ def ragged(seed: int, groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
   return np.where(valid, score, np.nan), valid
 
 
+# Of nets and policies, what takes arrays alone, and what takes a number, too.
 _CALLED = (
-  'init', 'encode', 'apply', 'decode', 'compress', 'step', 'score', 'rollout',
-  'dist', 'nll', 'greedy',
+  'init', 'encode', 'apply', 'null', 'decode', 'compress', 'step', 'score',
+  'rollout', 'dist', 'nll', 'greedy', 'velocity', 'guided_velocity', 'complete',
 )  # fmt: skip
+_STATIC = dict(prefill=2, noised=2, finish=3)  # {name: place of the number}
 
 
 def jitted(functions: Any) -> Any:
   """A Net, TokenNet or Policy whose functions are jitted.
 
-  What is called one by one is then a program a call, and not hundreds.
+  What is called one by one is then a program a call, and not hundreds; what is
+  traced twice alike is traced once.
   """
   made = {
-    name: jax.jit(getattr(functions, name))
-    for name in _CALLED
+    name: jax.jit(getattr(functions, name), static_argnums=_STATIC.get(name))
+    for name in (*_CALLED, *_STATIC)
     if getattr(functions, name, None) is not None
   }
-  if hasattr(functions, 'prefill'):
-    made['prefill'] = jax.jit(functions.prefill, static_argnums=2)
   return functions._replace(**made)
 
 
@@ -251,8 +254,8 @@ def advantages_of(
   advantage: Advantage, score: Any, valid: Any = None, group: Any = None
 ) -> tuple[np.ndarray, np.ndarray, Metrics]:
   """(A [b], weight [b], metrics) of one update of a row-wise advantage."""
-  group = jnp.zeros(len(score), jnp.int32) if group is None else group
-  adv, weight, _, metrics = advantage.update(
+  group = np.zeros(len(score), np.int32) if group is None else group
+  adv, weight, _, metrics = jax.jit(advantage.update)(
     scored(score, valid), group, advantage.init()
   )
   assert adv.shape == (len(score), 1) and weight.shape == (len(score),)

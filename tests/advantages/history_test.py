@@ -69,14 +69,14 @@ def test_history_table():
   # first batch: fewer than 3 scores held, so batch mean 1, deviation 1
   advantage = advantages.history(2, 4, buffer=4, min_count=3, eps=0.0)
   state = advantage.init()
-  group = jnp.array([2, 2], jnp.int32)
-  adv, _, state, _ = advantage.update(testing.scored([0.0, 2.0]), group, state)
+  group, update = np.array([2, 2], np.int32), jax.jit(advantage.update)
+  adv, _, state, _ = update(testing.scored([0.0, 2.0]), group, state)
   np.testing.assert_allclose(adv[:, 0], [-1, 1])
   # second: ring 0 2 4 6, mean 3, variance 5
-  adv, _, state, _ = advantage.update(testing.scored([4.0, 6.0]), group, state)
+  adv, _, state, _ = update(testing.scored([4.0, 6.0]), group, state)
   np.testing.assert_allclose(adv[:, 0], [1 / 5**0.5, 3 / 5**0.5], rtol=1e-6)
   # third: the 0 and the 2 leave: 4 6 8 14, mean 8, variance 14
-  adv, *_ = advantage.update(testing.scored([8.0, 14.0]), group, state)
+  adv, *_ = update(testing.scored([8.0, 14.0]), group, state)
   np.testing.assert_allclose(adv[:, 0], [0, 6 / 14**0.5], atol=1e-7)
 
 
@@ -84,16 +84,12 @@ def test_history_equal_scores_and_lone_rows():
   # three prompts, one sample each: the batch is the baseline
   advantage = advantages.history(1, 8, buffer=2, min_count=2)
   state = advantage.init()
-  group = jnp.array([0, 1, 2], jnp.int32)
-  adv, weight, state, _ = advantage.update(
-    testing.scored([0.1, 0.2, 0.3]), group, state
-  )
+  group, update = np.array([0, 1, 2], np.int32), jax.jit(advantage.update)
+  adv, weight, state, _ = update(testing.scored([0.1, 0.2, 0.3]), group, state)
   sd = np.std([0.1, 0.2, 0.3])
   np.testing.assert_allclose(adv[0, 0], -0.1 / sd, rtol=1e-3)
   # the same scores again: every ring holds two equal scores
-  adv, weight, *_ = advantage.update(
-    testing.scored([0.1, 0.2, 0.3]), group, state
-  )
+  adv, weight, *_ = update(testing.scored([0.1, 0.2, 0.3]), group, state)
   np.testing.assert_array_equal(adv, 0)
   np.testing.assert_array_equal(weight, 0)
 

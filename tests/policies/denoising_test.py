@@ -16,7 +16,17 @@ from gen_rl.policies import denoising, ode
 from gen_rl.utils import rng
 
 KEY = jax.random.key(0)
+log_prob = jax.jit(lambda dist, actions: dist.log_prob(actions))
+kl = jax.jit(lambda p, q: p.kl(q))
 TARGET = 0.3
+
+
+def make(net, **options):
+  return testing.jitted(denoising.denoising(net, **options))
+
+
+def sampler(net, *args, **options):
+  return jax.jit(ode.sampler(net, *args, **options))
 
 
 def rows_of(ids=range(8), group=4, step=0):
@@ -26,12 +36,12 @@ def rows_of(ids=range(8), group=4, step=0):
 @pytest.mark.parametrize('name', ['cps', 'flow_sde', 'dance_sde', 'ddim'])
 def test_every_transition_ends_on_the_data(name):
   """x0 is known from any state, so the last step lands on it, noise or not."""
-  policy = denoising.denoising(
+  policy = make(
     testing.point_net(TARGET), steps=5, transition=dict(name=name), noise=0.7
   )
-  traj = jax.jit(policy.rollout)(jnp.float32(0), rows_of(), jnp.int32(0))
+  traj = policy.rollout(jnp.float32(0), rows_of(), jnp.int32(0))
   np.testing.assert_allclose(traj.sample, TARGET, atol=1e-4)
-  sample = ode.sampler(testing.point_net(TARGET), 3)(jnp.float32(0), rows_of())
+  sample = sampler(testing.point_net(TARGET), 3)(jnp.float32(0), rows_of())
   np.testing.assert_allclose(sample, TARGET, atol=1e-5)
   media = policy.decode(None, traj.sample)
   np.testing.assert_allclose(media, (1 + TARGET) / 2, atol=1e-4)
@@ -39,9 +49,9 @@ def test_every_transition_ends_on_the_data(name):
 
 def test_stored_decisions_are_a_chain():
   """states[i + 1] is actions[i]; times are the grid; T - 1 of T trained."""
-  policy = denoising.denoising(testing.perceptron(), steps=5, shift=1.0)
+  policy = make(testing.perceptron(), steps=5, shift=1.0)
   params = policy.init(KEY)
-  traj = jax.jit(policy.rollout)(params, rows_of(), jnp.int32(0))
+  traj = policy.rollout(params, rows_of(), jnp.int32(0))
   assert traj.states.shape == (32, 4, *testing.SHAPE)
   np.testing.assert_array_equal(traj.states[:, 1:], traj.actions[:, :-1])
   grid = np.array([1, 0.8, 0.6, 0.4, 0.2])
@@ -58,12 +68,10 @@ def test_stored_decisions_are_a_chain():
 def test_log_prob_against_scipy(event, unit):
   """cps: mean (1 - t') x0 + t' cos(a pi / 2) x1, std t' sin(a pi / 2)."""
   net, level = testing.perceptron(), 0.6
-  policy = denoising.denoising(
-    net, steps=4, noise=level, event=event, unit_log_prob=unit
-  )
+  policy = make(net, steps=4, noise=level, event=event, unit_log_prob=unit)
   params = policy.init(KEY)
   rows = rows_of((0, 1))
-  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  traj = policy.rollout(params, rows, jnp.int32(0))
   i = 1
   x, t, t_next = traj.states[:, i], traj.times[:, i, 0], traj.times[0, i, 1]
   v = net.apply(params, x, t, rows.cond)
@@ -86,17 +94,17 @@ def test_log_prob_against_scipy(event, unit):
 @pytest.mark.parametrize('scale', [1.0, 3.0])
 def test_replay_is_what_sampled(scale):
   """One kernel samples and scores, guidance included."""
-  policy = denoising.denoising(
+  policy = make(
     testing.perceptron(), steps=4, transition=dict(name='flow_sde'),
     guidance_scale=scale,
   )  # fmt: skip
   params = policy.init(KEY)
-  traj = jax.jit(policy.rollout)(params, rows_of(), jnp.int32(0))
-  dist = jax.jit(policy.dist)(params, traj)
+  traj = policy.rollout(params, rows_of(), jnp.int32(0))
+  dist = policy.dist(params, traj)
   np.testing.assert_allclose(
-    dist.log_prob(traj.actions), traj.log_prob, atol=1e-4
+    log_prob(dist, traj.actions), traj.log_prob, atol=1e-4
   )
-  np.testing.assert_array_equal(dist.kl(dist), 0)
+  np.testing.assert_array_equal(kl(dist, dist), 0)
   # Matching losses fit the net, which guidance at scale 1 leaves as it is.
   net = testing.perceptron()
   at = params, traj.states[:, 1], traj.times[:, 1, 0]
@@ -106,24 +114,24 @@ def test_replay_is_what_sampled(scale):
   guided = policy.guided_velocity(*at)[:, 1]
   np.testing.assert_allclose(guided, free + scale * (own - free), atol=1e-5)
   other = jax.tree.map(lambda p: 1.5 * p, params)
-  assert (dist.kl(policy.dist(other, traj)) > 0).all()
+  assert (kl(dist, policy.dist(other, traj)) > 0).all()
 
 
 def test_a_window_is_noisy_and_the_rest_is_the_ode():
   net = testing.perceptron()
-  policy = denoising.denoising(
+  policy = make(
     net, steps=6, window=2, window_start=dict(name='fixed_window', start=2)
   )
   params = policy.init(KEY)
   rows = rows_of()
-  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  traj = policy.rollout(params, rows, jnp.int32(0))
   assert traj.actions.shape[1] == 2
   np.testing.assert_array_equal(traj.mask, 1)
   np.testing.assert_allclose(traj.noise, 0.8)
   np.testing.assert_allclose(traj.times[0, :, 0], [4 / 6, 3 / 6], rtol=1e-5)
   # before the window: the same Euler steps as the evaluation sampler's
   x = np.asarray(
-    denoising.denoising(net, steps=6, deterministic=True)
+    make(net, steps=6, deterministic=True)
     .rollout(params, rows, jnp.int32(0))
     .states[:, 2]
   )
@@ -138,10 +146,10 @@ def test_a_window_is_noisy_and_the_rest_is_the_ode():
 
 def test_without_noise_the_rollout_is_the_evaluation_sampler():
   net = testing.perceptron()
-  policy = denoising.denoising(net, steps=4, shift=3.0, deterministic=True)
+  policy = make(net, steps=4, shift=3.0, deterministic=True)
   params = policy.init(KEY)
   traj = policy.rollout(params, rows_of(), jnp.int32(0))
-  sample = ode.sampler(net, 4, shift=3.0)(params, rows_of())
+  sample = sampler(net, 4, shift=3.0)(params, rows_of())
   np.testing.assert_allclose(traj.sample, sample, atol=1e-5)
   # no decision was a choice
   np.testing.assert_array_equal(traj.mask, 0)
@@ -150,7 +158,7 @@ def test_without_noise_the_rollout_is_the_evaluation_sampler():
 
 def test_windows_move_with_the_step():
   def starts(spec, steps):
-    policy = denoising.denoising(
+    policy = make(
       testing.point_net(TARGET),
       steps=6,
       window=2,
@@ -178,9 +186,7 @@ def test_matching_loss_of_the_exact_velocity():
 
   net - (x1 - x0) = d (1 - t) / t + d = d / t for data x0 = TARGET + d.
   """
-  policy = denoising.denoising(
-    testing.point_net(TARGET), time_mean=1.0, time_std=0.5
-  )
+  policy = make(testing.point_net(TARGET), time_mean=1.0, time_std=0.5)
   keys = jax.random.split(KEY, 64)
   x0 = jnp.full((64, *testing.SHAPE), TARGET)
   cond = dict(tokens=jnp.zeros((64, 2), jnp.int32))
@@ -203,7 +209,7 @@ def test_null_prob_drops_that_share_of_prompts():
     return jnp.zeros_like(x) + 1e3 * kept[:, None, None, None]
 
   net = base._replace(apply=apply)
-  policy = denoising.denoising(net, null_prob=0.25)
+  policy = make(net, null_prob=0.25)
   n = 512
   nll = policy.nll(
     (),
@@ -222,7 +228,7 @@ def test_windows_that_do_not_fit():
     dict(steps=4, window_high=4),
   ):
     with pytest.raises(ValueError, match='does not fit between'):
-      denoising.denoising(testing.point_net(TARGET), **kwargs)
+      make(testing.point_net(TARGET), **kwargs)
 
 
 # --- steps outside of the window
@@ -231,7 +237,7 @@ def test_windows_that_do_not_fit():
 def test_shared_noise_starts_a_group_from_one_point():
   policy = testing.make_policy(shared_noise=True)
   params = policy.init(KEY)
-  traj = jax.jit(policy.rollout)(params, rows_of((0, 1)), jnp.int32(0))
+  traj = policy.rollout(params, rows_of((0, 1)), jnp.int32(0))
   first = np.asarray(traj.states[:, 0]).reshape(2, 4, -1)
   np.testing.assert_array_equal(first, first[:, :1].repeat(4, 1))
   assert np.abs(first[0, 0] - first[1, 0]).max() > 0.1
@@ -245,11 +251,9 @@ def test_deterministic_rollouts_are_the_sampler():
   policy = testing.make_policy(deterministic=True, solver='dpm2')
   params = policy.init(KEY)
   rows = rows_of()
-  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
-  sample = ode.sampler(net, 4, 2.0, solver='dpm2')
-  np.testing.assert_allclose(
-    traj.sample, jax.jit(sample)(params, rows), atol=1e-5
-  )
+  traj = policy.rollout(params, rows, jnp.int32(0))
+  sample = sampler(net, 4, 2.0, solver='dpm2')
+  np.testing.assert_allclose(traj.sample, sample(params, rows), atol=1e-5)
   np.testing.assert_array_equal(traj.mask, 0)
   np.testing.assert_array_equal(traj.log_prob, 0)
 
@@ -261,7 +265,7 @@ def test_a_tail_of_long_steps():
   )
   params = policy.init(KEY)
   rows = rows_of((0,))
-  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  traj = policy.rollout(params, rows, jnp.int32(0))
   np.testing.assert_allclose(
     traj.times[0], [[5 / 6, 4 / 6], [4 / 6, 3 / 6]], rtol=1e-6
   )
@@ -278,11 +282,11 @@ def test_completions(solver):
   policy = testing.make_policy(steps=5, window=3, solver=solver)
   params = policy.init(KEY)
   rows, step = rows_of((0, 1)), jnp.int32(0)
-  traj = jax.jit(policy.rollout)(params, rows, step)
-  done = jax.jit(policy.complete)(params, rows, step, traj)
+  traj = policy.rollout(params, rows, step)
+  done = policy.complete(params, rows, step, traj)
   assert done.shape == traj.states.shape
   if solver == 'euler':
-    sample = ode.sampler(net, 5, 2.0)(params, rows)
+    sample = sampler(net, 5, 2.0)(params, rows)
     np.testing.assert_allclose(done[:, 0], sample, atol=1e-5)
     grid = 2 * np.linspace(1, 0, 6) / (1 + np.linspace(1, 0, 6))
     for j in range(3):
@@ -316,7 +320,7 @@ def test_solver_and_tail_are_checked():
 
 def discrete(transition='ddim', steps=5, **options):
   """On the grid of a discrete process: it starts below 1 and ends above 0."""
-  return denoising.denoising(
+  return make(
     testing.perceptron(), steps=steps, transition=dict(name=transition),
     noise=1.0, grid=dict(name='ddim'), **options,
   )  # fmt: skip
@@ -326,7 +330,7 @@ def test_the_grid_of_a_discrete_process():
   """Signal and noise of its levels; its own units at both ends."""
   policy = discrete()
   params, rows = policy.init(KEY), rows_of()
-  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  traj = policy.rollout(params, rows, jnp.int32(0))
   times = np.asarray(schedules.ddim(5), np.float64)
   assert 0.8 < times[0] < 0.94 and 0.02 < times[-1] < 0.04
   np.testing.assert_allclose(traj.times[0, :, 0], times[:-2], rtol=1e-6)
@@ -345,13 +349,13 @@ def test_the_grid_of_a_discrete_process():
 def test_what_is_recomputed_on_a_discrete_grid():
   policy = discrete()
   params, rows = policy.init(KEY), rows_of()
-  traj = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
-  log_prob = policy.dist(params, traj).log_prob(traj.actions)
-  np.testing.assert_allclose(log_prob, traj.log_prob, atol=1e-5)
+  traj = policy.rollout(params, rows, jnp.int32(0))
+  found = log_prob(policy.dist(params, traj), traj.actions)
+  np.testing.assert_allclose(found, traj.log_prob, atol=1e-5)
   finished = policy.finish(params, traj, jnp.zeros(32, jnp.int32))
   np.testing.assert_allclose(finished, traj.sample, atol=1e-5)
   net, grid = testing.perceptron(), dict(name='ddim')
-  whole = ode.sampler(net, 5, grid=grid)(params, rows)
+  whole = sampler(net, 5, grid=grid)(params, rows)
   complete = policy.complete(params, rows, jnp.int32(0), traj)
   np.testing.assert_allclose(complete[:, 0], whole, atol=1e-5)
   segments = ode.segments(net, 5, grid=grid)
@@ -362,9 +366,9 @@ def test_what_is_recomputed_on_a_discrete_grid():
   assert np.abs(foreseen[-2] - x).max() > 1e-3
   with pytest.raises(ConfigError, match='tail=0.5.*grid=ddim'):
     discrete(tail=0.5)
-  same = denoising.denoising(net, steps=5, grid=dict(name=''))
-  plain = denoising.denoising(net, steps=5)
+  same = make(net, steps=5, grid=dict(name=''))
+  plain = make(net, steps=5)
   samples = [
-    jax.jit(p.rollout)(params, rows, jnp.int32(0)).sample for p in (same, plain)
+    p.rollout(params, rows, jnp.int32(0)).sample for p in (same, plain)
   ]
   np.testing.assert_array_equal(*samples)
