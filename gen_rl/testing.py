@@ -29,6 +29,7 @@ from gen_rl.rewards import combine
 from gen_rl.types import (
   Advantage,
   Array,
+  Experience,
   Metrics,
   Objective,
   Params,
@@ -37,6 +38,7 @@ from gen_rl.types import (
   Reward,
   RewardInputs,
   RewardOut,
+  Term,
 )
 
 SHAPE = (4, 4, 3)
@@ -248,6 +250,23 @@ def jitted(functions: Any) -> Any:
     if getattr(functions, name, None) is not None
   }
   return functions._replace(**made)
+
+
+def grad(function: Any, *args: Any, **kwargs: Any) -> Any:
+  """`jax.grad`, compiled."""
+  return jax.jit(jax.grad(function, *args, **kwargs))
+
+
+def value_and_grad(function: Any, *args: Any, **kwargs: Any) -> Any:
+  """`jax.value_and_grad`, compiled."""
+  return jax.jit(jax.value_and_grad(function, *args, **kwargs))
+
+
+def term_of(
+  objective: Objective, replay: Any, exp: Experience
+) -> tuple[Term, Metrics]:
+  """(Term, metrics) of an objective that draws nothing, compiled."""
+  return jax.jit(lambda exp: objective(replay, exp, None))(exp)
 
 
 def advantages_of(

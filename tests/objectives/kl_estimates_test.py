@@ -1,11 +1,13 @@
 """Estimates of KL divergences, against sums over all actions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import objectives
+from gen_rl import objectives, testing
 from gen_rl.types import Experience, Replay, Trajectory
 
 THETA = jnp.array([0.3, -1.0, 0.5, 0.0, 2.0])
@@ -24,7 +26,7 @@ def experience(mask, log_prob=None):
     cond=(), states=(), actions=(), times=(), noise=(), sample=(), group=(),
     log_prob=mask if log_prob is None else jnp.asarray(log_prob), mask=mask,
   )  # fmt: skip
-  return Experience(traj, mask[:, :1], jnp.ones(len(mask)), None)
+  return Experience(traj, mask[:, :1], np.ones(len(mask)), None)
 
 
 def replaying(new, ref):
@@ -33,15 +35,15 @@ def replaying(new, ref):
 
 def mean(objective, weights, log_prob=None):
   """(value, gradient) of the mean over all five actions, each a row."""
-  exp = experience(jnp.ones((5, 1)), log_prob)
+  exp = experience(np.ones((5, 1)), log_prob)
 
   def loss(theta):
     new = jax.nn.log_softmax(theta)[:, None]
     ref = jnp.log(jnp.asarray(Q, jnp.float32))[:, None]
-    term, _ = objective(replaying(new, ref), exp, None)
+    term, _ = testing.term_of(objective, replaying(new, ref), exp)
     return (jnp.asarray(weights, jnp.float32) * term.value[:, 0]).sum()
 
-  return jax.value_and_grad(loss)(THETA)
+  return testing.value_and_grad(loss)(THETA)
 
 
 K2 = (P * np.log(P / Q) ** 2).sum() / 2
@@ -97,12 +99,14 @@ def test_by_hand():
     objective = objectives.sampled_kl(estimator=estimator)
 
     def value(new, ref, o=objective):
-      return o(replaying(new, ref), experience(jnp.ones((1, 3))), None)
+      return testing.term_of(
+        o, replaying(new, ref), experience(np.ones((1, 3)))
+      )
 
     term, metrics = value(new, ref)
     np.testing.assert_allclose(term.value, [values], atol=1e-6)
     np.testing.assert_allclose(metrics['kl'], [values], atol=1e-6)
-    g, g_ref = jax.grad(lambda *x, v=value: v(*x)[0].value.sum(), (0, 1))(
+    g, g_ref = testing.grad(lambda *x, v=value: v(*x)[0].value.sum(), (0, 1))(
       new, ref
     )
     np.testing.assert_allclose(g, [slopes[estimator]], atol=1e-6)
@@ -135,16 +139,16 @@ def test_of_paths(estimator, ratio):
       estimator=estimator, ratio=ratio, path=path
     )
     replay = replaying(log_probs(first, second), ref)
-    term, _ = objective(replay, experience(jnp.ones((9, 2))), None)
+    term, _ = testing.term_of(objective, replay, experience(np.ones((9, 2))))
     return (weights[:, None] * term.value).sum()
 
-  value, gradient = jax.value_and_grad(loss, (0, 1))(first, second)
+  value, gradient = testing.value_and_grad(loss, (0, 1))(first, second)
   if estimator != 'k2':
     np.testing.assert_allclose(value, exact(first, second), rtol=1e-5)
-  expected = jax.grad(exact, (0, 1))(first, second)
+  expected = testing.grad(exact, (0, 1))(first, second)
   for g, e in zip(gradient, expected, strict=True):
     np.testing.assert_allclose(g, e, atol=2e-6)
-  alone = jax.grad(loss)(first, second, False)
+  alone = testing.grad(functools.partial(loss, path=False))(first, second)
   assert np.abs(alone - expected[0]).max() > 0.05
 
 
@@ -158,10 +162,12 @@ def test_masked_tokens_and_far_policies(estimator):
 
     def loss(new, o=objective):
       ref = jnp.where(mask > 0, -1.0, jnp.nan)
-      term, metrics = o(replaying(new, ref), exp, None)
+      term, metrics = testing.term_of(o, replaying(new, ref), exp)
       return term.value.sum(), (term, metrics)
 
-    (value, (term, metrics)), grad = jax.value_and_grad(loss, has_aux=True)(new)
+    (value, (term, metrics)), grad = testing.value_and_grad(loss, has_aux=True)(
+      new
+    )
     assert np.isfinite(value) and np.isfinite(grad).all()
     assert np.isfinite(metrics['kl']).all()
     np.testing.assert_array_equal(jnp.where(mask > 0, 0, term.value), 0)
@@ -185,11 +191,11 @@ def test_there_is_a_gradient_however_far_the_policies_are_apart(gap):
     objective = objectives.sampled_kl(estimator=estimator)
 
     def loss(x, objective=objective):
-      term, _ = objective(
-        replaying(x, jnp.zeros((1, 1))), experience(jnp.ones((1, 1))), None
+      term, _ = testing.term_of(
+        objective, replaying(x, np.zeros((1, 1))), experience(np.ones((1, 1)))
       )
       return term.value.sum()
 
-    v, g = jax.value_and_grad(loss)(jnp.full((1, 1), gap))
+    v, g = testing.value_and_grad(loss)(np.full((1, 1), gap))
     np.testing.assert_allclose(v, value, rtol=1e-5)
     np.testing.assert_allclose(g[0, 0], slope, rtol=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import objectives
+from gen_rl import objectives, testing
 from gen_rl.distributions import Categorical, Gaussian
 from gen_rl.types import Experience, Replay, RewardOut, Trajectory
 
@@ -13,23 +13,21 @@ from gen_rl.types import Experience, Replay, RewardOut, Trajectory
 def experience(adv, mask, log_prob=None, actions=None, times=None):
   mask = jnp.asarray(mask, jnp.float32)
   b, k = mask.shape
-  zeros = jnp.zeros((b, k))
+  zeros = np.zeros((b, k))
   traj = Trajectory(
     cond=(),
     states=(),
     actions=zeros if actions is None else actions,
-    times=jnp.zeros((b, k, 2)) if times is None else times,
+    times=np.zeros((b, k, 2)) if times is None else times,
     noise=zeros,
     log_prob=zeros if log_prob is None else jnp.asarray(log_prob),
     mask=mask,
     sample=zeros,
-    group=jnp.zeros(b, jnp.int32),
+    group=np.zeros(b, np.int32),
   )
-  rewards = RewardOut(
-    score=jnp.zeros(b), parts={}, valid=jnp.ones(b, dtype=bool)
-  )
+  rewards = RewardOut(score=np.zeros(b), parts={}, valid=np.ones(b, bool))
   adv = jnp.asarray(adv, jnp.float32)
-  return Experience(traj=traj, adv=adv, weight=jnp.ones(b), rewards=rewards)
+  return Experience(traj=traj, adv=adv, weight=np.ones(b), rewards=rewards)
 
 
 def replaying(log_prob=None, **dists):
@@ -42,7 +40,7 @@ def replaying(log_prob=None, **dists):
 
 
 def total(objective, replay, exp):
-  term, _ = objective(replay, exp, None)
+  term, _ = testing.term_of(objective, replay, exp)
   return (term.value * term.mask).sum()
 
 
@@ -72,9 +70,9 @@ def test_clipped_pg_table():
   exp = experience(adv, jnp.ones_like(adv), log_prob=jnp.full_like(adv, -3.0))
   objective = objectives.clipped_pg(0.2, 0.5, on_policy=False)
   new = jnp.log(ratio) - 3.0
-  term, metrics = objective(replaying(new), exp, None)
+  term, metrics = testing.term_of(objective, replaying(new), exp)
   np.testing.assert_allclose(term.value, loss, rtol=1e-5)
-  grad = jax.grad(lambda x: total(objective, replaying(x), exp))(new)
+  grad = testing.grad(lambda x: total(objective, replaying(x), exp))(new)
   np.testing.assert_allclose(grad, slope, rtol=1e-5)
   np.testing.assert_allclose(metrics['ratio'], ratio, rtol=1e-5)
   np.testing.assert_array_equal(
@@ -111,9 +109,9 @@ def test_dual_clip_table():
   exp = experience(adv, jnp.ones_like(adv), log_prob=jnp.full_like(adv, -3.0))
   objective = objectives.clipped_pg(0.2, 0.5, on_policy=False, dual_clip=3.0)
   new = jnp.log(ratio) - 3.0
-  term, _ = objective(replaying(new), exp, None)
+  term, _ = testing.term_of(objective, replaying(new), exp)
   np.testing.assert_allclose(term.value, loss, rtol=1e-5)
-  grad = jax.grad(lambda x: total(objective, replaying(x), exp))(new)
+  grad = testing.grad(lambda x: total(objective, replaying(x), exp))(new)
   np.testing.assert_allclose(grad, slope, rtol=1e-5)
 
 
@@ -122,7 +120,7 @@ def test_on_policy_ratio_is_one_and_gradient_is_reinforce():
   theta = jax.random.normal(key, (3,))
   features = jax.random.normal(jax.random.key(1), (4, 5, 3))
   adv = jnp.array([[1.0], [-2.0], [0.5], [0.0]])
-  exp = experience(adv, jnp.ones((4, 5)), log_prob=jnp.full((4, 5), 9.0))
+  exp = experience(adv, np.ones((4, 5)), log_prob=np.full((4, 5), 9.0))
 
   def log_prob(theta):
     return -jnp.square(features @ theta)
@@ -131,7 +129,7 @@ def test_on_policy_ratio_is_one_and_gradient_is_reinforce():
     return lambda t: total(objective, replaying(log_prob(t)), exp)
 
   on_policy = objectives.clipped_pg(1e-4, on_policy=True)
-  term, metrics = on_policy(replaying(log_prob(theta)), exp, None)
+  term, metrics = testing.term_of(on_policy, replaying(log_prob(theta)), exp)
   np.testing.assert_array_equal(metrics['ratio'], 1)
   np.testing.assert_array_equal(metrics['approx_kl'], 0)
   np.testing.assert_array_equal(metrics['clip_fraction'], 0)
@@ -140,18 +138,18 @@ def test_on_policy_ratio_is_one_and_gradient_is_reinforce():
   by_hand = 2 * np.einsum(
     'bo,bk,bkd->d', adv, np.asarray(features @ theta), features
   )
-  grad = jax.grad(loss(on_policy))(theta)
+  grad = testing.grad(loss(on_policy))(theta)
   np.testing.assert_allclose(grad, by_hand, rtol=1e-5)
-  reinforce = jax.grad(loss(objectives.reinforce()))(theta)
+  reinforce = testing.grad(loss(objectives.reinforce()))(theta)
   np.testing.assert_allclose(grad, reinforce, rtol=1e-6)
 
 
 def test_step_wise_advantage():
   adv = jnp.array([[1.0, -1.0, 2.0]])
-  exp = experience(adv, jnp.ones((1, 3)))
+  exp = experience(adv, np.ones((1, 3)))
   objective = objectives.clipped_pg()
-  grad = jax.grad(lambda x: total(objective, replaying(x), exp))(
-    jnp.zeros((1, 3))
+  grad = testing.grad(lambda x: total(objective, replaying(x), exp))(
+    np.zeros((1, 3))
   )
   np.testing.assert_allclose(grad, -adv)
 
@@ -160,7 +158,7 @@ def test_step_wise_advantage():
 def test_masked_decisions_have_no_value_and_no_gradient(on_policy):
   mask = jnp.array([[1.0, 0.0], [0.0, 0.0]])
   new = jnp.array([[0.1, jnp.nan], [jnp.inf, -jnp.inf]])
-  exp = experience([[1.0], [2.0]], mask, log_prob=jnp.full((2, 2), jnp.nan))
+  exp = experience([[1.0], [2.0]], mask, log_prob=np.full((2, 2), jnp.nan))
   exp = exp.replace(
     traj=exp.traj.replace(log_prob=jnp.where(mask > 0, 0.1, jnp.nan))
   )
@@ -168,12 +166,12 @@ def test_masked_decisions_have_no_value_and_no_gradient(on_policy):
     objectives.clipped_pg(on_policy=on_policy),
     objectives.reinforce(),
   ):
-    value, grad = jax.value_and_grad(
+    value, grad = testing.value_and_grad(
       lambda x, o=objective: total(o, replaying(x), exp)
     )(new)
     assert np.isfinite(value)
     np.testing.assert_array_equal(grad, [[-1, 0], [0, 0]])
-    _, metrics = objective(replaying(new), exp, None)
+    _, metrics = testing.term_of(objective, replaying(new), exp)
     for metric in metrics.values():
       assert np.isfinite(metric).all()
       np.testing.assert_array_equal(jnp.where(mask > 0, 0, metric), 0)
@@ -182,7 +180,7 @@ def test_masked_decisions_have_no_value_and_no_gradient(on_policy):
 def test_extreme_log_ratio_stays_finite():
   exp = experience([[-1.0]], [[1.0]], log_prob=[[0.0]])
   objective = objectives.clipped_pg(on_policy=False)
-  value, grad = jax.value_and_grad(
+  value, grad = testing.value_and_grad(
     lambda x: total(objective, replaying(x), exp)
   )(jnp.array([[500.0]]))
   assert np.isfinite(value) and np.isfinite(grad).all()
@@ -215,10 +213,10 @@ def test_guard_equals_the_published_formula():
   """exp((l - l' + mean(d^2) / (2 s^2)) s), the loss over -dt."""
   old, new, std, noise, actions, times = guard_case()
   adv = jnp.array([[1.0], [-1.0], [0.5]])
-  exp = experience(adv, jnp.ones(std.shape), actions=actions, times=times)
+  exp = experience(adv, np.ones(std.shape), actions=actions, times=times)
   objective = objectives.clipped_pg(10.0, ratio='guard', on_policy=False)
   replay = replaying(params=Gaussian(new, std), old=Gaussian(old, std))
-  term, metrics = objective(replay, exp, None)
+  term, metrics = testing.term_of(objective, replay, exp)
   bias = np.asarray((new - old) ** 2).mean((2, 3, 4)) / (2 * std**2)
   diff = mean_log_prob(actions, new, std) - mean_log_prob(actions, old, std)
   ratio = np.exp((diff + bias) * std)
@@ -236,14 +234,14 @@ def test_guard_removes_the_bias_and_the_noise_level():
   shift = 0.3
   for std in (0.05, 0.8):
     noise = jax.random.normal(jax.random.key(3), (n, 1, d))
-    old = Gaussian(jnp.zeros((n, 1, d)), jnp.full((n, 1), std))
-    new = old.replace(mean=jnp.full((n, 1, d), shift))
+    old = Gaussian(np.zeros((n, 1, d)), np.full((n, 1), std))
+    new = old.replace(mean=np.full((n, 1, d), shift))
     times = jnp.broadcast_to(jnp.array([0.5, 0.25]), (n, 1, 2))
     exp = experience(
-      jnp.ones((n, 1)), jnp.ones((n, 1)), actions=std * noise, times=times
+      np.ones((n, 1)), np.ones((n, 1)), actions=std * noise, times=times
     )
     objective = objectives.clipped_pg(1.0, ratio='guard', on_policy=False)
-    _, metrics = objective(replaying(params=new, old=old), exp, None)
+    _, metrics = testing.term_of(objective, replaying(params=new, old=old), exp)
     log_ratio = np.log(metrics['ratio'])
     sd = shift / d**0.5
     assert abs(log_ratio.mean()) < 4 * sd / n**0.5
@@ -253,7 +251,7 @@ def test_guard_removes_the_bias_and_the_noise_level():
 def test_guard_is_exactly_one_before_the_first_update():
   old, _, std, _, actions, times = guard_case()
   exp = experience(
-    jnp.ones((3, 1)), jnp.ones(std.shape), actions=actions, times=times
+    np.ones((3, 1)), np.ones(std.shape), actions=actions, times=times
   )
   dist = Gaussian(old, std)
   for on_policy, replay in (
@@ -261,7 +259,7 @@ def test_guard_is_exactly_one_before_the_first_update():
     (False, replaying(params=dist, old=dist)),
   ):
     objective = objectives.clipped_pg(ratio='guard', on_policy=on_policy)
-    _, metrics = objective(replay, exp, None)
+    _, metrics = testing.term_of(objective, replay, exp)
     np.testing.assert_array_equal(metrics['ratio'], 1)
     np.testing.assert_array_equal(metrics['approx_kl'], 0)
 
@@ -270,9 +268,9 @@ def test_guard_gradient_on_policy():
   """d/dm of -A mean(z d) / -dt = -A z / (D (t - t_next))."""
   old, _, std, noise, actions, times = guard_case()
   adv = jnp.array([[1.0], [-1.0], [0.5]])
-  exp = experience(adv, jnp.ones(std.shape), actions=actions, times=times)
+  exp = experience(adv, np.ones(std.shape), actions=actions, times=times)
   objective = objectives.clipped_pg(ratio='guard', on_policy=True)
-  grad = jax.grad(
+  grad = testing.grad(
     lambda m: total(objective, replaying(params=Gaussian(m, std)), exp)
   )(old)
   length = (times[..., 0] - times[..., 1])[:, :, None, None, None]
@@ -285,24 +283,26 @@ def test_guard_noise_free_and_masked_steps():
   std = std.at[0, 1].set(0.0)
   mask = jnp.ones(std.shape).at[0, 1].set(0.0).at[2, 0].set(0.0)
   times = times.at[2, 0].set(0.5)  # no length
-  exp = experience(jnp.ones((3, 1)), mask, actions=actions, times=times)
+  exp = experience(np.ones((3, 1)), mask, actions=actions, times=times)
   objective = objectives.clipped_pg(1.0, ratio='guard', on_policy=False)
 
   def loss(mean):
     replay = replaying(params=Gaussian(mean, std), old=Gaussian(old, std))
     return total(objective, replay, exp)
 
-  value, grad = jax.value_and_grad(loss)(new)
+  value, grad = testing.value_and_grad(loss)(new)
   assert np.isfinite(value) and np.isfinite(grad).all()
   live = np.abs(grad).sum((2, 3, 4)) > 0
   np.testing.assert_array_equal(live, mask > 0)
 
 
 def test_guard_needs_gaussians():
-  exp = experience(jnp.ones((1, 1)), jnp.ones((1, 1)))
+  exp = experience(np.ones((1, 1)), np.ones((1, 1)))
   objective = objectives.clipped_pg(ratio='guard')
   with pytest.raises(ValueError, match="Use ratio='plain'"):
-    objective(replaying(params=Categorical(jnp.zeros((1, 1, 4)))), exp, None)
+    testing.term_of(
+      objective, replaying(params=Categorical(np.zeros((1, 1, 4)))), exp
+    )
 
 
 def test_errors_name_the_choices():
@@ -329,10 +329,10 @@ def test_rebel_by_hand():
     replay = Replay(None, log_probs.__getitem__, None, None)
     traj = Trajectory((), (), (), (), (), old, mask, (), None)
     exp = Experience(traj, adv, jnp.asarray(weight), None)
-    term, metrics = objectives.rebel(2, eta=0.5)(replay, exp, None)
+    term, metrics = testing.term_of(objectives.rebel(2, eta=0.5), replay, exp)
     return (term.value * term.mask).sum(), (term, metrics)
 
-  (_, (term, metrics)), grad = jax.value_and_grad(loss, has_aux=True)(old)
+  (_, (term, metrics)), grad = testing.value_and_grad(loss, has_aux=True)(old)
   np.testing.assert_allclose(term.value[:, 0], [2.25, 2.25, 0, 0])
   np.testing.assert_allclose(metrics['advantage_gap'][:, 0], [1.5, 1.5, 0, 0])
   # both rows of a pair hold its loss: twice 2 (0 - 1.5) 0.5

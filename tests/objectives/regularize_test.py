@@ -1,5 +1,6 @@
 """Regularizers against closed forms worked in the test."""
 
+import functools
 from typing import NamedTuple
 
 from flax import struct
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import objectives
+from gen_rl import objectives, testing
 from gen_rl.types import Experience, RewardOut, Trajectory
 
 
@@ -50,23 +51,21 @@ def answers(**dists):
 def experience(mask, times=None):
   mask = jnp.asarray(mask, jnp.float32)
   b, k = mask.shape
-  zeros = jnp.zeros((b, k))
+  zeros = np.zeros((b, k))
   traj = Trajectory(
     cond=(),
     states=(),
     actions=zeros,
-    times=jnp.zeros((b, k, 2)) if times is None else jnp.asarray(times),
+    times=np.zeros((b, k, 2)) if times is None else jnp.asarray(times),
     noise=zeros,
     log_prob=zeros,
     mask=mask,
     sample=zeros,
-    group=jnp.zeros(b, jnp.int32),
+    group=np.zeros(b, np.int32),
   )
-  rewards = RewardOut(
-    score=jnp.zeros(b), parts={}, valid=jnp.ones(b, dtype=bool)
-  )
+  rewards = RewardOut(score=np.zeros(b), parts={}, valid=np.ones(b, bool))
   return Experience(
-    traj=traj, adv=jnp.zeros((b, 1)), weight=jnp.ones(b), rewards=rewards
+    traj=traj, adv=np.zeros((b, 1)), weight=np.ones(b), rewards=rewards
   )
 
 
@@ -79,10 +78,10 @@ def test_kl_directions_table():
   # reverse .25 ln .5 + .75 ln 1.5 = .130812
   replay = answers(params=Bernoulli(logit(0.5)), ref=Bernoulli(logit(0.25)))
   exp = experience([[1.0]])
-  term, metrics = objectives.kl()(replay, exp, None)
+  term, metrics = testing.term_of(objectives.kl(), replay, exp)
   np.testing.assert_allclose(term.value, [[0.143841]], atol=1e-6)
   np.testing.assert_allclose(metrics['kl'], [[0.143841]], atol=1e-6)
-  term, _ = objectives.kl(direction='reverse')(replay, exp, None)
+  term, _ = testing.term_of(objectives.kl(direction='reverse'), replay, exp)
   np.testing.assert_allclose(term.value, [[0.130812]], atol=1e-6)
 
 
@@ -93,11 +92,11 @@ def test_kl_scale_dt_is_flow_grpos():
   std = jnp.asarray(coefficient * np.sqrt(t - t_next))
   mean = jnp.array([[[1.0, 3.0], [2.0, 2.0]]])
   replay = answers(params=Unit(mean, std), ref=Unit(jnp.zeros_like(mean), std))
-  exp = experience(jnp.ones((1, 2)), np.stack([t, t_next], -1))
-  term, _ = objectives.kl(scale='dt')(replay, exp, None)
+  exp = experience(np.ones((1, 2)), np.stack([t, t_next], -1))
+  term, _ = testing.term_of(objectives.kl(scale='dt'), replay, exp)
   published = np.array([[5.0, 4.0]]) / (2 * coefficient**2)
   np.testing.assert_allclose(term.value, published, rtol=1e-5)
-  exact, _ = objectives.kl()(replay, exp, None)
+  exact, _ = testing.term_of(objectives.kl(), replay, exp)
   np.testing.assert_allclose(term.value, exact.value * (t - t_next), rtol=1e-5)
 
 
@@ -115,39 +114,42 @@ def test_kl_of_paths_has_the_gradient_of_the_whole():
 
   def loss(ab, path):
     mean = jnp.stack([jnp.full(n, ab[0]), ab[1] * actions[:, 0, 0]], 1)
-    one = jnp.ones((n, 2))
+    one = np.ones((n, 2))
     dist = Unit(mean[..., None], one)
     log_prob = -0.5 * ((actions - dist.mean) ** 2).sum(-1)
     replay = Answers(
-      dist=dict(params=dist, ref=Unit(jnp.zeros((n, 2, 1)), one)).__getitem__,
+      dist=dict(params=dist, ref=Unit(np.zeros((n, 2, 1)), one)).__getitem__,
       log_prob=lambda which: log_prob,
     )
-    term, _ = objectives.regularize.kl(path=path)(replay, exp, None)
+    term, _ = testing.term_of(objectives.regularize.kl(path=path), replay, exp)
     return term.value.sum() / n
 
   ab = jnp.array([a, b])
-  value, gradient = jax.value_and_grad(loss)(ab, True)
+  of = lambda slope, path: slope(functools.partial(loss, path=path))
+  value, gradient = testing.value_and_grad(functools.partial(loss, path=True))(
+    ab
+  )
   np.testing.assert_allclose(value, (a**2 + b**2 * (1 + a**2)) / 2, rtol=0.02)
   np.testing.assert_allclose(
     gradient, [a * (1 + b**2), b * (1 + a**2)], rtol=0.03
   )
-  np.testing.assert_allclose(jax.grad(loss)(ab, False)[0], a, rtol=1e-4)
+  np.testing.assert_allclose(of(testing.grad, False)(ab)[0], a, rtol=1e-4)
 
 
 @pytest.mark.parametrize('direction', ['forward', 'reverse'])
 def test_kl_of_self_is_zero_and_flat(direction):
   x = jax.random.normal(jax.random.key(0), (3, 4))
-  exp = experience(jnp.ones((3, 4)))
+  exp = experience(np.ones((3, 4)))
 
   def loss(x, frozen):
     replay = answers(params=Bernoulli(x), ema=Bernoulli(frozen))
-    term, _ = objectives.kl('ema', direction)(replay, exp, None)
+    term, _ = testing.term_of(objectives.kl('ema', direction), replay, exp)
     return term.value.sum()
 
   assert loss(x, x) == 0
-  np.testing.assert_allclose(jax.grad(loss)(x, x), 0, atol=1e-6)
+  np.testing.assert_allclose(testing.grad(loss)(x, x), 0, atol=1e-6)
   # and downhill is towards the reference
-  assert (jax.grad(loss)(x + 1, x) > 0).all()
+  assert (testing.grad(loss)(x + 1, x) > 0).all()
 
 
 def test_kl_reference_has_no_gradient_and_masked_rows_none():
@@ -157,10 +159,10 @@ def test_kl_reference_has_no_gradient_and_masked_rows_none():
 
   def loss(p, q):
     replay = answers(params=Bernoulli(p), ref=Bernoulli(q))
-    term, _ = objectives.kl()(replay, exp, None)
+    term, _ = testing.term_of(objectives.kl(), replay, exp)
     return term.value.sum()
 
-  g_params, g_ref = jax.grad(loss, (0, 1))(a, a - 1)
+  g_params, g_ref = testing.grad(loss, (0, 1))(a, a - 1)
   np.testing.assert_array_equal(g_ref, 0)
   np.testing.assert_array_equal(g_params != 0, mask > 0)
 
@@ -173,12 +175,16 @@ def test_velocity_kl():
 
   def term(v, ref):
     velocity = dict(params=v, ref=ref).__getitem__
-    return objectives.velocity_kl()(Answers(velocity=velocity), exp, None)
+    return testing.term_of(
+      objectives.velocity_kl(), Answers(velocity=velocity), exp
+    )
 
   out, metrics = term(v, ref)
   np.testing.assert_allclose(out.value, [[5, 2, 0]])
   np.testing.assert_allclose(metrics['velocity_kl'], [[5, 2, 0]])
-  grad, grad_ref = jax.grad(lambda *x: term(*x)[0].value.sum(), (0, 1))(v, ref)
+  grad, grad_ref = testing.grad(lambda *x: term(*x)[0].value.sum(), (0, 1))(
+    v, ref
+  )
   np.testing.assert_allclose(grad, [[[1, 3], [0, 2], [0, 0]]])
   np.testing.assert_array_equal(grad_ref, 0)
   assert term(v, v)[0].value.sum() == 0
@@ -189,12 +195,12 @@ def test_entropy_sign():
   exp = experience([[1.0, 1.0, 0.0]])
 
   def loss(x):
-    term, metrics = objectives.entropy()(
-      answers(params=Bernoulli(x)), exp, None
+    term, metrics = testing.term_of(
+      objectives.entropy(), answers(params=Bernoulli(x)), exp
     )
     return term.value.sum(), metrics
 
-  (_, metrics), grad = jax.value_and_grad(loss, has_aux=True)(x)
+  (_, metrics), grad = testing.value_and_grad(loss, has_aux=True)(x)
   # H(1/2) = ln 2; H(sigmoid(2)) = .365335
   np.testing.assert_allclose(
     metrics['entropy'], [[np.log(2), 0.365335, 0]], atol=1e-5

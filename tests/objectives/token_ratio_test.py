@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import aggregate, objectives
+from gen_rl import aggregate, objectives, testing
 from gen_rl.types import Experience, Replay, Trajectory
 
 
@@ -16,7 +16,7 @@ def experience(adv, mask, log_prob):
     log_prob=jnp.asarray(log_prob), mask=mask,
   )  # fmt: skip
   adv = jnp.asarray(adv, jnp.float32)
-  return Experience(traj, adv, jnp.ones(len(mask)), None)
+  return Experience(traj, adv, np.ones(len(mask)), None)
 
 
 def replaying(log_prob):
@@ -24,13 +24,13 @@ def replaying(log_prob):
 
 
 def reduced(objective, new, exp, aggregator=aggregate.token_mean):
-  term, _ = objective(replaying(new), exp, None)
+  term, _ = testing.term_of(objective, replaying(new), exp)
   by = aggregate.totals(aggregator, term.mask)
   return aggregate.reduce(aggregator, term.value, term.mask, {}, by)[0]
 
 
 def total(objective, new, exp):
-  term, _ = objective(replaying(new), exp, None)
+  term, _ = testing.term_of(objective, replaying(new), exp)
   return (term.value * term.mask).sum()
 
 
@@ -62,10 +62,10 @@ SLOPE = [
 def test_gspo_table():
   exp = experience(ADV, MASK, OLD)
   objective = objectives.gspo(0.2, 0.5, on_policy=False)
-  term, metrics = objective(replaying(NEW), exp, None)
+  term, metrics = testing.term_of(objective, replaying(NEW), exp)
   np.testing.assert_allclose(term.value[:, 0], VALUE, rtol=1e-6)
   np.testing.assert_array_equal(term.mask[:, 0], [1, 1, 1, 1, 0])
-  grad = jax.grad(lambda x: total(objective, x, exp))(NEW)
+  grad = testing.grad(lambda x: total(objective, x, exp))(NEW)
   np.testing.assert_allclose(grad, SLOPE, rtol=1e-5)
   np.testing.assert_allclose(metrics['ratio'][:, 0], [*S, 0], rtol=1e-6)
   np.testing.assert_array_equal(metrics['clip_fraction'][:, 0], [0, 1, 1, 1, 0])
@@ -80,11 +80,11 @@ def test_gspo_bounds_the_ratio_of_a_row_that_was_bad():
   """The third row has s = e and A = -1: at c = 2 its loss is 2, flat."""
   exp = experience(ADV, MASK, OLD)
   objective = objectives.gspo(0.2, 0.5, on_policy=False, dual_clip=2.0)
-  term, _ = objective(replaying(NEW), exp, None)
+  term, _ = testing.term_of(objective, replaying(NEW), exp)
   np.testing.assert_allclose(
     term.value[:, 0], [*VALUE[:2], 2.0, *VALUE[3:]], rtol=1e-6
   )
-  grad = jax.grad(lambda x: total(objective, x, exp))(NEW)
+  grad = testing.grad(lambda x: total(objective, x, exp))(NEW)
   np.testing.assert_allclose(
     grad, [*SLOPE[:2], [0, 0, 0], *SLOPE[3:]], rtol=1e-5
   )
@@ -95,16 +95,16 @@ def test_gspo_bounds_the_ratio_of_a_row_that_was_bad():
 def test_gspo_by_token_has_the_gradient_of_the_row():
   """Averaged over a row's tokens first, at one advantage per row."""
   exp = experience(ADV, MASK, OLD)
-  rows = jax.grad(
+  rows = testing.grad(
     lambda x: reduced(objectives.gspo(0.2, 0.5, on_policy=False), x, exp)
   )(NEW)
   by_token = objectives.gspo(0.2, 0.5, tokens=True, on_policy=False)
-  tokens = jax.grad(
+  tokens = testing.grad(
     lambda x: reduced(by_token, x, exp, aggregate.seq_mean_token_mean)
   )(NEW)
   np.testing.assert_allclose(tokens, rows, rtol=1e-5)
   np.testing.assert_allclose(rows, np.array(SLOPE) / 4, rtol=1e-5)
-  term, metrics = by_token(replaying(NEW), exp, None)
+  term, metrics = testing.term_of(by_token, replaying(NEW), exp)
   np.testing.assert_array_equal(term.mask, MASK)
   # every token has the value of its row
   np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_gspo_by_token_has_the_gradient_of_the_row():
 def test_gspo_by_token_takes_an_advantage_per_token():
   exp = experience(jnp.array([[1.0, -2.0, 9.0]]), MASK[:1], OLD[:1])
   objective = objectives.gspo(0.2, 0.5, tokens=True, on_policy=False)
-  grad = jax.grad(lambda x: total(objective, x, exp))(NEW[:1])
+  grad = testing.grad(lambda x: total(objective, x, exp))(NEW[:1])
   np.testing.assert_allclose(grad, [[-S[0], 2 * S[0], 0]], rtol=1e-5)
   with pytest.raises(ValueError, match=r'gspo\(tokens=True\)'):
     total(objectives.gspo(), NEW[:1], exp)
@@ -124,13 +124,13 @@ def test_gspo_by_token_takes_an_advantage_per_token():
 
 @pytest.mark.parametrize('tokens', [False, True])
 def test_gspo_on_policy(tokens):
-  exp = experience(ADV, MASK, jnp.full(MASK.shape, 7.0))
+  exp = experience(ADV, MASK, np.full(MASK.shape, 7.0))
   objective = objectives.gspo(tokens=tokens)
-  _, metrics = objective(replaying(NEW), exp, None)
+  _, metrics = testing.term_of(objective, replaying(NEW), exp)
   live = MASK > 0 if tokens else MASK.any(1, keepdims=True)
   np.testing.assert_array_equal(metrics['ratio'], live)
   assert all((metrics[k] == 0).all() for k in ('approx_kl', 'clip_fraction'))
-  grad = jax.grad(lambda x: total(objective, x, exp))(NEW)
+  grad = testing.grad(lambda x: total(objective, x, exp))(NEW)
   length = 1 if tokens else np.array([2, 1, 1, 3, 1])[:, None]
   np.testing.assert_allclose(grad, -ADV * MASK / length, rtol=1e-6)
 
@@ -143,11 +143,11 @@ def test_cispo_table():
   ratio = jnp.array([[0.1, 0.7, 1.0], [4.0, 8.0, jnp.nan]])
   adv = jnp.array([[2.0], [-1.0]])
   new = jnp.log(ratio) - 3.0
-  exp = experience(adv, [[1, 1, 1], [1, 1, 0]], jnp.full((2, 3), -3.0))
+  exp = experience(adv, [[1, 1, 1], [1, 1, 0]], np.full((2, 3), -3.0))
   objective = objectives.cispo(5.0, 0.5, on_policy=False)
-  grad = jax.grad(lambda x: total(objective, x, exp))(new)
+  grad = testing.grad(lambda x: total(objective, x, exp))(new)
   np.testing.assert_allclose(grad, [[-1, -1.4, -2], [4, 5, 0]], rtol=1e-5)
-  term, metrics = objective(replaying(new), exp, None)
+  term, metrics = testing.term_of(objective, replaying(new), exp)
   np.testing.assert_allclose(
     term.value[:, :2], grad[:, :2] * new[:, :2], rtol=1e-5
   )
@@ -164,24 +164,24 @@ def test_cispo_without_bounds_is_the_gradient_of_the_expected_reward():
   theta = jnp.array([0.3, -1.0, 0.5, 0.0, 2.0])
   old = jax.nn.log_softmax(jnp.array([1.0, 0.0, -1.0, 0.5, 0.2]))
   reward = jnp.array([1.0, -2.0, 0.5, 3.0, 0.0])
-  exp = experience(reward[:, None], jnp.ones((5, 1)), old[:, None])
+  exp = experience(reward[:, None], np.ones((5, 1)), old[:, None])
   objective = objectives.cispo(1e9, on_policy=False)
 
   def loss(theta):
     new = jax.nn.log_softmax(theta)[:, None]
-    term, _ = objective(replaying(new), exp, None)
+    term, _ = testing.term_of(objective, replaying(new), exp)
     return (jnp.exp(old) * term.value[:, 0]).sum()
 
   p = jax.nn.softmax(theta)
   by_hand = p * (reward - (p * reward).sum())  # d E / d theta of a softmax
-  np.testing.assert_allclose(jax.grad(loss)(theta), -by_hand, rtol=1e-5)
+  np.testing.assert_allclose(testing.grad(loss)(theta), -by_hand, rtol=1e-5)
 
 
 def test_cispo_on_policy_is_reinforce():
-  exp = experience(ADV, MASK, jnp.full(MASK.shape, 7.0))
-  grad = jax.grad(lambda x: total(objectives.cispo(), x, exp))(NEW)
+  exp = experience(ADV, MASK, np.full(MASK.shape, 7.0))
+  grad = testing.grad(lambda x: total(objectives.cispo(), x, exp))(NEW)
   np.testing.assert_array_equal(grad, -ADV * MASK)
-  _, metrics = objectives.cispo()(replaying(NEW), exp, None)
+  _, metrics = testing.term_of(objectives.cispo(), replaying(NEW), exp)
   np.testing.assert_array_equal(metrics['ratio'], MASK)
 
 

@@ -14,6 +14,7 @@ from gen_rl.policies import masked as masked_lib
 from gen_rl.types import Reward, RewardOut
 
 KEY = jax.random.key(0)
+log_prob_of = jax.jit(lambda dist, actions: dist.log_prob(actions))
 V, N, T = 3, 4, 2
 
 
@@ -29,10 +30,7 @@ def make_rows(group=16, prompts=(1, 2)):
 def make(vocab=V, length=N, **options):
   net = testing.mask_table(vocab, length)
   policy = masked_lib.masked(net, **(dict(steps=T) | options))
-  policy = policy._replace(
-    rollout=jax.jit(policy.rollout), dist=jax.jit(policy.dist)
-  )
-  return policy, net.init(jax.random.key(1))
+  return testing.jitted(policy), net.init(jax.random.key(1))
 
 
 def logits_of(params, codes, prompt):
@@ -81,11 +79,12 @@ def test_what_is_sampled_is_what_is_scored(choice):
   traj = policy.rollout(params, rows, 0)
   assert traj.actions.shape == (32, 3, N) and traj.actions.dtype == jnp.int32
   assert traj.log_prob.shape == (32, 3) and (traj.mask == 1).all()
-  log_prob = policy.dist(params, traj).log_prob(traj.actions)
+  log_prob = log_prob_of(policy.dist(params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob, log_prob, atol=1e-5)
   # By hand, for every row: states, and the sums of (5).
+  traj = jax.device_get(traj)
   for i in range(32):
-    codes, prompt = np.full(N, V), int(rows.cond['tokens'][i, 0])
+    codes, prompt = np.full(N, V), int(np.asarray(rows.cond['tokens'])[i, 0])
     for t in range(3):
       np.testing.assert_array_equal(traj.states.codes[i, t], codes)
       new = np.asarray(traj.states.committed[i, t])
@@ -117,7 +116,7 @@ def test_frequencies_of_a_random_order():
       rest = special.softmax(logits_of(params, codes, 3), axis=-1)
       total += 0.5 * start[first, z[first]] * rest[other, z[other]]
     expected.append(n * total)
-    found.append(int((traj.sample == jnp.array(z)).all(1).sum()))
+    found.append(int((np.asarray(traj.sample) == z).all(1).sum()))
   assert stats.chisquare(found, expected).pvalue > 1e-3
 
 
@@ -126,18 +125,25 @@ def test_confident_places_come_first():
   policy, params = make(choice_temperature=0.0, length=6, steps=3)
   traj = policy.rollout(params, make_rows(8), 0)
   assert masked_lib.schedule(6, 3)[0] == 1
-  whole = jax.nn.log_softmax(
-    testing.mask_table(V, 6).apply(params, jnp.full((16, 6), V), traj.cond)
+  whole = jax.jit(jax.nn.log_softmax)(
+    testing.mask_table(V, 6).apply(
+      params, np.full((16, 6), V, np.int32), traj.cond
+    )
   )
-  keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(make_rows(8).keys)
-  drawn = jax.vmap(
-    lambda k, row: jax.vmap(
-      lambda j, x: jax.random.categorical(jax.random.fold_in(k, j), x)
-    )(jnp.arange(6), row)
-  )(keys, whole)
-  sure = jnp.take_along_axis(whole, drawn[..., None], -1)[..., 0]
+
+  @jax.jit
+  @jax.vmap
+  def draw(k, row):
+    k = jax.random.fold_in(k, 0)
+    each = jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(6))
+    return jax.vmap(jax.random.categorical)(each, row)
+
+  drawn = draw(make_rows(8).keys, whole)
+  sure = np.take_along_axis(
+    np.asarray(whole), np.asarray(drawn)[..., None], -1
+  )[..., 0]
   np.testing.assert_array_equal(
-    traj.states.committed[:, 0].argmax(-1), sure.argmax(-1)
+    np.asarray(traj.states.committed)[:, 0].argmax(-1), sure.argmax(-1)
   )
 
 
@@ -153,9 +159,10 @@ def test_mean_of_the_score_is_zero_where_places_are_random(choice, biased):
     dist = policy.dist(moved, traj)
     return dist.log_prob(traj.actions).sum(1)
 
-  zero = jnp.zeros((2, 2))
-  each = jax.jacfwd(total)(zero)[..., 0]  # of code 0 at each place: [b 2]
-  z = np.asarray(each.mean(0) / (each.std(0) / n**0.5))
+  zero = np.zeros((2, 2), np.float32)
+  each = jax.jit(jax.jacfwd(total))(zero)
+  each = np.asarray(each)[..., 0]  # of code 0 at each place: [b 2]
+  z = each.mean(0) / (each.std(0) / n**0.5)
   assert (np.abs(z).max() > 10) == biased
   assert biased or np.abs(z).max() < 4
 
@@ -170,7 +177,8 @@ def test_no_gradient_where_nothing_is_committed():
     return dist.replace(logits=logits).log_prob(traj.actions).sum()
 
   new = np.asarray(traj.states.committed)[..., None]
-  grad = np.asarray(jax.grad(total)(jnp.where(new, dist.logits, jnp.nan)))
+  logits = np.where(new, dist.logits, np.nan)
+  grad = np.asarray(testing.grad(total)(logits))
   assert not grad[~np.broadcast_to(new, grad.shape)].any()
   assert (np.abs(grad).sum(-1) > 0)[new[..., 0]].all()
   # Softmax and the committed code: onehot - p.
@@ -181,17 +189,22 @@ def test_no_gradient_where_nothing_is_committed():
 
 def test_kl_and_entropy_are_sums_over_committed_places():
   policy, params = make()
-  other = jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(
-    x.shape), params)  # fmt: skip
+  other = jax.tree.map(
+    lambda x: (
+      x + 0.3 * np.cos(np.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+    ),
+    jax.device_get(params),
+  )
   traj = policy.rollout(params, make_rows(2), 0)
   p, q = policy.dist(params, traj), policy.dist(other, traj)
   a, b = (special.softmax(np.asarray(x.logits, float), axis=-1) for x in (p, q))
   new = np.asarray(traj.states.committed)
   kl = np.where(new, stats.entropy(a, b, axis=-1), 0).sum(-1)
-  np.testing.assert_allclose(p.kl(q), kl, atol=1e-5)
+  found = jax.jit(lambda p, q: (p.kl(q), p.entropy(), p.kl(p)))(p, q)
+  np.testing.assert_allclose(found[0], kl, atol=1e-5)
   entropy = np.where(new, stats.entropy(a, axis=-1), 0).sum(-1)
-  np.testing.assert_allclose(p.entropy(), entropy, rtol=1e-5)
-  assert not np.asarray(p.kl(p)).any()
+  np.testing.assert_allclose(found[1], entropy, rtol=1e-5)
+  assert not np.asarray(found[2]).any()
 
 
 @pytest.mark.parametrize('score', ['guided', 'cond'])
@@ -205,15 +218,16 @@ def test_guidance_by_hand(score):
   guided = free + w * (own - free)
   share = special.softmax(guided, axis=-1)
   for j in range(N):
-    count = np.bincount(traj.sample[:, j], minlength=V)
+    count = np.bincount(np.asarray(traj.sample)[:, j], minlength=V)
     assert stats.chisquare(count, 2048 * share[j]).pvalue > 1e-3
   p = special.log_softmax(guided if score == 'guided' else own, axis=-1)
   total = p[np.arange(N), np.asarray(traj.sample)].sum(-1)
   np.testing.assert_allclose(traj.log_prob[:, 0], total, atol=1e-4)
   log_prob = lambda q: policy.dist(q, traj).log_prob(traj.actions).sum()
-  np.testing.assert_allclose(log_prob(params), total.sum(), rtol=1e-5)
+  value, grads = testing.value_and_grad(log_prob)(params)
+  np.testing.assert_allclose(value, total.sum(), rtol=1e-5)
   # Logits are sums: the halves' gradients are as 1 - w to w.
-  grads = np.asarray(jax.grad(log_prob)(params)['prompt'])
+  grads = np.asarray(grads['prompt'])
   share = (1 - w) / w if score == 'guided' else 0.0
   assert grads[2].any()
   np.testing.assert_allclose(grads[0], share * grads[2], atol=1e-2)
@@ -223,8 +237,10 @@ def test_greedy():
   """One step: the likeliest code at every place. More: the same each time."""
   policy, params = make(steps=1)
   rows = make_rows(3, (1, 2, 5))
-  for row, prompt in zip(policy.greedy(params, rows), rows.cond['tokens']):
-    best = logits_of(params, np.full(N, V), int(prompt[0])).argmax(-1)
+  for row, prompt in zip(
+    np.asarray(policy.greedy(params, rows)), (1,) * 3 + (2,) * 3 + (5,) * 3
+  ):
+    best = logits_of(params, np.full(N, V), prompt).argmax(-1)
     np.testing.assert_array_equal(row, best)
   policy, _ = make(steps=4, choice_temperature=math.inf)
   found = np.asarray(policy.greedy(params, rows)).reshape(3, 3, N)
@@ -244,12 +260,12 @@ def test_nll_masks_at_the_cosine_rate():
   """Where nothing depends on neighbours: the mean over random places."""
   n = 4096
   policy, params = make()
-  params['left'] = jnp.zeros_like(params['left'])
-  x = jnp.tile(jnp.array([[0, 1, 2, 0]]), (n, 1))
-  cond = dict(tokens=jnp.full((n, 1), 2))
+  params['left'] = np.zeros_like(params['left'])
+  x = np.tile(np.int32([[0, 1, 2, 0]]), (n, 1))
+  cond = dict(tokens=np.full((n, 1), 2, np.int32))
   found = policy.nll(params, x, cond, jax.random.split(KEY, n))
   p = special.log_softmax(logits_of(params, np.full(N, V), 2), axis=-1)
-  each = -p[np.arange(N), np.asarray(x[0])]
+  each = -p[np.arange(N), x[0]]
   # ceil(4 cos(pi u / 2)) = m for u in (acos(m / 4), acos((m - 1) / 4)) 2 / pi.
   edges = np.arccos(np.arange(N + 1) / N) * 2 / np.pi
   rate = edges[:-1] - edges[1:]
@@ -270,7 +286,7 @@ def test_nll_masks_at_the_cosine_rate():
   chance = n * np.array(list(expected.values()))
   assert stats.chisquare(list(tally.values()), chance).pvalue > 1e-3
   dropped, _ = make(null_prob=1.0)
-  free = dict(tokens=jnp.zeros((8, 1), jnp.int32))
+  free = dict(tokens=np.zeros((8, 1), np.int32))
   keys = jax.random.split(KEY, 8)
   testing.assert_close(
     dropped.nll(params, x[:8], dict(tokens=cond['tokens'][:8]), keys),
