@@ -35,7 +35,7 @@ from gen_rl.data import (
   prompts,
   tokenizers,
 )
-from gen_rl.models import lora, weights
+from gen_rl.models import layers, lora, weights
 from gen_rl.policies import ode
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
@@ -96,6 +96,7 @@ def setup(
     length=config.data.length,
     **padding,
   )
+  net = layers.traced_once(net)
   end = dict(end=tokenizer.end_id, pad=tokenizer.pad_id)
   policy = build.build(policies, config.policy, net=net, **end)
   all_decisions = build.build(

@@ -26,6 +26,7 @@ os.environ.setdefault(
   # A process that is given a flag its jaxlib does not know ends.
   + ' --xla_cpu_use_fusion_emitters=false'
   ' --xla_cpu_parallel_codegen_split_count=1'
+  ' --xla_cpu_enable_concurrency_optimized_scheduler=false'
   * importlib.metadata.version('jaxlib').startswith('0.10.'),
 )
 

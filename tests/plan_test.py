@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+from ml_collections import config_dict
 import pytest
 
 from configs import flow_grpo, flow_grpo_2b
@@ -21,13 +22,19 @@ def _config(arg='tiny', **changes):
   return config
 
 
+def _quick(config):
+  """With a reward of one line: the oracle is half of what is compiled."""
+  config.rewards = config_dict.create(grey=dict(name='saturation', weight=1.0))
+  return config
+
+
 @pytest.fixture(scope='module')
 def on_tpu():
   """A tiny step on four chips that are not there."""
   pytest.importorskip('libtpu')
   devices, chip = chips.devices('v5e:2x2')
   changes = {'mesh.data': 1, 'mesh.fsdp': 4, 'data.prompts_per_step': 8}
-  config = _config(trainable='')
+  config = _quick(_config(trainable=''))
   return estimate.plan(config, devices, chip, changes, evaluation=False)
 
 
@@ -98,7 +105,7 @@ def test_what_four_chips_hold_and_send(on_tpu):
 def test_operations_do_not_depend_on_the_cut(on_tpu):
   devices, chip = chips.devices('v5e:2x2')
   changes = {'mesh.data': 4, 'data.prompts_per_step': 16, 'microbatches': 1}
-  config = _config(trainable='')
+  config = _quick(_config(trainable=''))
   p = estimate.plan(config, devices, chip, changes, evaluation=False)
   assert p.operations == pytest.approx(2 * on_tpu.operations, rel=0.01)
   assert p.network['all-gather'] < on_tpu.network['all-gather']
@@ -123,7 +130,8 @@ def test_a_program_that_cannot_be_read(monkeypatch):
 
   monkeypatch.setattr(estimate.hlo, 'traffic', unreadable)
   chip = chips.Chip('fast', 2**40, 1e12, 1e12, 1e12)
-  p = estimate.plan(_config(), jax.devices()[:1], chip, evaluation=False)
+  config = _quick(_config())
+  p = estimate.plan(config, jax.devices()[:1], chip, evaluation=False)
   assert (
     p.fits and not p.read and p.seconds == dict(compute=p.operations / 1e12)
   )
@@ -141,7 +149,7 @@ def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
       'model.layers': 3,  # so that most of it is what they keep
     }
   )  # fmt: skip
-  plans = plan.run(config, 'local', sweep=False)
+  plans = plan.run(_quick(config), 'local', sweep=False)
   out = capsys.readouterr().out
   assert 'DOES NOT FIT' in out and 'trying --config.model.remat=full' in out
   assert 'microbatches=2' in out and 'nothing that was tried fits' in out
@@ -170,7 +178,7 @@ def test_refused_by_the_compiler():
   devices, chip = chips.devices('v5e:2x2')
   config = flow_grpo_2b.get_config('full,tiny')
   config.model.update(width=24576, heads=2, layers=4)
-  p = estimate.plan(config, devices, chip)
+  p = estimate.plan(_quick(config), devices, chip)
   assert p.fits is False and p.needed > p.capacity > 15 * 2**30
   assert 'DOES NOT FIT' in plan.describe(p)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -95,6 +95,20 @@ class MaskNet(NamedTuple):
   # (params, cond) -> what does not depend on the codes, rows [b ...]
   encode: Callable[[Params, PyTree], PyTree] = lambda params, cond: cond
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
+
+
+def traced_once(net: Any) -> Any:
+  """A network whose calls of equal shapes are traced and differentiated once.
+
+  A training step calls it for the rollout, both halves of guidance, the replay
+  and the reference. The compiled program is that of the plain functions.
+
+  Args:
+    net: a Net, TokenNet or MaskNet of which there is one `sharding.Layout`.
+  """
+  called = ('apply', 'encode', 'score', 'step')
+  made = {f: jax.jit(getattr(net, f)) for f in called if hasattr(net, f)}
+  return net._replace(**made)
 
 
 class Dense(nn.Dense):
