@@ -37,6 +37,18 @@ def first(latents, rows):
   return latents[:, 0]
 
 
+def best_of_n(segments, params, score, rows, n):
+  run = lambda params, rows: search.best_of_n(segments, params, score, rows, n)
+  return jax.jit(run)(params, rows)
+
+
+def pruned_search(segments, params, cuts, score, rows, n, **options):
+  run = lambda params, rows: search.pruned_search(
+    segments, params, cuts, score, rows, n, **options
+  )
+  return jax.jit(run)(params, rows)
+
+
 def noise_of(rows, n=8):
   noise = linear_segments().noise(rows)
   return np.asarray(noise).reshape(-1, n, 6)
@@ -44,9 +56,7 @@ def noise_of(rows, n=8):
 
 def test_best_of_n_on_a_linear_flow():
   rows, segments = rows_of(), linear_segments()
-  found = jax.jit(lambda rows: search.best_of_n(segments, (), first, rows, 8))(
-    rows
-  )
+  found = best_of_n(segments, (), first, rows, 8)
   noise = noise_of(rows)
   best = noise[:, :, 0].argmax(1)
   np.testing.assert_array_equal(found.index, best)
@@ -60,8 +70,8 @@ def test_best_of_n_on_a_linear_flow():
 def test_pruning_by_true_ranks_finds_the_best(keep):
   rows, segments = rows_of(), linear_segments()
   cuts = [search.Cut(s, k, first) for s, k in zip((1, 3), keep, strict=True)]
-  found = search.pruned_search(segments, (), cuts, first, rows, 8)
-  whole = search.best_of_n(segments, (), first, rows, 8)
+  found = pruned_search(segments, (), cuts, first, rows, 8)
+  whole = best_of_n(segments, (), first, rows, 8)
   np.testing.assert_array_equal(found.index, whole.index)
   np.testing.assert_allclose(found.sample, whole.sample, rtol=1e-5)
   assert found.cost == selection.search_cost(STEPS, 8, (1, 3), keep)
@@ -72,7 +82,7 @@ def test_pruning_by_false_ranks():
   rows, segments = rows_of(), linear_segments()
   worst = lambda latents, rows: -latents[:, 0]
   cuts = [search.Cut(2, 3, worst)]
-  found = search.pruned_search(segments, (), cuts, first, rows, 8)
+  found = pruned_search(segments, (), cuts, first, rows, 8)
   third = np.argsort(noise_of(rows)[:, :, 0], 1)[:, 2]
   np.testing.assert_array_equal(found.index, third)
   # 8 candidates up to the estimate of step 2, 3 calls, then 3 for 2 steps
@@ -95,8 +105,8 @@ def test_cuts_that_keep_all_are_best_of_n(net, verify):
   segments, params = net
   rows = rows_of(2, 6)
   cuts = [search.Cut(s, 6, verify) for s in (0, 2)]
-  pruned = search.pruned_search(segments, params, cuts, verify, rows, 6)
-  whole = search.best_of_n(segments, params, verify, rows, 6)
+  pruned = pruned_search(segments, params, cuts, verify, rows, 6)
+  whole = best_of_n(segments, params, verify, rows, 6)
   jax.tree.map(np.testing.assert_array_equal, pruned, whole)
   assert pruned.cost == whole.cost == Cost(24, 6)
 
@@ -108,13 +118,14 @@ def test_pruned_search_is_its_table(net, verify):
   rows = rows_of(4, n)
   corner = lambda latents, rows: latents[:, 0, 0, 0]  # not what is wanted
   cuts = [search.Cut(s, k, corner) for s, k in zip(steps, keep, strict=True)]
-  found = jax.jit(
-    lambda params, rows: search.pruned_search(
-      segments, params, cuts, verify, rows, n
+  found = pruned_search(segments, params, cuts, verify, rows, n)
+  run = jax.jit(
+    lambda params, rows: segments.run(
+      params, segments.noise(rows), rows.cond, 0, 4
     )
-  )(params, rows)
-  x, foreseen = segments.run(params, segments.noise(rows), rows.cond, 0, 4)
-  final = verify(x, rows).reshape(4, n)
+  )
+  x, foreseen = run(params, rows)
+  final = np.asarray(jax.jit(verify)(x, rows)).reshape(4, n)
   table = [corner(foreseen[s], rows).reshape(4, n) for s in steps]
   index = selection.prune_table(table, keep, final)
   np.testing.assert_array_equal(found.index, index)
@@ -130,8 +141,8 @@ def test_chunks_change_nothing(net, verify, chunk):
   rows = rows_of(3, 8)
   cuts = [search.Cut(1, 5, verify)]
   args = segments, params, cuts, verify, rows, 8
-  whole = search.pruned_search(*args)
-  parts = search.pruned_search(*args, chunk=chunk)
+  whole = pruned_search(*args)
+  parts = pruned_search(*args, chunk=chunk)
   np.testing.assert_array_equal(parts.index, whole.index)
   testing.assert_close(parts.sample, whole.sample)
 
@@ -144,14 +155,14 @@ def test_what_cannot_be_scored_is_not_chosen(net):
   def judge(spoil):
     return search.verifier(policy, (), testing.color_reward(spoil), ())
 
-  plain = search.best_of_n(segments, params, judge(None), rows, 4)
+  plain = best_of_n(segments, params, judge(None), rows, 4)
   spoiled = judge(
     lambda out, channel: jnp.where(jnp.isin(out, plain.score), jnp.nan, out)
   )
-  second = search.best_of_n(segments, params, spoiled, rows, 4)
+  second = best_of_n(segments, params, spoiled, rows, 4)
   assert (second.score < plain.score).all()
   nothing = judge(lambda out, channel: jnp.full_like(out, jnp.nan))
-  found = search.best_of_n(segments, params, nothing, rows, 4)
+  found = best_of_n(segments, params, nothing, rows, 4)
   np.testing.assert_array_equal(found.index, 0)
   np.testing.assert_array_equal(found.score, -np.inf)
 
@@ -159,12 +170,12 @@ def test_what_cannot_be_scored_is_not_chosen(net):
 def test_several_verifiers_vote_by_rank():
   """Second best by both beats best by one and worst by the other."""
   rows, segments = rows_of(1, 3), linear_segments()
-  order = jnp.argsort(linear_segments().noise(rows)[:, 0])
-  a = jnp.zeros(3).at[order].set(jnp.float32([1e6, 2e6, 3e6]))
-  b = jnp.zeros(3).at[order].set(jnp.float32([0.1, 0.3, 0.2]))
+  order = np.argsort(np.asarray(linear_segments().noise(rows))[:, 0])
+  a, b = np.zeros((2, 3), np.float32)
+  a[order], b[order] = [1e6, 2e6, 3e6], [0.1, 0.3, 0.2]
   both = lambda latents, rows: jnp.stack([a, b], -1)
   # ranks 0 1 2 and 0 2 1: a tie between the upper two, the first one wins
-  found = search.best_of_n(segments, (), both, rows, 3)
+  found = best_of_n(segments, (), both, rows, 3)
   assert found.index[0] == min(int(order[1]), int(order[2]))
   np.testing.assert_allclose(found.score, 3 / 4)
 
@@ -172,7 +183,8 @@ def test_several_verifiers_vote_by_rank():
 def test_neighbours_keep_norm_and_angle():
   z = jax.random.normal(KEY, (3, 4, 5))
   keys = jax.random.split(KEY, 3 * 50)
-  near = np.asarray(search.neighbours(keys, z, 50, 0.9)).reshape(3, 50, 20)
+  around = jax.jit(lambda keys, z: search.neighbours(keys, z, 50, 0.9))
+  near = np.asarray(around(keys, z)).reshape(3, 50, 20)
   z = np.asarray(z).reshape(3, 1, 20)
   norm = np.linalg.norm(z, axis=-1)
   np.testing.assert_allclose(np.linalg.norm(near, axis=-1), norm + 0 * near[
@@ -194,7 +206,7 @@ def test_zero_order_search_never_gets_worse_and_climbs():
   )(rows)
   assert trace.shape == (31, 3)
   assert (np.diff(trace, axis=0) >= 0).all()
-  start = search.best_of_n(segments, (), first, rows, 4)
+  start = best_of_n(segments, (), first, rows, 4)
   np.testing.assert_allclose(trace[0], start.score, rtol=1e-6)
   np.testing.assert_allclose(trace[-1], found.score)
   np.testing.assert_allclose(found.sample[:, 0], found.score)
@@ -210,10 +222,12 @@ def test_zero_order_search_never_gets_worse_and_climbs():
 def test_no_rounds_are_best_of_n(net, verify):
   segments, params = net
   rows = rows_of(2, 6)
-  found, trace = search.zero_order_search(
-    segments, params, verify, rows, 6, rounds=0
-  )
-  whole = search.best_of_n(segments, params, verify, rows, 6)
+  found, trace = jax.jit(
+    lambda params, rows: search.zero_order_search(
+      segments, params, verify, rows, 6, rounds=0
+    )
+  )(params, rows)
+  whole = best_of_n(segments, params, verify, rows, 6)
   jax.tree.map(np.testing.assert_array_equal, found, whole)
   assert found.cost == whole.cost and trace.shape == (1, 2)
 
@@ -221,19 +235,19 @@ def test_no_rounds_are_best_of_n(net, verify):
 def test_a_stalled_pivot_is_given_up_and_the_best_is_kept():
   """Nothing beats the first pivot: neighbours, then fresh noise, in turns."""
   rows, segments = rows_of(2, 4), linear_segments()
-  start = linear_segments().noise(rows)[::4] * GAIN
+  start = np.asarray(linear_segments().noise(rows))[::4] * np.float32(GAIN)
 
   def only_the_first(latents, rows):
     same = jnp.isclose(latents[:, None], start[None], rtol=1e-4).all(-1)
     return same.any(-1).astype(jnp.float32)
 
   walker = search.zero_order(segments, (), only_the_first, rows, 4, cosine=0.8)
-  walk = walker.init()
+  walk, update = jax.jit(walker.init)(), jax.jit(walker.update)
   begin = walk
   np.testing.assert_array_equal(walk.score, 1)
   pivots = [walk.pivot]
   for _ in range(4):
-    walk = walker.update(walk)
+    walk = update(walk)
     pivots.append(walk.pivot)
   # one round without a move, then a fresh pivot of score 0; its neighbours
   # score 0 too, so it is given up in turn
@@ -248,8 +262,8 @@ def test_a_stalled_pivot_is_given_up_and_the_best_is_kept():
 def test_moving_walks_stay_on_the_sphere():
   rows, segments = rows_of(2, 4), linear_segments()
   walker = search.zero_order(segments, (), first, rows, 4, cosine=0.8)
-  before = walker.init()
-  after = walker.update(before)
+  before = jax.jit(walker.init)()
+  after = jax.jit(walker.update)(before)
   moved = np.asarray(after.pivot_score > before.pivot_score)
   assert moved.any()
   a, b = np.asarray(before.pivot)[moved], np.asarray(after.pivot)[moved]
@@ -263,7 +277,7 @@ def test_searches_that_cannot_be():
 
   def pruned(*cuts, n=4):
     cuts = [search.Cut(step, keep, first) for step, keep in cuts]
-    search.pruned_search(segments, (), cuts, first, rows, n)
+    pruned_search(segments, (), cuts, first, rows, n)
 
   with pytest.raises(ValueError, match='8 rows are not 3 candidates'):
     pruned(n=3)

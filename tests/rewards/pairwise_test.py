@@ -1,11 +1,13 @@
 """Win rates against tables worked by hand, and the judge's probabilities."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import advantages, build, rewards
+from gen_rl import advantages, build, rewards, testing
 from gen_rl.build import ConfigError
 from gen_rl.rewards import evaluate, jpeg, pairwise
 from gen_rl.types import Reward, RewardInputs, RewardOut
@@ -14,30 +16,34 @@ from gen_rl.utils import rng
 NAN = np.nan
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def row_keys(groups, size, seed=0):
   keys = rng.row_keys(jax.random.key(seed), 0, jnp.arange(groups), size)
   return keys.reshape(groups, size)
 
 
+win_rate = jax.jit(pairwise.pairwise_win_rate)
+
+
 def matrix(scores, seed=0, swap=False, chunk=0, **judge):
-  scores = jnp.asarray(scores, jnp.float32)
-  return pairwise.pairwise_matrix(
-    pairwise.score_judge(**judge), scores, row_keys(*scores.shape, seed),
-    swap, chunk,
-  )  # fmt: skip
+  scores = np.asarray(scores, np.float32)
+  judge = pairwise.score_judge(**judge)
+  run = lambda scores, keys: pairwise.pairwise_matrix(
+    judge, scores, keys, swap, chunk
+  )
+  return jax.jit(run)(scores, row_keys(*scores.shape, seed))
 
 
 def rates(scores, **judge):
-  return pairwise.pairwise_win_rate(matrix(scores, **judge))
+  return win_rate(matrix(scores, **judge))
 
 
 def advantage(rate):
   """GRPO's of one group."""
-  score = jnp.asarray(rate, jnp.float32)
-  out = RewardOut(score, {}, jnp.ones(len(score), bool))
-  group = jnp.zeros(len(score), jnp.int32)
-  adv, weight, *_ = advantages.grpo(len(score), eps=0.0).update(out, group, ())
-  return np.asarray(adv[:, 0]), np.asarray(weight)
+  adv, weight, _ = testing.advantages_of(
+    advantages.grpo(len(rate), eps=0.0), np.asarray(rate)
+  )
+  return adv, weight
 
 
 # --- tables
@@ -108,7 +114,7 @@ def test_a_cycle_has_no_advantage(size):
   # i beats the (size - 1) / 2 that follow
   ahead = (np.arange(size) - np.arange(size)[:, None]) % size
   wins = np.where(ahead == 0, 0.5, ahead <= size // 2)
-  rate, _ = pairwise.pairwise_win_rate(jnp.asarray(wins[None], jnp.float32))
+  rate, _ = win_rate(jnp.asarray(wins[None], jnp.float32))
   np.testing.assert_array_equal(rate, 0.5)
   adv, weight = advantage(rate[0])
   np.testing.assert_array_equal(adv, 0)
@@ -135,13 +141,11 @@ def test_chosen_opponents_and_missing_verdicts():
   wins = np.array(matrix([[0.0, 1.0, 2.0]]))
   compared = np.ones((1, 3, 3), bool)
   compared[0, 2, 1] = False  # 2 does not get its win over 1
-  rate, opponents = pairwise.pairwise_win_rate(
-    jnp.asarray(wins), jnp.asarray(compared)
-  )
+  rate, opponents = win_rate(jnp.asarray(wins), jnp.asarray(compared))
   np.testing.assert_array_equal(rate[0], [0, 0.5, 1])
   np.testing.assert_array_equal(opponents[0], [2, 2, 1])
   wins[0, 0, 1] = wins[0, 1, 0] = NAN
-  rate, opponents = pairwise.pairwise_win_rate(jnp.asarray(wins))
+  rate, opponents = win_rate(jnp.asarray(wins))
   np.testing.assert_array_equal(rate[0], [0, 0, 1])
   np.testing.assert_array_equal(opponents[0], [1, 1, 2])
 
