@@ -12,12 +12,15 @@ from gen_rl.types import Experience
 KEY = jax.random.key(0)
 
 
+POLICY = testing.make_policy()
+
+
 def make(**copies):
-  policy = testing.make_policy()
+  policy = POLICY
   params = policy.init(KEY)
   rows = rollout.make_rows(testing.batch((0, 1)), 2, KEY, jnp.int32(0))
   traj = policy.rollout(params, rows, jnp.int32(0))
-  exp = Experience(traj, jnp.ones((4, 1)), jnp.ones(4), None)
+  exp = Experience(traj, np.ones((4, 1)), np.ones(4), None)
   calls = []
 
   def velocity(params, x, t, cond):
@@ -55,8 +58,8 @@ def test_only_the_parameters_have_gradients():
     at = answers.noised(jax.random.split(KEY, 4), 1)
     return sum(answers.velocity_at(n, at).sum() for n in ('params', 'ref'))
 
-  params = testing.make_policy().init(KEY)
-  grads = jax.grad(total, (0, 1))(params, params)
+  params = POLICY.init(KEY)
+  grads = testing.grad(total, (0, 1))(params, params)
   assert max(np.abs(g).max() for g in jax.tree.leaves(grads[0])) > 0
   assert max(np.abs(g).max() for g in jax.tree.leaves(grads[1])) == 0
 

@@ -14,6 +14,7 @@ from gen_rl.policies import tokens as tokens_lib
 from gen_rl.types import Policy, Reward, RewardOut
 
 KEY = jax.random.key(testing.SEED)
+continued = jax.jit(compose_lib.continued, static_argnums=(2, 3, 4))
 END, K = 5, 3
 LENGTH = 5  # of the second's prompts: two words and three more
 
@@ -25,7 +26,8 @@ def make(second='codes', keep_prompt=True, **options):
     masked=lambda: masked_lib.masked(testing.mask_table(3, 4), steps=2),
     flow=lambda: testing.make_policy(**(dict(event='sum') | options)),
   )[second]()
-  return compose_lib.compose(first, made, LENGTH, END, keep_prompt), first, made
+  both = compose_lib.compose(first, made, LENGTH, END, keep_prompt)
+  return tuple(map(testing.jitted, (both, first, made)))
 
 
 def make_rows(group=4):
@@ -35,7 +37,7 @@ def make_rows(group=4):
 def test_second_prompts_by_hand():
   prompt = jnp.array([[7, 0, 6], [0, 0, 0], [1, 2, 3], [4, 0, 0]])
   said = jnp.array([[1, 2, END], [3, END, 4], [4, 4, 4], [END, 1, 2]])
-  assert compose_lib.continued(prompt, said, 7, END).tolist() == [
+  assert continued(prompt, said, 7, END).tolist() == [
     [7, 6, 1, 2, 0, 0, 0],
     [3, 0, 0, 0, 0, 0, 0],
     [1, 2, 3, 4, 4, 4, 0],
@@ -43,15 +45,15 @@ def test_second_prompts_by_hand():
   ]
   # The same of a tokenizer whose id 0 is a word and whose padding is 9.
   other = lambda x: jnp.where(x == 0, 9, jnp.where(x == 6, 0, x))
-  found = compose_lib.continued(other(prompt), said, 7, END, 9)
-  same = compose_lib.continued(prompt, said, 7, END)
+  found = continued(other(prompt), said, 7, END, 9)
+  same = continued(prompt, said, 7, END)
   np.testing.assert_array_equal(found, other(same))
   # What does not fit is cut off; without an end token all of it is said.
-  assert compose_lib.continued(prompt, said, 4, None).tolist() == [
+  assert continued(prompt, said, 4, None).tolist() == [
     [7, 6, 1, 2], [3, END, 4, 0], [1, 2, 3, 4], [4, END, 1, 2],
   ]  # fmt: skip
   nothing = prompt[:, :0]
-  assert compose_lib.continued(nothing, said, 2, END).tolist() == [
+  assert continued(nothing, said, 2, END).tolist() == [
     [1, 2], [3, 0], [4, 4], [0, 0],
   ]  # fmt: skip
 
@@ -62,23 +64,25 @@ def test_both_segments_are_scored_as_they_were_sampled(second, keep):
   policy, first, after = make(second, keep)
   params = policy.init(KEY)
   rows = make_rows(8)
-  traj = jax.jit(policy.rollout)(params, rows, 0)
+  traj = policy.rollout(params, rows, 0)
   k = traj.log_prob.shape[1]
   k2 = dict(codes=2, masked=2, flow=3)[second]
   assert k == K + k2 == len(segments_lib.segments(traj))
   assert segments_lib.segments(traj).tolist() == [0] * K + [1] * k2
   for x in (traj.mask, traj.noise, traj.times[..., 0]):
     assert x.shape == (32, k)
-  dist = jax.jit(policy.dist)(params, traj)
-  log_prob = dist.log_prob(traj.actions)
+  dist = policy.dist(params, traj)
+  log_prob, kl = jax.jit(lambda d, x: (d.log_prob(x), d.kl(d)))(
+    dist, traj.actions
+  )
   on = np.asarray(traj.mask) > 0
   assert on[:, K:].all() and not on[:, :K].all()
   np.testing.assert_allclose(
     traj.log_prob, np.where(on, log_prob, 0), atol=1e-5
   )
-  assert not np.asarray(dist.kl(dist)).any()
+  assert not np.asarray(kl).any()
   # Each by its own policy, the second given words that are put together here.
-  alone = jax.jit(first.rollout)(params['first'], rows, 0)
+  alone = first.rollout(params['first'], rows, 0)
   np.testing.assert_array_equal(traj.actions.first, alone.actions)
   np.testing.assert_allclose(traj.log_prob[:, :K], alone.log_prob, atol=1e-6)
   prompts = np.zeros((32, LENGTH), np.int32)
@@ -92,11 +96,11 @@ def test_both_segments_are_scored_as_they_were_sampled(second, keep):
     actions=traj.actions.second, times=traj.times[:, K:],
     noise=traj.noise[:, K:],
   )  # fmt: skip
-  own = jax.jit(after.dist)(params['second'], other).log_prob(other.actions)
+  own = after.dist(params['second'], other).log_prob(other.actions)
   np.testing.assert_allclose(traj.log_prob[:, K:], own, atol=1e-5)
   np.testing.assert_array_equal(
-    jax.jit(policy.decode)(params, traj.sample),
-    jax.jit(after.decode)(params['second'], traj.sample),
+    policy.decode(params, traj.sample),
+    after.decode(params['second'], traj.sample),
   )
 
 
@@ -106,7 +110,7 @@ def test_the_second_draws_numbers_of_its_own():
   policy = compose_lib.compose(first, first, 4)
   params = policy.init(KEY)
   params['second'] = params['first']
-  traj = jax.jit(policy.rollout)(params, make_rows(64), 0)
+  traj = policy.rollout(params, make_rows(64), 0)
   same = np.asarray(traj.actions.first == traj.actions.second).mean()
   assert 0.05 < same < 0.7
 
@@ -114,7 +118,7 @@ def test_the_second_draws_numbers_of_its_own():
 def test_nothing_is_learned_after_the_end():
   policy, _, _ = make()
   params = policy.init(KEY)
-  traj = jax.jit(policy.rollout)(params, make_rows(4), 0)
+  traj = policy.rollout(params, make_rows(4), 0)
 
   @jax.jit
   def grad(weight):
@@ -136,12 +140,12 @@ def test_nothing_is_learned_after_the_end():
 def test_greedy_is_both():
   policy, first, second = make()
   params, rows = policy.init(KEY), make_rows(2)
-  said = jax.jit(first.greedy)(params['first'], rows)
-  prompt = compose_lib.continued(rows.cond['tokens'], said, LENGTH, END)
+  said = first.greedy(params['first'], rows)
+  prompt = continued(rows.cond['tokens'], said, LENGTH, END)
   shown = rows.replace(cond=dict(tokens=prompt))
   np.testing.assert_array_equal(
-    jax.jit(policy.greedy)(params, rows),
-    jax.jit(second.greedy)(params['second'], shown),
+    policy.greedy(params, rows),
+    second.greedy(params['second'], shown),
   )
   assert make('flow')[0].greedy is None
 

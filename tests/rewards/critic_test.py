@@ -13,17 +13,24 @@ from gen_rl.worlds import grammar, shapes
 KEY = jax.random.key(0)
 
 
+def score_of(reward, params, inputs):
+  score = lambda params, media: reward.score(
+    (reward.params, params), inputs._replace(media=media), None
+  )
+  return jax.jit(score)(params, inputs.media)
+
+
 def test_loss_and_score_by_hand():
   """A head that ignores the picture: h = 0.5 everywhere."""
   reward = critic.adversarial(patch_weight=0.25)
   params = jax.jit(reward.critic.init)(KEY)
   params = dict(params, down=0 * params['down'], down_bias=jnp.float32(0.5))
   media = jax.random.uniform(KEY, (2, 24, 24, 3))
-  loss = reward.critic.loss(reward.params, params, media, media, None)
+  loss = jax.jit(reward.critic.loss)(reward.params, params, media, media, None)
   # (relu(1 - 0.5) + relu(1 + 0.5)) / 2 = 1, and a quarter of it on top
   np.testing.assert_allclose(loss, 1.25, rtol=1e-6)
   inputs = RewardInputs(media.at[1, 0, 0, 0].set(jnp.nan), {}, 2)
-  out = reward.score((reward.params, params), inputs, None)
+  out = score_of(reward, params, inputs)
   np.testing.assert_allclose(out.score, 0.5, rtol=1e-6)
   np.testing.assert_array_equal(out.valid, [True, False])
 
@@ -32,11 +39,16 @@ def test_it_learns_to_tell_renders_from_noisy_ones():
   reward = critic.adversarial()
   texts = ('two red circles', 'a blue square above a cross')
   specs = [grammar.spec_arrays(grammar.parse(t)) for t in texts]
-  spec = {k: jnp.repeat(jnp.stack([s[k] for s in specs]), 16, 0)
+  spec = {k: np.repeat(np.stack([s[k] for s in specs]), 16, 0)
           for k in specs[0]}  # fmt: skip
-  real = jax.vmap(shapes.render)(jax.random.split(KEY, 32), spec)
-  noise = 0.1 * jax.random.normal(KEY, real.shape)
-  fake = jnp.clip(real[::-1] + noise, 0, 1)
+
+  @jax.jit
+  def both(key, spec):
+    real = jax.vmap(shapes.render)(jax.random.split(key, 32), spec)
+    noise = 0.1 * jax.random.normal(key, real.shape)
+    return real, jnp.clip(real[::-1] + noise, 0, 1)
+
+  real, fake = both(KEY, spec)
   params, tx = jax.jit(reward.critic.init)(KEY), optax.adam(3e-3)
 
   @jax.jit
@@ -48,19 +60,17 @@ def test_it_learns_to_tell_renders_from_noisy_ones():
     deltas, opt_state = tx.update(grads, opt_state)
     return optax.apply_updates(params, deltas), opt_state, value
 
-  opt_state, losses = tx.init(params), []
+  opt_state, losses = jax.jit(tx.init)(params), []
   for _ in range(60):
     params, opt_state, value = step(params, opt_state)
     losses.append(float(value))
   assert losses[-1] < 0.3 * losses[0]
-  score = lambda x: (
-    reward.score((reward.params, params), RewardInputs(x, {}, 1), None).score
-  )
+  score = lambda x: score_of(reward, params, RewardInputs(x, {}, 1)).score
   assert score(real).mean() > score(fake).mean() + 1.0
 
 
 def test_the_detector_may_be_frozen():
-  assert critic.adversarial().critic.init(KEY)['trunk']
+  assert jax.eval_shape(critic.adversarial().critic.init, KEY)['trunk']
   reward = critic.adversarial(frozen=True)
   media = jax.random.uniform(KEY, (2, 24, 24, 3))
   params = jax.jit(reward.critic.init)(KEY)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from configs import pretrain_vlm
 from gen_rl import testing
@@ -109,7 +110,7 @@ def decoded(path, media, query, texts):
     cache, logits = network.prefill(params, cond, len(words))
     row = []
     for word in words:
-      row.append(jax.nn.log_softmax(logits[0])[word])
+      row.append(special.log_softmax(np.asarray(logits)[0])[word])
       cache, logits = network.step(params, cache, jnp.array([word]))
     out.append(np.array(row))
   return out
@@ -244,24 +245,24 @@ def test_checklist_is_the_mean_over_the_questions_there_are(drawn):
 
 def test_win_rates_side_by_side(drawn):
   """Both orders are asked, so a judge that likes a side has no say."""
-  given = RewardInputs(jnp.asarray(pictures(6)), {}, 3)
+  given = RewardInputs(pictures(6), {}, 3)
   options = dict(
     reader=READER, model=WIDE, weights=drawn['two'], first='left',
     second='right', question='what is there ?', least=0.0,
   )  # fmt: skip
   soft = run(judge.judged_win_rate(**options, soft=True), given)
-  network = net(WIDE)
+  network = testing.jitted(net(WIDE))
   like = jax.eval_shape(network.init, jax.random.key(0))
   params, _ = weights.load(drawn['two'], like)
   words = [READER.token_id(word) for word in ('left', 'right')]
   ids = READER.encode(['what is there ?'], 4)
 
   def asked(i, j):
-    both = jnp.concatenate([given.media[i], given.media[j]], 1)[None]
+    both = np.concatenate([given.media[i], given.media[j]], 1)[None]
     _, logits = network.prefill(
       params, dict(tokens=jnp.asarray(ids), image=both), 1
     )
-    left, right = np.exp(logits[0, np.array(words)])
+    left, right = np.exp(np.asarray(logits)[0, np.array(words)])
     return left / (left + right)
 
   want = np.full((6, 6), np.nan)
@@ -317,7 +318,7 @@ def test_the_shipped_judge_knows_its_world():
   rows = np.random.default_rng(0).choice(len(source), 32, replace=False)
   spec = {name: x[rows] for name, x in source.info.items()}
   keys = jax.random.split(jax.random.key(0), 32)
-  media = jax.vmap(shapes.render)(keys, spec)
+  media = jax.jit(jax.vmap(shapes.render))(keys, spec)
   model = pretrain_vlm.model()
   echo = judge.echo(READER, model)
   texts = [t for i in rows for t in (source.texts[i], *source.wrong[i])]
