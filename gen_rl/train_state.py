@@ -63,19 +63,25 @@ def create(
   # buffers, while the caller may still evaluate with what he gave, and one
   # buffer cannot be donated twice.
   train, rest = tree.split(params, trainable)
-  train = jax.tree.map(jnp.array, train)
+
+  @jax.jit  # a program, and not one for every shape
+  def started(train):
+    copy = lambda: jax.tree.map(jnp.copy, train)
+    return copy(), {name: copy() for name in refs}, tx.init(train)
+
+  train, copies, opt_state = started(train)
   # What is on the host stays there until each device is given its part.
   rest, reward_params = jax.tree.map(_copy, (rest, reward_params))
   aux = {}
   for i, (label, critic) in enumerate((critics or {}).items()):
     drawn = jax.jit(critic.init)(jax.random.fold_in(key, i))
-    aux[label] = dict(params=drawn, opt_state=critic_tx.init(drawn))
+    aux[label] = dict(params=drawn, opt_state=jax.jit(critic_tx.init)(drawn))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=train,
     frozen=dict(policy=rest, rewards=reward_params),
-    opt_state=tx.init(train),
-    refs={name: jax.tree.map(jnp.copy, train) for name in refs},
+    opt_state=opt_state,
+    refs=copies,
     adv_state=() if advantage is None else advantage.init(),
     aux=aux,
     skipped=jnp.zeros((), jnp.int32),

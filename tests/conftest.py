@@ -88,6 +88,33 @@ jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
 # does by itself, looking for those that do not takes a tenth of the time.
 gc.set_threshold(200_000, 50, 1000)
 
+# Programs a test may compile. Called an operation at a time, there are soon
+# hundreds, which take most of its time: `testing.jitted` makes one of a call.
+_PROGRAMS = 110
+_compiled = 0
+
+
+def _count(event, duration, **_):
+  global _compiled
+  _compiled += event == '/jax/core/compile/backend_compile_duration'
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+  before = _compiled
+  result = yield
+  if _compiled - before > _PROGRAMS:
+    pytest.fail(
+      f'{_compiled - before} programs were compiled, where a test may have '
+      f'{_PROGRAMS}: see testing.jitted',
+      pytrace=False,
+    )
+  return result
+
+
 # Age, in seconds, at which a kept program goes.
 _OLD = 30 * 24 * 3600
 

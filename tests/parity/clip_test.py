@@ -164,9 +164,14 @@ def test_pairs_are_scored_alike(saved):
     input_ids=torch.from_numpy(ids).long(),
     pixel_values=torch.from_numpy(x).permute(0, 3, 1, 2),
   )
-  found = jnp.exp(params['logit_scale']) * clip.similarity(
-    net.image(params, x)[:, None], net.text(params, ids).projected[None]
-  )
+
+  @jax.jit
+  def scored(params, ids, x):
+    image, text = net.image(params, x), net.text(params, ids).projected
+    scale = jnp.exp(params['logit_scale'])
+    return scale * clip.similarity(image[:, None], text[None])
+
+  found = scored(params, ids, x)
   assert far(found, out.logits_per_image) < 1e-5
 
 
@@ -217,7 +222,8 @@ def test_t5_gradient(saved):
   net, params = t5.load(folder)
   ids = np.random.default_rng(3).integers(1, V, (2, 12)).astype(np.int32)
   (model(torch.from_numpy(ids).long()).last_hidden_state ** 2).sum().backward()
-  grads = jax.grad(lambda p: jnp.sum(net.apply(p, ids) ** 2))(params)
+  loss = lambda p: jnp.sum(net.apply(p, ids) ** 2)
+  grads = jax.jit(jax.grad(loss))(params)
   first = model.encoder.block[0].layer[0].SelfAttention
   ours = grads['encoder']['block_0']['layer_0']['SelfAttention']
   want = first.relative_attention_bias.weight.grad

@@ -24,12 +24,17 @@ def _both(layers=2, **options):
   # Made anew: qwix's differs by what stands in for the class.
   make = functools.partial(testing.dit.__wrapped__, layers, **options)
   net = make()
-  base = jax.tree.map(
-    lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size).reshape(p.shape)),
-    jax.jit(net.init)(KEY),  # its last layers start at zero
-  )
-  params = lora.add(base, PATTERN, RANK, ALPHA, KEY)
-  params = benchmark.trained(params, size=0.3)
+
+  @jax.jit
+  def drawn(key):
+    base = jax.tree.map(
+      lambda p: p + 0.05 * jnp.cos(jnp.arange(p.size).reshape(p.shape)),
+      net.init(key),  # its last layers start at zero
+    )
+    params = lora.add(base, PATTERN, RANK, ALPHA, key)
+    return benchmark.trained(params, size=0.3)
+
+  params = drawn(KEY)
   theirs = benchmark.by_qwix(make, PATTERN, RANK, ALPHA)
   return (net, params), (theirs, benchmark.for_qwix(params))
 
@@ -105,8 +110,13 @@ def test_several_adapters_in_one_call():
   found = []
   for net, params in _both():
     free, fixed = tree.split(params, lora.TRAINABLE)
-    each = [benchmark.trained(free, seed, 0.3) for seed in range(3)]
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+    @jax.jit
+    def several(free):
+      each = [benchmark.trained(free, seed, 0.3) for seed in range(3)]
+      return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+    stack = several(free)
     call = jax.jit(functools.partial(benchmark.together, net))
     found.append(call(stack, fixed, _noise(net), TOKENS))
   _assert_close(found[1], found[0], 5e-6)
