@@ -36,13 +36,21 @@ def per_reward(
     eps: added to that deviation.
 
   Raises:
-    ConfigError: as `build`.
+    ConfigError: as `build`; `each` wants rewards of single decisions, which
+      there are of the whole score alone.
     ValueError: for group_size < 2, from most of `each`.
   """
   inner = {
     label: build.build(advantages, each, group_size=group_size)
     for label in reward_weights
   }
+  if any(advantage.stepwise for advantage in inner.values()):
+    name = each if isinstance(each, str) else each['name']
+    raise build.ConfigError(
+      f'per_reward: {name} takes rewards of single decisions, which there '
+      'are of the weighted sum alone; give it as the advantage itself, or '
+      'name one of whole samples, such as grpo, in `each`'
+    )
 
   def init():
     return {label: advantage.init() for label, advantage in inner.items()}

@@ -84,8 +84,8 @@ def compressed_tail(
 def dynamic_shift(
   steps: int,
   tokens: int,
-  base_tokens: int = 256,
-  max_tokens: int = 4096,
+  base_tokens: Count = 256,
+  max_tokens: Count = 4096,
   base_shift: float = 0.5,
   max_shift: float = 1.15,
 ) -> Float32[Array, ' {steps}+1']:
@@ -121,8 +121,8 @@ def sd3(
 
 def flux_shift(
   tokens: int,
-  base_tokens: int = 256,
-  max_tokens: int = 4096,
+  base_tokens: Count = 256,
+  max_tokens: Count = 4096,
   base_shift: float = 0.5,
   max_shift: float = 1.15,
 ) -> float:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.diffusion import ddpm
-from gen_rl.fields import Count, Fraction, Kernel, NonNegative, Remat
+from gen_rl.fields import Count, Fraction, Kernel, NonNegative, Positive, Remat
 from gen_rl.models import (
   folders,
   options,
@@ -222,7 +222,7 @@ def unet(
   guidance_width: Count | None = None,
   guidance: NonNegative = 8.5,
   prediction: ddpm.Prediction = 'epsilon',
-  boundary: float | None = None,
+  boundary: Positive | None = None,
   betas: ddpm.Betas = 'scaled_linear',
   beta_start: Fraction = 0.00085,
   beta_end: Fraction = 0.012,

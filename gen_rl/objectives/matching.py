@@ -140,7 +140,7 @@ def awm(
   clip: Positive = 0.2,
   max_log_ratio: Positive = 20.0,
   weighting: Literal['uniform', 't', 't2', 'huber', 'ghuber'] = 'uniform',
-  power: float = 0.25,
+  power: Positive = 0.25,
 ) -> Objective:
   """Advantage-weighted matching, equation (3).
 

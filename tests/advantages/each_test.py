@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl import advantages, testing
+from gen_rl import advantages, build, testing
 
 TABLE = [1.0, 2.0, 3.0, 6.0, 4.0, 4.0, 4.0, 4.0]
 
@@ -67,6 +67,12 @@ def test_decoupled_rewards_tell_two_successes_from_one(second, expected):
     advantages.grpo(2, ddof=1, eps=0.0), np.add(parts['a'], parts['b'])
   )
   np.testing.assert_allclose(summed, [-(0.5**0.5), 0.5**0.5], rtol=1e-6)
+
+
+def test_decisions_of_single_rewards_are_refused():
+  for each in ('turning_points', dict(name='turning_points')):
+    with pytest.raises(build.ConfigError, match='turning_points takes rewards'):
+      advantages.per_reward(2, dict(a=1.0), each)
 
 
 def test_whitened():

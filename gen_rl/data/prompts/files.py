@@ -9,6 +9,7 @@ import numpy as np
 
 from gen_rl.data import array_files, columns, text_files
 from gen_rl.data.prompts.source import Prompts
+from gen_rl.fields import Index
 from gen_rl.rewards import geneval as geneval_lib
 from gen_rl.rewards import ocr
 from gen_rl.utils.words import few
@@ -62,7 +63,7 @@ def metadata_jsonl(
   answer_field: str = '',
   prompt_field: str = 'prompt',
   image_field: str = '',
-  image_size: int = 0,
+  image_size: Index = 0,
 ) -> Prompts:
   """One JSON object a line, such as GenEval's metadata.
 
@@ -100,7 +101,7 @@ def table(
   answer_column: str = '',
   task_column: str = '',
   image_column: str = '',
-  image_size: int = 0,
+  image_size: Index = 0,
 ) -> Prompts:
   """A table whose first line names the columns, separated by tabs or commas.
 
