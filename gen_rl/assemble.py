@@ -1,6 +1,7 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
 from collections.abc import Collection, Mapping
+import re
 from typing import Any, Literal, NamedTuple
 
 from absl import logging
@@ -496,6 +497,10 @@ def still_copies(config: ml_collections.ConfigDict) -> list[str]:
   return [name for name in parameter_copies(config) if name not in moved]
 
 
+# No loss reaches autoencoders, see `models.latent` and `policies.coded`.
+_FIXED = r'^(second/)?(vae|codec)/'
+
+
 def initial_state(
   config: ml_collections.ConfigDict,
   built: Setup,
@@ -503,7 +508,18 @@ def initial_state(
   tx: optax.GradientTransformation,
   advantage: Advantage | None,
 ) -> train_state.TrainState:
-  """The state before the first step; what to train and to copy is config's."""
+  """The state before the first step; what to train and to copy is config's.
+
+  Raises:
+    ConfigError: `trainable` takes parameters that no loss reaches.
+  """
+  trained = tree.named(tree.split(params, config.trainable)[0])
+  if fixed := [name for name in trained if re.search(_FIXED, name)]:
+    raise build.ConfigError(
+      f'trainable={config.trainable!r} takes {len(fixed)} parameters of the '
+      f'autoencoder ({fixed[0]}, ...), which no loss reaches: weight decay '
+      'alone would move them; set trainable="^net/" or less'
+    )
   device_rewards, _ = combine.split(built.rewards or {})
   return train_state.create(
     params,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import alignprop, flow_grpo, vlm_grpo
+from configs import alignprop, ar_grpo, flow_grpo, vlm_grpo
 from gen_rl import assemble, sharding
 from gen_rl import build as builder
 from gen_rl.build import ConfigError
@@ -54,6 +54,21 @@ def test_frozen_parameters_in_half_the_memory():
   config.frozen_dtype = 'int8'
   with pytest.raises(ConfigError, match="'float32' or 'bfloat16'"):
     assemble.setup(config)
+
+
+def test_an_autoencoder_is_not_trained():
+  config = ar_grpo.get_config('tiny')
+  config.trainable = ''
+  built = assemble.setup(config)
+  shapes = assemble.param_shapes(config, built.policy)
+  _, tx, advantage = assemble.make_step(config, built, sharding.one_device())
+  with pytest.raises(ConfigError, match='of the autoencoder.*"\\^net/"'):
+    jax.eval_shape(
+      lambda params: assemble.initial_state(
+        config, built, params, tx, advantage
+      ),
+      shapes,
+    )
 
 
 def test_answers_and_what_is_said_have_room():
