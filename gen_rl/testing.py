@@ -252,6 +252,23 @@ def jitted(functions: Any) -> Any:
   return functions._replace(**made)
 
 
+@functools.partial(jax.jit, static_argnames='size')
+def moved(params: Params, key: Array, size: float) -> Params:
+  """Away from zeros and unit scales, so that every parameter matters.
+
+  Args:
+    params: any tree of arrays.
+    key: of the numbers that are added to each.
+    size: their deviation.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  leaves = [
+    x + size * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)
+  ]
+  return jax.tree.unflatten(treedef, leaves)
+
+
 def grad(function: Any, *args: Any, **kwargs: Any) -> Any:
   """`jax.grad`, compiled."""
   return jax.jit(jax.grad(function, *args, **kwargs))

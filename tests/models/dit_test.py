@@ -19,15 +19,10 @@ def small():
     vocab=16, length=5, text_width=8, text_layers=1,
   )  # fmt: skip
   params = jax.jit(net.init)(KEY)
-  # Its last layers start at zero: away from there, so that all of it matters.
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(KEY, len(leaves))
-  leaves = [
-    x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)
-  ]
+  # Its last layers start at zero.
   return (
     net,
-    jax.tree.unflatten(treedef, leaves),
+    testing.moved(params, KEY, 0.2),
     jax.jit(lambda p, x, t, c: net.apply(p, x, t, net.encode(p, c))),
   )
 
@@ -82,13 +77,12 @@ def test_one_row_has_no_gradient_from_another(small):
 
 def test_velocity_is_that_of_a_clean_image(small):
   """v = (x - D) / max(t, t_min): x - t v is D, which knows no division."""
-  net, _, _ = small
-  params = jax.jit(net.init)(KEY)
+  _, params, apply = small
   # All zero: D = 0, so v = x / max(t, 0.05)
-  params = jax.tree.map(jnp.zeros_like, params)
+  params = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)
   x, _, cond = inputs()
   t = jnp.array([1.0, 0.5, 0.05, 0.0])
-  v = net.apply(params, x, t, net.encode(params, cond))
+  v = apply(params, x, t, cond)
   by_hand = np.asarray(x) * np.array([1, 2, 20, 20])[:, None, None, None]
   np.testing.assert_allclose(v, by_hand, rtol=1e-5)
 
@@ -145,17 +139,6 @@ def _stacked(params):
   return {**rest, 'block': stack}
 
 
-def _moved(params):
-  """Away from the zeros that some layers start at."""
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(KEY, len(leaves))
-  leaves = [
-    x + 0.2 * jax.random.normal(key, x.shape)
-    for x, key in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(treedef, leaves)
-
-
 def _loss_and_grad(net, params):
   x, t, cond = inputs()
 
@@ -170,7 +153,7 @@ def _loss_and_grad(net, params):
 def test_scanned_blocks_are_the_same_blocks():
   net, scanned = _net(), _net(scan=True)
   shapes = jax.eval_shape(scanned.init, KEY)
-  params = _moved(jax.jit(net.init)(KEY))
+  params = testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
   stacked = _stacked(params)
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
   v, grad = _loss_and_grad(net, params)
@@ -186,7 +169,7 @@ def test_scanned_blocks_are_the_same_blocks():
 def test_rows_come_first_in_a_scanned_prompt():
   """Whoever repeats a prompt's rows need not know its layers."""
   net = testing.jitted(_net(scan=True))
-  params = _moved(net.init(KEY))
+  params = testing.moved(net.init(KEY), KEY, 0.2)
   x, t, cond = inputs()
   prompt = net.encode(params, cond)
   assert {leaf.shape[0] for leaf in jax.tree.leaves(prompt)} == {B}
@@ -208,7 +191,7 @@ def test_scanned_blocks_start_different():
 @pytest.mark.parametrize('remat', ('dots', 'full'))
 def test_recomputed_activations_are_the_same(scan, remat):
   net = _net(scan=scan)
-  params = _moved(jax.jit(net.init)(KEY))
+  params = testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
   v, grad = _loss_and_grad(net, params)
   v2, grad2 = _loss_and_grad(_net(scan=scan, remat=remat), params)
   np.testing.assert_allclose(v2, v, rtol=1e-5, atol=1e-5)
@@ -247,7 +230,7 @@ def test_unknown_remat_lists_those_there_are():
 def test_bfloat16_is_arithmetic_only(scan):
   """Parameters, gradients and the velocity stay float32, and near it."""
   net, half = _net(scan=scan), _net(scan=scan, dtype='bfloat16')
-  params = _moved(jax.jit(net.init)(KEY))
+  params = testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
   drawn = jax.tree.leaves(jax.eval_shape(half.init, KEY))
   assert {str(p.dtype) for p in drawn} == {'float32'}
   v, grad = _loss_and_grad(net, params)

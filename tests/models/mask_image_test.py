@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import build, models, sharding
+from gen_rl import build, models, sharding, testing
 from gen_rl.models import mask_image
 
 V, L, CODES, B = 20, 5, 7, 3
@@ -17,6 +17,7 @@ def made():
     V, L, CODES, (2, 2), width=16, layers=2, heads=2, text_width=8,
     text_layers=1,
   )  # fmt: skip
+  net = testing.jitted(net)
   params = net.init(jax.random.key(0))
   run = jax.jit(
     lambda cond, codes: net.apply(params, codes, net.encode(params, cond))

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl import testing
 from gen_rl.data import tokenizers
 from gen_rl.models.mixture import mixture_net
 from gen_rl.worlds import mixture
@@ -22,7 +23,7 @@ def test_untrained_net_is_the_exact_base():
 
 
 def test_every_prompt_can_be_trained():
-  net = mixture_net(width=8)
+  net = testing.jitted(mixture_net(width=8))
   params = net.init(jax.random.key(0))
 
   def loss(params):
@@ -30,5 +31,5 @@ def test_every_prompt_can_be_trained():
     v = net.apply(params, jnp.ones((4, 2)), jnp.full(4, 0.5), cond)
     return jnp.sum(v**2)
 
-  gradient = jax.grad(loss)(params)
+  gradient = testing.grad(loss)(params)
   assert jnp.abs(gradient['out']['kernel']).sum() > 0

@@ -25,14 +25,7 @@ NETS = dict(
 def made(request):
   net = testing.jitted(NETS[request.param]())
   params = net.init(jax.random.key(0))
-  # Away from zero biases and unit scales: so that all of it matters.
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  leaves = [
-    x + 0.3 * jax.random.normal(k, x.shape)
-    for x, k in zip(leaves, keys, strict=True)
-  ]
-  return net, jax.tree.unflatten(treedef, leaves)
+  return net, testing.moved(params, jax.random.key(1), 0.3)
 
 
 def inputs(net, length=L):
@@ -142,8 +135,8 @@ def test_scanned_blocks_are_the_same(remat):
     loop.score(params, cond, actions),
     atol=2e-5,
   )
-  found = jax.grad(loss(scan))(other)['decoder']['block']
-  wanted = jax.grad(loss(loop))(params)['decoder']
+  found = testing.grad(loss(scan))(other)['decoder']['block']
+  wanted = testing.grad(loss(loop))(params)['decoder']
   for i in range(SMALL['layers']):
     jax.tree.map(
       lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-5),
@@ -201,7 +194,7 @@ def test_bad_sizes(make, words):
 def test_pictures_that_are_missing_or_of_another_size():
   net = NETS['vlm']()
   cond, actions = inputs(net)
-  params = net.init(jax.random.key(0))
+  params = jax.eval_shape(net.init, jax.random.key(0))
   with pytest.raises(ValueError, match='data.view.name'):
     net.score(params, dict(tokens=cond['tokens']), actions)
   with pytest.raises(ValueError, match=r'\[4, 4, 3\], the model takes \[8'):

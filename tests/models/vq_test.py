@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import build, rollout
+from gen_rl import build, rollout, testing
 from gen_rl.models import vq
 from gen_rl.policies import supervised
 
@@ -38,9 +38,10 @@ def test_gradients_pass_the_rounding():
 
 
 def small():
-  return vq.fsq_codec(
+  codec = vq.fsq_codec(
     image=(8, 12, 3), patch=4, levels=(4, 3), width=8, layers=1, heads=2
   )
+  return testing.jitted(codec)
 
 
 def test_shapes_and_codes():
@@ -51,12 +52,12 @@ def test_shapes_and_codes():
   assert codes.shape == (5, 6) and codec.grid == (2, 3) and codec.size == 12
   out = codec.decode(params, codes)
   assert out.shape == x.shape and 0 <= out.min() <= out.max() <= 1
-  assert codec.loss(params, x).shape == (5,)
+  assert jax.jit(codec.loss)(params, x).shape == (5,)
 
 
 def test_as_a_policy_it_gives_the_codes_of_what_it_is_shown():
   codec = small()
-  policy = supervised.codec(codec)
+  policy = testing.jitted(supervised.codec(codec))
   params = policy.init(jax.random.key(0))
   x = jax.random.uniform(jax.random.key(1), (4, 8, 12, 3))
   batch = dict(
@@ -70,7 +71,9 @@ def test_as_a_policy_it_gives_the_codes_of_what_it_is_shown():
   codes = policy.greedy(params, rows.replace(media=x))
   np.testing.assert_array_equal(codes, codec.encode(params, x))
   np.testing.assert_allclose(
-    policy.nll(params, 2 * x - 1, {}, ()), codec.loss(params, x), atol=1e-6
+    policy.nll(params, 2 * x - 1, {}, ()),
+    jax.jit(codec.loss)(params, x),
+    atol=1e-6,
   )
 
 
