@@ -1,5 +1,7 @@
 """The transformer: shapes, rows, prompts, and the velocity formula."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,7 @@ def test_sizes_that_do_not_fit():
     dit_lib.dit(width=10, heads=4)
 
 
+@functools.cache
 def _net(**options):
   return dit_lib.dit(
     image=(8, 8, 3), width=16, layers=3, heads=2, patch=4,
@@ -139,21 +142,31 @@ def _stacked(params):
   return {**rest, 'block': stack}
 
 
-def _loss_and_grad(net, params):
+@functools.cache
+def _params(net):
+  return testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
+
+
+@functools.cache  # one program for all tests that ask for it
+def _compiled(net):
   x, t, cond = inputs()
 
   def loss(params):
     v = net.apply(params, x, t, net.encode(params, cond))
     return jnp.square(v).mean(), v
 
-  (_, v), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def _loss_and_grad(net, params):
+  (_, v), grad = _compiled(net)(params)
   return v, grad
 
 
 def test_scanned_blocks_are_the_same_blocks():
   net, scanned = _net(), _net(scan=True)
   shapes = jax.eval_shape(scanned.init, KEY)
-  params = testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
+  params = _params(net)
   stacked = _stacked(params)
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
   v, grad = _loss_and_grad(net, params)
@@ -191,7 +204,7 @@ def test_scanned_blocks_start_different():
 @pytest.mark.parametrize('remat', ('dots', 'full'))
 def test_recomputed_activations_are_the_same(scan, remat):
   net = _net(scan=scan)
-  params = testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
+  params = _params(net)
   v, grad = _loss_and_grad(net, params)
   v2, grad2 = _loss_and_grad(_net(scan=scan, remat=remat), params)
   np.testing.assert_allclose(v2, v, rtol=1e-5, atol=1e-5)
@@ -230,7 +243,7 @@ def test_unknown_remat_lists_those_there_are():
 def test_bfloat16_is_arithmetic_only(scan):
   """Parameters, gradients and the velocity stay float32, and near it."""
   net, half = _net(scan=scan), _net(scan=scan, dtype='bfloat16')
-  params = testing.moved(jax.jit(net.init)(KEY), KEY, 0.2)
+  params = _params(net)
   drawn = jax.tree.leaves(jax.eval_shape(half.init, KEY))
   assert {str(p.dtype) for p in drawn} == {'float32'}
   v, grad = _loss_and_grad(net, params)
