@@ -29,6 +29,7 @@ from gen_rl.rewards import combine
 from gen_rl.types import (
   Advantage,
   Array,
+  Dist,
   Experience,
   Metrics,
   Objective,
@@ -277,6 +278,12 @@ def grad(function: Any, *args: Any, **kwargs: Any) -> Any:
 def value_and_grad(function: Any, *args: Any, **kwargs: Any) -> Any:
   """`jax.value_and_grad`, compiled."""
   return jax.jit(jax.value_and_grad(function, *args, **kwargs))
+
+
+@jax.jit
+def log_prob(dist: Dist, actions: PyTree) -> Array:
+  """`dist.log_prob(actions)`, compiled."""
+  return dist.log_prob(actions)
 
 
 def term_of(

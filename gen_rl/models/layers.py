@@ -101,7 +101,7 @@ def traced_once(net: Any) -> Any:
   """A network whose calls of equal shapes are traced and differentiated once.
 
   A training step calls it for the rollout, both halves of guidance, the replay
-  and the reference. The compiled program is that of the plain functions.
+  and the reference.
 
   Args:
     net: a Net, TokenNet or MaskNet of which there is one `sharding.Layout`.

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl import testing
 from gen_rl.models import layers
 
 KEY = jax.random.key(0)
@@ -76,3 +77,24 @@ def test_shards_of_an_axis():
   with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules):
     found = [layers.shards(a) for a in ('batch', 'embed', 'mlp', 'heads')]
   assert found == [8, 2, 1, 1]
+
+
+def test_a_network_called_twice_alike_is_traced_once():
+  plain, calls = testing.perceptron(), []
+
+  def apply(*args):
+    calls.append(1)
+    return plain.apply(*args)
+
+  net = layers.traced_once(plain._replace(apply=apply))
+  params, t = net.init(KEY), jnp.full(4, 0.5)
+  cond = dict(tokens=jnp.ones((4, 2), jnp.int32))
+
+  @jax.jit
+  @jax.grad
+  def slope(params, x):
+    own = net.apply(params, x, t, cond)
+    return jnp.square(own - net.apply(params, x, t, net.null(cond))).sum()
+
+  slope(params, jax.random.normal(KEY, (4, *net.shape)))
+  assert len(calls) == 1

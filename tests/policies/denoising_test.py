@@ -16,7 +16,6 @@ from gen_rl.policies import denoising, ode
 from gen_rl.utils import rng
 
 KEY = jax.random.key(0)
-log_prob = jax.jit(lambda dist, actions: dist.log_prob(actions))
 kl = jax.jit(lambda p, q: p.kl(q))
 TARGET = 0.3
 
@@ -102,7 +101,7 @@ def test_replay_is_what_sampled(scale):
   traj = policy.rollout(params, rows_of(), jnp.int32(0))
   dist = policy.dist(params, traj)
   np.testing.assert_allclose(
-    log_prob(dist, traj.actions), traj.log_prob, atol=1e-4
+    testing.log_prob(dist, traj.actions), traj.log_prob, atol=1e-4
   )
   np.testing.assert_array_equal(kl(dist, dist), 0)
   # Matching losses fit the net, which guidance at scale 1 leaves as it is.
@@ -350,7 +349,7 @@ def test_what_is_recomputed_on_a_discrete_grid():
   policy = discrete()
   params, rows = policy.init(KEY), rows_of()
   traj = policy.rollout(params, rows, jnp.int32(0))
-  found = log_prob(policy.dist(params, traj), traj.actions)
+  found = testing.log_prob(policy.dist(params, traj), traj.actions)
   np.testing.assert_allclose(found, traj.log_prob, atol=1e-5)
   finished = policy.finish(params, traj, jnp.zeros(32, jnp.int32))
   np.testing.assert_allclose(finished, traj.sample, atol=1e-5)

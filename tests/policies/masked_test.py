@@ -14,7 +14,6 @@ from gen_rl.policies import masked as masked_lib
 from gen_rl.types import Reward, RewardOut
 
 KEY = jax.random.key(0)
-log_prob_of = jax.jit(lambda dist, actions: dist.log_prob(actions))
 V, N, T = 3, 4, 2
 
 
@@ -79,7 +78,7 @@ def test_what_is_sampled_is_what_is_scored(choice):
   traj = policy.rollout(params, rows, 0)
   assert traj.actions.shape == (32, 3, N) and traj.actions.dtype == jnp.int32
   assert traj.log_prob.shape == (32, 3) and (traj.mask == 1).all()
-  log_prob = log_prob_of(policy.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(policy.dist(params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob, log_prob, atol=1e-5)
   # By hand, for every row: states, and the sums of (5).
   traj = jax.device_get(traj)

@@ -13,7 +13,6 @@ from gen_rl.models import vq, weights
 from gen_rl.policies import tokens as tokens_lib
 
 KEY = jax.random.key(0)
-log_prob_of = jax.jit(lambda dist, actions: dist.log_prob(actions))
 V, K, END = 6, 4, 5
 
 
@@ -45,7 +44,7 @@ def test_what_is_sampled_is_what_is_scored():
   rows = make_rows()
   traj = policy.rollout(params, rows, 0)
   assert traj.actions.shape == (128, K) and traj.actions.dtype == jnp.int32
-  log_prob = log_prob_of(policy.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(policy.dist(params, traj), traj.actions)
   np.testing.assert_allclose(
     traj.log_prob, np.where(traj.mask > 0, log_prob, 0.0), atol=1e-5
   )
@@ -106,7 +105,7 @@ def test_truncated_samples_and_whole_scores():
   rows = make_rows(8)
   traj = policy.rollout(params, rows, 0)
   np.testing.assert_array_equal(traj.actions, policy.greedy(params, rows))
-  log_prob = log_prob_of(plain.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(plain.dist(params, traj), traj.actions)
   np.testing.assert_allclose(
     traj.log_prob, np.where(traj.mask > 0, log_prob, 0), atol=1e-5
   )
@@ -128,7 +127,7 @@ def test_guidance_by_hand(score):
   np.testing.assert_allclose(
     traj.log_prob[:, 0], scored[traj.actions[:, 0]], atol=1e-5
   )
-  again = log_prob_of(policy.dist(params, traj), traj.actions)
+  again = testing.log_prob(policy.dist(params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob, again, atol=1e-5)
 
 
@@ -175,7 +174,7 @@ def test_forced_tokens_are_said_and_not_chosen():
   assert traj.mask.tolist() == [[1, 0, 1, 1]] * 128
   assert not np.asarray(traj.log_prob[:, 1]).any()
   # The next one is drawn given it.
-  log_prob = log_prob_of(policy.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(policy.dist(params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob[:, 2], log_prob[:, 2], atol=1e-5)
   # An ended row says no more, whatever is forced.
   ended, _ = make()
