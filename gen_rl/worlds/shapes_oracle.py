@@ -99,9 +99,9 @@ def _objects(masks: Array) -> tuple[Array, ...]:
   iou = _iou(ink, kernels)
   best, label = iou.max(-1), iou.argmax(-1)
   y, x = jnp.arange(height), jnp.arange(width)
-  junk = _visible(ink)
-  out = []
-  for _ in range(MAX_DETECTIONS):
+
+  def detect(left, _):
+    best, junk = left
     at = best.reshape(b, -1).argmax(-1)
     cy, cx = at // width, at % width
     template = label.reshape(b, -1)[jnp.arange(b), at]
@@ -109,7 +109,6 @@ def _objects(masks: Array) -> tuple[Array, ...]:
       jnp.abs(x - cx[:, None]) <= _RADIUS
     )[:, None, :]
     mass = jnp.einsum('bhwc,bhw->bc', masks, near.astype(masks.dtype))
-    color = mass.argmax(-1)
     score = (
       best.reshape(b, -1).max(-1)
       * mass.max(-1)
@@ -117,13 +116,16 @@ def _objects(masks: Array) -> tuple[Array, ...]:
     )
     shape, size = template // len(shapes.RADII), template % len(shapes.RADII)
     side = 2 * jnp.asarray(shapes.RADII)[size]
-    out.append(
-      (shape, color, jnp.stack([cx + 0.5, cy + 0.5, side, side], -1), score)
-    )
+    box = jnp.stack([cx + 0.5, cy + 0.5, side, side], -1)
     junk = jnp.where(near & (score >= OBJECT_IOU)[:, None, None], 0.0, junk)
     best = jnp.where(near, -1.0, best)
-  shape, color, box, score = (jnp.stack(v, 1) for v in zip(*out, strict=True))
-  return shape, color, box, score, junk.sum((1, 2))
+    return (best, junk), (shape, mass.argmax(-1), box, score)
+
+  (_, junk), found = jax.lax.scan(
+    detect, (best, _visible(ink)), length=MAX_DETECTIONS
+  )
+  found = (jnp.moveaxis(x, 0, 1) for x in found)
+  return *found, junk.sum((1, 2))
 
 
 def _word(masks: Array) -> tuple[Array, Array, Array]:
