@@ -33,22 +33,21 @@ from gen_rl.types import Reward, RewardOut
 from gen_rl.utils import tree
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 30
+STEPS = 40
 SETTINGS = (
   f'--config.steps={STEPS}',
   '--config.eval.every=100',
   '--config.checkpoint.every=3',
-  '--config.eval.num_prompts=7',
   '--config.policy.window=2',
   '--config.policy.window_start.name=random_window',
   '--config.updates=2',
 )
 
 
-def start(workdir, cache, *args, config='configs/flow_grpo.py:tiny'):
+def start(workdir, cache, *args, config='configs/toy.py:tiny'):
   command = [
     sys.executable, '-m', 'gen_rl.main', f'--config={config}',
-    f'--workdir={workdir}', f'--compilation_cache={cache}', *SETTINGS, *args,
+    f'--workdir={workdir}', f'--compilation_cache={cache}', *args,
   ]  # fmt: skip
   return subprocess.Popen(
     command,
@@ -87,9 +86,9 @@ def last_step(workdir):
 
 def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   cache, whole, cut = (tmp_path / n for n in ('cache', 'whole', 'cut'))
-  finish(start(whole, cache))
+  finish(start(whole, cache, *SETTINGS))
 
-  process = start(cut, cache)
+  process = start(cut, cache, *SETTINGS)
   wait_for(process, lambda: last_step(cut) >= 2, 'step 2')
   process.send_signal(signal.SIGTERM)
   out = finish(process, 0)
@@ -98,18 +97,18 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   assert checkpoint.steps(cut / 'checkpoints')[-1] == at
   # the command that is printed is this run's, settings and all
   resume = re.search(r'Resume with: (.*)', out)[1]
-  for part in (f'--workdir={cut}', 'flow_grpo.py:tiny', *SETTINGS):
+  for part in (f'--workdir={cut}', 'toy.py:tiny', *SETTINGS):
     assert part in resume
 
-  process = start(cut, cache)
+  process = start(cut, cache, *SETTINGS)
   wait_for(process, lambda: last_step(cut) >= at + 1, 'more steps')
-  time.sleep(random.random())  # in the middle of whatever it does
+  time.sleep(random.uniform(0, 0.5))  # in the middle of whatever it does
   process.kill()
   process.communicate()
   assert process.returncode == -signal.SIGKILL
   assert not (cut / 'result.json').exists()
 
-  finish(start(cut, cache))
+  finish(start(cut, cache, *SETTINGS))
   fields = ('params', 'opt_state', 'refs/ema')
   a, b = (
     checkpoint.restore_params(w / 'checkpoints', fields) for w in (whole, cut)
@@ -141,13 +140,18 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   assert list((cut / 'images').glob('*.png'))
 
   # the other modes of the command, on what the run left
-  finish(start(cut, cache, '--mode=eval'))
+  finish(start(cut, cache, *SETTINGS, '--mode=eval'))
   again = json.loads((cut / 'eval.json').read_text())
   assert again['step'] == STEPS
   assert {k: again[k] for k in b['trained']} == b['trained']
-  out = finish(start(cut, cache, '--mode=sample', '--prompt=two red circles'))
+
+
+def test_a_drawing_from_the_command_line(tmp_path):
+  mode = '--mode=sample', '--prompt=two red circles'
+  config = 'configs/flow_grpo.py:tiny'
+  out = finish(start(tmp_path, tmp_path / 'cache', *mode, config=config))
   assert 'of 8 are what the prompt asks for' in out
-  assert (cut / 'sample.png').stat().st_size > 0
+  assert (tmp_path / 'sample.png').stat().st_size > 0
 
 
 def test_a_reward_in_python_trains_in_the_same_loop(tmp_path):
