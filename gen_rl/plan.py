@@ -202,16 +202,14 @@ def run(config: ml_collections.ConfigDict, topology: str, sweep: bool) -> list:
     print(_table(plans), '\n\nthe best:\n', sep='')
     print(describe(plans[0]))
     return plans
-  first = plan(config, devices, chip)
-  print(describe(first), flush=True)
+  first = _whole(config, devices, chip, {})
   if first.fits is not False:
     return [first]
   tried = []
   for changes in remedies(config, len(devices)):
     print(f'\ntrying {_words(changes)}', flush=True)
-    p = plan(config, devices, chip, changes)
+    p = _whole(config, devices, chip, changes)
     tried.append(p)
-    print(describe(p), flush=True)
     if p.fits:
       break
   if not any(p.fits for p in tried):
@@ -220,6 +218,19 @@ def run(config: ml_collections.ConfigDict, topology: str, sweep: bool) -> list:
       '(lora.pattern, trainable), or a smaller model'
     )
   return [first, *tried]
+
+
+def _whole(config, devices, chip, changes) -> Plan:
+  """Of the step and, if it may fit, of the evaluation; printed."""
+  p = plan(config, devices, chip, changes, evaluation=False)
+  if p.fits is not False:
+    print(
+      f'the step is compiled ({p.compile_seconds:.0f} s); now the evaluation',
+      flush=True,
+    )
+    p = with_evaluation(p, config, devices)
+  print(describe(p), flush=True)
+  return p
 
 
 def _words(changes: dict[str, Any]) -> str:

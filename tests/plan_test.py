@@ -160,17 +160,19 @@ def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
   # Nothing but what there is differs: not compiled again.
   made = {str(p.changes): p for p in plans}
 
-  def known(config, devices, chip, changes=None):
-    del config, devices
-    p = made[str(changes or {})]
+  def known(config, devices, chip, changes, evaluation):
+    del config, devices, evaluation
+    p = made[str(changes)]
     return dataclasses.replace(p, capacity=chip.hbm, fits=p.needed <= chip.hbm)
 
   enough = small._replace(hbm=min(p.needed for p in plans) + 1)
   monkeypatch.setattr(chips, 'devices', lambda _: (jax.devices()[:1], enough))
   monkeypatch.setattr(plan, 'plan', known)
+  monkeypatch.setattr(plan, 'with_evaluation', lambda p, *_: p)
   plans = plan.run(config, 'local', sweep=False)
   out = capsys.readouterr().out
   assert plans[-1].fits and 'nothing' not in out
+  assert 'the step is compiled' in out
 
 
 def test_refused_by_the_compiler():
