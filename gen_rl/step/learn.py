@@ -1,0 +1,285 @@
+"""The third station: objectives -> gradients -> parameters.
+
+The loss of a minibatch is
+
+  L = sum_j w_j  sum_bk(value_j a_j) / max(sum_b n_j, 1)                 (1)
+
+with a_j and n_j what `aggregate` makes of the term's mask times the row weight
+(the mask itself and its sum: a mean over decisions). The row weight is that of
+the advantage, or 1 for a term that counts every row, and always 0 for a row
+that was not scored or holds a number that is not finite: nothing of such a row
+reaches a gradient. The denominators are those of the whole minibatch, over all
+devices and microbatches, so gradients add up whatever the cut.
+
+One rollout feeds `epochs` x `updates` optimizer steps. With one, the behaviour
+policy is the current one and every ratio is exactly 1; with more, the old
+log-probs are recomputed first by this program, at the geometry of the updates;
+for the first minibatch, whose parameters are the old ones, they are its own, so
+that its ratios are exactly 1 too (a forward pass that keeps values for the
+gradient may round otherwise than one that does not).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_rl import aggregate as aggregate_lib
+from gen_rl import minibatch
+from gen_rl import replay as replay_lib
+from gen_rl.build import ConfigError
+from gen_rl.rewards import combine, evaluate
+from gen_rl.step.recipe import Recipe
+from gen_rl.train_state import TrainState
+from gen_rl.types import (
+  Array,
+  Experience,
+  Metrics,
+  Params,
+  RewardInputs,
+  RewardOut,
+  RowKeys,
+  Trajectory,
+)
+from gen_rl.utils import rng, tree
+
+
+def update(
+  recipe: Recipe, state: TrainState, exp: Experience, key: Array
+) -> tuple[TrainState, Metrics]:
+  """All optimizer steps of a rollout.
+
+  Args:
+    recipe: of the step.
+    state: before them.
+    exp: of `judge`, rows [b ...].
+    key: the run's.
+  """
+  b, unit, updates = exp.weight.shape[0], recipe.unit, recipe.updates
+  if error := minibatch.geometry_error(b, updates, recipe.microbatches, unit):
+    raise ConfigError(error)
+  key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
+  order_key = rng.stream_keys(key, 'order')
+  row_keys = _row_keys(key, exp.traj.group)
+  old = recipe.behaviour_params(state)
+  if recipe.recompute and exp.traj.log_prob.size:
+    exp = exp.replace(traj=_rescore(recipe, recipe.full(old, state), exp))
+  logs = []
+  carry = (state, old)
+  for epoch in range(recipe.epochs):
+    keys = RowKeys(*(rng.step_keys(k, epoch) for k in row_keys))
+    xs = exp, keys
+    if updates > 1:
+      shuffled = jax.random.permutation(
+        jax.random.fold_in(order_key, epoch), b // unit
+      )
+      order = (unit * shuffled[:, None] + jnp.arange(unit)).reshape(-1)
+      xs = jax.tree.map(lambda a, o=order: a[o], xs)
+    numbers = epoch * updates + jnp.arange(updates)
+    carry, log = recipe.fold(
+      lambda carry, xs: _minibatch_step(recipe, carry, xs),
+      carry,
+      (*recipe.cut(xs, updates), numbers),
+    )
+    logs.append(log)
+  sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
+  state = _after(recipe, carry[0])
+  metrics = jax.tree.map(jnp.mean, sums) | jax.tree.map(jnp.max, peaks)
+  metrics['optim/skipped'] = state.skipped
+  metrics['optim/skipped_in_a_row'] = state.skipped_in_a_row
+  return state, metrics
+
+
+def _row_keys(key: Array, group: Array) -> RowKeys:
+  """Keys of rows [b], and of their groups."""
+  fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+  group_key = rng.stream_keys(key, 'group')
+  return RowKeys(
+    fold_in(key, jnp.arange(group.shape[0])), fold_in(group_key, group)
+  )
+
+
+def _after(recipe: Recipe, state: TrainState) -> TrainState:
+  """Copies follow, and the step is counted."""
+  for name, decay in recipe.copies.items():
+    moved = optax.incremental_update(
+      state.params, state.refs[name], 1.0 - decay(state.step)
+    )
+    state = state.replace(refs={**state.refs, name: moved})
+  return state.replace(step=state.step + 1)
+
+
+def _rescore(recipe: Recipe, params: Params, exp: Experience) -> Trajectory:
+  """Old log-probs by this program, at the microbatch geometry."""
+
+  def one(_, piece):
+    replay = replay_lib.make(recipe.policy, dict(params=params), piece)
+    return (), replay.log_prob('params')
+
+  pieces = recipe.cut(exp, recipe.updates * recipe.microbatches)
+  _, log_prob = recipe.fold(one, (), pieces)
+  log_prob = recipe.layout.rows(minibatch.join(log_prob, recipe.unit))
+  return exp.traj.replace(log_prob=jax.lax.stop_gradient(log_prob))
+
+
+def _minibatch_step(recipe: Recipe, carry, xs):
+  """One optimizer step.
+
+  Args:
+    recipe: of the step.
+    carry: (TrainState, trained parameters that sampled).
+    xs: (Experience, keys of its rows, number of the optimizer step).
+  """
+  state, old = carry
+  exp, keys, number = xs
+  first = (number == 0) & (recipe.behaviour == 'params')
+  copies = recipe.copies_of(state, old, state.params)
+  # Masks do not depend on parameters: the compiler drops the networks here.
+  whole = _terms(recipe, state, copies, exp, keys, first)
+  totals = {
+    label: aggregate_lib.totals(recipe.aggregate, term.mask)
+    for label, term in whole.items()
+  }
+  grads, sums, peaks = _gradients(recipe, state, old, exp, keys, first, totals)
+  new, norms = _move(recipe, state, grads, number)
+  metrics = {
+    **sums,
+    **{f'{label}/decisions': term.decisions for label, term in whole.items()},
+    **norms,
+  }
+  return (new, old), (metrics, peaks)
+
+
+def _gradients(recipe, state, old, exp, keys, first, totals):
+  """(gradients, metric sums, metric peaks) of a minibatch, in microbatches."""
+  grad_fn = jax.grad(_microbatch_loss, argnums=1, has_aux=True)
+  pieces = (
+    recipe.cut(exp, recipe.microbatches), recipe.cut(keys, recipe.microbatches)
+  )  # fmt: skip
+  grad, shapes, _ = minibatch.trace(
+    lambda *piece: grad_fn(
+      recipe, state.params, state, old, first, *piece, totals
+    ),
+    *jax.tree.map(lambda a: a[0], pieces),
+  )
+
+  def accumulate(carry, piece):
+    grads, sums, peaks = carry
+    g, (s, p) = grad(*piece)
+    grads, sums = jax.tree.map(jnp.add, (grads, sums), (g, s))
+    grads = recipe.layout.constrain(state.replace(params=grads)).params
+    return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
+
+  start = (shapes[0], *shapes[1])
+  start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
+  return recipe.fold(accumulate, start, pieces)[0]
+
+
+def _microbatch_loss(recipe, params, state, old, first, exp, keys, totals):
+  """Equation (1) restricted to a microbatch, and its metric sums."""
+  copies = recipe.copies_of(state, old, params)
+  loss, sums, peaks = jnp.zeros(()), {}, {}
+  for label, term in _terms(recipe, state, copies, exp, keys, first).items():
+    part, means, tops = aggregate_lib.reduce(
+      recipe.aggregate, term.value, term.mask, term.metrics, totals[label]
+    )
+    loss += term.weight * part
+    sums |= {f'{label}/{k}': x for k, x in ({'loss': part} | means).items()}
+    peaks |= {f'{label}/{k}': x for k, x in tops.items()}
+  return loss, (sums, peaks)
+
+
+class _Weighted(NamedTuple):
+  """A term of the loss, with the weights of its rows."""
+
+  value: Array  # [b k]
+  mask: Array  # [b k], times the row weight
+  weight: float  # w_j
+  metrics: Metrics
+  decisions: Array  # a row, whatever became of it
+
+
+def _terms(
+  recipe: Recipe,
+  state: TrainState,
+  copies: Mapping[str, Params],
+  exp: Experience,
+  keys: RowKeys,
+  first: Array,
+) -> dict[str, _Weighted]:
+  """Every objective's term."""
+  score = _scorer(recipe, state)
+  replay = replay_lib.make(recipe.policy, copies, exp, first, score)
+  if recipe.recompute and exp.traj.log_prob.size:
+    own = jax.lax.stop_gradient(replay.log_prob('params'))
+    own = jnp.where(first, own, exp.traj.log_prob)
+    exp = exp.replace(traj=exp.traj.replace(log_prob=own))
+  out = {}
+  for label, (objective, weight) in recipe.objectives.items():
+    term, metrics = objective(replay, exp, keys)
+    valid = exp.rewards.valid.astype(jnp.float32)
+    rows = valid if term.every_row else exp.weight * valid
+    mask = jax.lax.stop_gradient(term.mask * rows[:, None])
+    decisions = term.mask.sum(-1).mean()
+    out[label] = _Weighted(term.value, mask, weight, metrics, decisions)
+  return out
+
+
+def _scorer(
+  recipe: Recipe, state: TrainState
+) -> Callable[..., RewardOut] | None:
+  """Rewards as a differentiable function of samples, if they all are."""
+  rewards = recipe.device_rewards
+  smooth = all(reward.differentiable for reward, _ in rewards.values())
+  if not rewards or recipe.host_rewards or not smooth:
+    return None
+
+  def score(params, samples, info, keys):
+    # Where groups are cut, every row is a group: a reward that reads a prompt
+    # once for its group must not read another's.
+    media = recipe.policy.decode(params, samples)
+    inputs = RewardInputs(media, info, recipe.unit)
+    outs = evaluate.evaluate(rewards, inputs, keys, recipe.reward_params(state))
+    return combine.merge(outs, recipe.reward_weights)
+
+  return score
+
+
+def _move(
+  recipe: Recipe, state: TrainState, grads: Params, number: Array
+) -> tuple[TrainState, Metrics]:
+  """The optimizer's step; none where it is not finite.
+
+  Args:
+    recipe: of the step.
+    state: before it.
+    grads: of the trained parameters.
+    number: of the optimizer step, of those of this rollout.
+  """
+  layout = recipe.layout
+  norm = optax.tree.norm(grads)
+  if layout.offload:  # not before its gradients are known
+    state = layout.near(jax.lax.optimization_barrier((state, norm))[0])
+  deltas, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+  update_norm = optax.tree.norm(deltas)
+  finite = jnp.isfinite(norm) & jnp.isfinite(update_norm)
+  params = optax.apply_updates(state.params, deltas)
+  refs = dict(state.refs)
+  if decay := recipe.ema_decay:
+    if callable(decay):
+      steps = recipe.updates * recipe.epochs
+      decay = decay(state.step * steps + number + 1)
+    refs['ema'] = optax.incremental_update(
+      params, state.refs['ema'], 1.0 - decay
+    )
+  new = state.replace(params=params, opt_state=opt_state, refs=refs)
+  new = tree.where(finite, new, state)
+  bad = 1 - finite.astype(jnp.int32)
+  new = new.replace(
+    skipped=state.skipped + bad,
+    skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
+  )
+  norms = {'optim/grad_norm': norm, 'optim/update_norm': update_norm}
+  return layout.far(layout.constrain(new)), norms

@@ -1,0 +1,166 @@
+"""What a training step is made of, and what follows from it."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+
+import optax
+
+from gen_rl import aggregate as aggregate_lib
+from gen_rl import minibatch, sharding
+from gen_rl.build import ConfigError
+from gen_rl.rewards import combine
+from gen_rl.train_state import TrainState
+from gen_rl.types import (
+  Advantage,
+  Array,
+  Critic,
+  Objective,
+  Params,
+  Policy,
+  PyTree,
+  Rows,
+  Trajectory,
+)
+from gen_rl.utils import tree
+
+View = Callable[[Rows], tuple[PyTree, PyTree]]  # of data.pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A step's parts; for what each is, see `train_step.make`."""
+
+  policy: Policy
+  objectives: Mapping[str, tuple[Objective, float]]
+  tx: optax.GradientTransformation
+  rollout: Callable[..., Trajectory]
+  rewards: combine.Weighted | None
+  monitors: combine.Weighted
+  advantage: Advantage | None
+  group_size: int
+  rollout_chunks: int
+  microbatches: int
+  updates: int
+  epochs: int
+  ema_decay: float | Callable[[Array], Array]
+  copies: Mapping[str, Callable[[Array], Array]]
+  behaviour: str
+  whole_groups: bool
+  aggregate: aggregate_lib.Aggregator
+  critic_tx: optax.GradientTransformation | None
+  reals: View | None
+  view: View | None
+  layout: sharding.Layout
+
+  def __post_init__(self):
+    """Raises ConfigError for parts that do not go together."""
+    if (self.rewards is None) != (self.advantage is None):
+      raise ConfigError(
+        'rewards and an advantage go together: a config has both, or neither '
+        '(training on data)'
+      )
+    if self.monitors and self.rewards is None:
+      raise ConfigError(
+        'monitors are scored beside rewards, and there are none'
+      )
+    if both := sorted(set(self.monitors) & set(self.rewards or {})):
+      raise ConfigError(
+        f'{", ".join(both)}: a reward and a monitor need labels of their own'
+      )
+    on_host = self.host_rewards | combine.split(self.monitors)[1]
+    if self.stepwise and (self.policy.complete is None or self.host_rewards):
+      raise ConfigError(
+        'this advantage scores every decision: it goes with a policy that can '
+        'finish a sample without noise, and with rewards on the device'
+      )
+    if self.critics and (
+      self.reals is None or on_host or self.critic_tx is None
+    ):
+      raise ConfigError(
+        f'the reward {", ".join(self.critics)} is trained: it needs '
+        'critic.reals, and rewards and monitors on the device only'
+      )
+
+  @functools.cached_property
+  def device_rewards(self) -> combine.Weighted:
+    """Rewards that are part of the program."""
+    return combine.split(self.rewards or {})[0]
+
+  @functools.cached_property
+  def host_rewards(self) -> combine.Weighted:
+    """Rewards in Python."""
+    return combine.split(self.rewards or {})[1]
+
+  @functools.cached_property
+  def device_monitors(self) -> combine.Weighted:
+    """Monitors that are part of the program."""
+    return combine.split(self.monitors)[0]
+
+  @functools.cached_property
+  def reward_weights(self) -> dict[str, float]:
+    """{label: weight} of all rewards."""
+    return combine.weights({**self.device_rewards, **self.host_rewards})
+
+  @functools.cached_property
+  def critics(self) -> dict[str, Critic]:
+    """Rewards that are trained beside the policy."""
+    return combine.critics(self.device_rewards)
+
+  @property
+  def stepwise(self) -> bool:
+    """Whether the advantage scores every decision."""
+    return self.advantage is not None and self.advantage.stepwise
+
+  @property
+  def unit(self) -> int:
+    """Neighbouring rows that minibatches do not separate."""
+    return self.group_size if self.whole_groups else 1
+
+  @property
+  def recompute(self) -> bool:
+    """Whether parameters that are updated may not be those that sampled."""
+    return self.updates * self.epochs > 1 or self.behaviour != 'params'
+
+  def cut(self, x: PyTree, parts: int) -> PyTree:
+    """Pieces [parts b/parts ...] of rows, each of them over all devices."""
+    return self.layout.rows(minibatch.cut(x, parts, self.unit), 1)
+
+  def fold(
+    self, body: Callable, carry: PyTree, xs: PyTree
+  ) -> tuple[PyTree, PyTree]:
+    """`minibatch.fold` for the platform of the step."""
+    return minibatch.fold(body, carry, xs, platform=self.layout.platform)
+
+  def full(self, params: Params, state: TrainState) -> Params:
+    """Trained parameters with the frozen ones beside them."""
+    return tree.merge(params, state.frozen['policy'])
+
+  def behaviour_params(self, state: TrainState) -> Params:
+    """The trained parameters, or their copy, that sample."""
+    if self.behaviour == 'params':
+      return state.params
+    return self.layout.near(state).refs[self.behaviour]
+
+  def copies_of(
+    self, state: TrainState, old: Params, params: Params
+  ) -> dict[str, Params]:
+    """{name: parameters} an objective may ask for.
+
+    Args:
+      state: before the update.
+      old: trained parameters that sampled.
+      params: trained parameters that are updated.
+    """
+    refs = self.layout.near(state).refs
+    named = {**refs, 'old': old, 'params': params}
+    return {name: self.full(p, state) for name, p in named.items()}
+
+  def reward_params(self, state: TrainState) -> dict[str, Params]:
+    """{label: parameters} of rewards and monitors; of critics both parts."""
+    frozen = state.frozen['rewards']
+    trained = {
+      label: (frozen[label], state.aux[label]['params'])
+      for label in self.critics
+    }
+    return {**frozen, **trained}

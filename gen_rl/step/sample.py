@@ -1,0 +1,99 @@
+"""The first station: rows -> trajectories, pictures and what rewards say."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+
+from gen_rl import minibatch
+from gen_rl import rollout as rollout_lib
+from gen_rl.rewards import evaluate
+from gen_rl.step.recipe import Recipe
+from gen_rl.train_state import TrainState
+from gen_rl.types import (
+  Array,
+  Params,
+  PyTree,
+  RewardInputs,
+  RewardOut,
+  Rows,
+  Trajectory,
+)
+from gen_rl.utils import rng
+
+
+def make_rows(
+  recipe: Recipe, state: TrainState, batch: Mapping[str, Any], key: Array
+) -> Rows:
+  """The rows of a step, over all devices."""
+  rows = rollout_lib.make_rows(
+    batch, recipe.group_size, key, state.step, recipe.view
+  )
+  return recipe.layout.rows(rows)
+
+
+def sample(
+  recipe: Recipe, state: TrainState, batch: Mapping[str, Any], key: Array
+) -> tuple[Trajectory, RewardInputs, dict[str, RewardOut]]:
+  """Rolls out and scores, what of it is on the device.
+
+  Args:
+    recipe: of the step.
+    state: whose parameters, or a copy, sample.
+    batch: of the pipeline.
+    key: the run's.
+  """
+  rows = make_rows(recipe, state, batch, key)
+  params = recipe.full(recipe.behaviour_params(state), state)
+  traj, media, done = _generate(recipe, params, rows, state.step)
+  if recipe.rewards is None:
+    return traj, RewardInputs((), rows.info, recipe.group_size), {}
+  inputs = RewardInputs(media, rows.info, recipe.group_size)
+  keys = rng.stream_keys(rows.keys, 'reward')
+  outs = evaluate.evaluate(
+    recipe.device_rewards | recipe.device_monitors,
+    inputs,
+    keys,
+    recipe.reward_params(state),
+  )
+  if recipe.stepwise:
+    before = evaluate.before(
+      recipe.device_rewards,
+      inputs,
+      functools.partial(recipe.policy.decode, params),
+      done,
+      keys,
+      recipe.reward_params(state),
+    )
+    outs = {
+      label: out.replace(before=before.get(label))
+      for label, out in outs.items()
+    }
+  return traj, inputs, outs
+
+
+def _generate(
+  recipe: Recipe, params: Params, rows: Rows, step: Array
+) -> tuple[Trajectory, PyTree, Array | None]:
+  """(trajectories, media, samples finished from every decision), in chunks."""
+  draw = lambda rows: _draw(recipe, params, rows, step)
+  if recipe.rollout_chunks == 1:
+    return draw(rows)
+  shard = recipe.layout.rows
+  pieces = shard(minibatch.cut(rows, recipe.rollout_chunks), 1)
+  _, drawn = recipe.fold(lambda _, rows: ((), draw(rows)), (), pieces)
+  return shard(minibatch.join(drawn))
+
+
+def _draw(
+  recipe: Recipe, params: Params, rows: Rows, step: Array
+) -> tuple[Trajectory, PyTree, Array | None]:
+  traj = jax.lax.stop_gradient(recipe.rollout(params, rows, step))
+  if recipe.rewards is None:
+    return traj, (), None
+  media = recipe.policy.decode(params, traj.sample)
+  if not recipe.stepwise:
+    return traj, media, None
+  done = recipe.policy.complete(params, rows, step, traj)  # [b k ...]
+  return traj, media, jax.lax.stop_gradient(done)
