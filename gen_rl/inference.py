@@ -278,6 +278,9 @@ def table(result: evaluate_lib.Evaluation) -> str:
                     *lines[tasks:], rule])  # fmt: skip
 
 
+_MOST = 1024  # pictures of one PNG
+
+
 def sample(
   config: ml_collections.ConfigDict,
   workdir: str,
@@ -312,8 +315,11 @@ def sample(
   prompt = ' '.join((prompt or '').split())
   if not prompt:
     raise ConfigError('sampling needs a prompt: --prompt="two red circles"')
-  if num < 1:
-    raise ConfigError(f'--num is how many pictures to draw, not {num}')
+  if not 1 <= num <= _MOST:
+    raise ConfigError(
+      f'--num is how many pictures to draw side by side, 1 to {_MOST}, not '
+      f'{num}'
+    )
   if best_of < 1:
     raise ConfigError(
       f'--best_of is how many candidates to draw, not {best_of}'

@@ -275,7 +275,13 @@ def resolve(argv: list[str]) -> list[str]:
     # Loaded once more by its flag, which hides what went wrong in a file.
     path, _, variant = config.partition(':')
     own_configs_first(path)
-    get_config = runpy.run_path(path).get('get_config')
+    try:
+      get_config = runpy.run_path(path).get('get_config')
+    except SyntaxError as error:
+      raise ValueError(
+        f'{error.filename}, line {error.lineno}: {error.msg}; a config is a '
+        'Python file with a function get_config(arg)'
+      ) from None
     if get_config is None:
       raise ValueError(f'{path} is no config: it defines no get_config(arg)')
     check_overrides(get_config(variant), overrides_of(argv))

@@ -311,6 +311,24 @@ def _paths_are_sums(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+# Networks that are given features of prompts -> what makes them.
+_ENCODERS = dict(mmdit='sd3_text', flux='flux_text', unet='sd15_text')
+
+
+def _features_are_the_networks(config: Mapping[str, Any]) -> list[str]:
+  model, encoder = config['model'], config['data']['embed']['encoder']['name']
+  net = model.get('net', model)['name']
+  wanted = _ENCODERS.get(net)
+  if not wanted or encoder == wanted:
+    return []
+  if encoder and encoder not in _ENCODERS.values():
+    return []  # one of the user's own
+  return [
+    f'config.data.embed.encoder.name is {encoder!r}, and the network {net} is '
+    f'given the features of {wanted}; set it to that'
+  ]
+
+
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('objective',), _something_is_trained),
   (('objective', 'copies', 'ema', 'behaviour'), _copies_are_there),
@@ -318,4 +336,5 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('data',), _rows_can_be_counted),
   (('objective', 'policy', 'rollout'), _decisions_are_made),
   (('objective', 'policy'), _paths_are_sums),
+  (('model', 'data'), _features_are_the_networks),
 )

@@ -125,6 +125,13 @@ def test_configs_import_gen_rls_base_beside_a_package_of_that_name(
     main.resolve(['main', '--config=configs/own.py'])
 
 
+def test_a_config_that_is_no_python_is_named_with_its_line(tmp_path):
+  page = tmp_path / 'page.md'
+  page.write_text('# Title\n\na line of words\n')
+  with pytest.raises(ValueError, match=r'page\.md, line 3: .*a Python file'):
+    main.resolve(['main', f'--config={page}'])
+
+
 def test_resolve_leaves_the_other_arguments_alone():
   argv = ['main', '--num=3', '--config', 'flow_grpo:tiny', '--', '--config=x']
   resolved = main.resolve(argv)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from configs import alignprop, diffusion_nft, flow_grpo
+from configs import alignprop, diffusion_nft, flow_grpo, sd3_flow_grpo
 from gen_rl import build, schema, specs
 
 
@@ -69,6 +69,16 @@ def _mistakes(config=None, **changed):
 def test_a_mistake_is_named_with_its_place(path, value, says):
   (said,) = _mistakes(**{path: value})
   assert says in said
+
+
+@pytest.mark.parametrize('name', ['', 'flux_text'])
+def test_a_network_is_given_the_features_it_reads(name):
+  config = sd3_flow_grpo.get_config('tiny')
+  config.data.embed.encoder.name = name
+  (said,) = schema.mistakes(config)
+  assert 'the network mmdit is given the features of sd3_text' in str(said)
+  config.data.embed.encoder = dict(name='sd3_text', dtype='half')
+  assert "dtype of sd3_text is 'half'" in str(schema.mistakes(config)[0])
 
 
 def test_all_of_them_are_found():

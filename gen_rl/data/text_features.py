@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 import hashlib
 import os
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,14 @@ from gen_rl.fields import Chunk, Count
 from gen_rl.models import clip, folders, t5, weights
 
 _CLIP_LENGTH = 77
+Real = Literal['float32', 'bfloat16', 'float16']
 _KINDS = 'text_encoder', 'tokenizer'
 
 
 def sd15_text(
   folder: str = '',
   truncate: bool = False,
-  dtype: str = 'float32',
+  dtype: Real = 'float32',
   chunk: Chunk = 16,
   width: Count = 768,
 ) -> Encoder:
@@ -67,7 +68,7 @@ def sd3_text(
   truncate: bool = False,
   t5_length: Count = 256,
   use_t5: bool = True,
-  dtype: str = 'bfloat16',
+  dtype: Real = 'bfloat16',
   chunk: Chunk = 8,
   width: Count = 4096,
   pooled: Count = 2048,
@@ -130,7 +131,7 @@ def flux_text(
   folder: str = '',
   truncate: bool = False,
   t5_length: Count = 512,
-  dtype: str = 'bfloat16',
+  dtype: Real = 'bfloat16',
   chunk: Chunk = 8,
   width: Count = 4096,
   pooled: Count = 768,

@@ -7,7 +7,7 @@ latents.
 
 from collections.abc import Callable, Mapping
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -29,7 +29,7 @@ def latent(
   length: int,
   decode_rows: RowsOrAll = 0,
   tiled: bool = False,
-  vae_dtype: str = 'float32',
+  vae_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32',
 ) -> Net:
   """A network and its autoencoder as one network.
 
