@@ -60,7 +60,7 @@ Variants, joined by commas:
   sd3         Stable Diffusion 3 medium in place of 3.5 medium
   large       Stable Diffusion 3.5 large
   short       100 updates of tiny drawn weights without guidance, rewarded by a
-              drawn CLIP: the whole path in three minutes on a laptop
+              drawn CLIP: the whole path in minutes on a laptop
   tiny        two quick steps of all of it with tiny drawn weights, for tests
 """
 
