@@ -26,9 +26,9 @@ from gen_rl import (
   metrics,
   results,
   sharding,
-  train,
   train_state,
 )
+from gen_rl import run as run_lib
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.utils import progress, rng, system
@@ -164,7 +164,7 @@ def vmapped_runs(
       kl=after[i][1],
       wall_seconds=wall,
       seconds_to_first_metric=first_metric,
-      samples_per_second=train.median_speed(os.fspath(workdir)),
+      samples_per_second=run_lib.median_speed(os.fspath(workdir)),
       peak_rss_bytes=system.peak_rss_bytes(),
       updates_skipped=int(states.skipped[i]),
       device=environment['device'],

@@ -1,0 +1,418 @@
+"""A run: its state, what it writes on the way, and what it ends with."""
+
+from collections.abc import Callable, Mapping
+import io
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from gen_rl import (
+  assemble,
+  checkpoint,
+  checks,
+  commands,
+  export,
+  metrics,
+  report,
+  results,
+  run_folder,
+  sharding,
+  train_state,
+  train_step,
+)
+from gen_rl import evaluate as evaluate_lib
+from gen_rl.data import feeds
+from gen_rl.rewards import combine, evaluate, outcomes
+from gen_rl.types import Params
+from gen_rl.utils import hosts, image, progress, rng, system, tree, words
+
+
+class Run:
+  """Training in a folder that is ours, from its newest checkpoint or the start.
+
+  Attributes:
+    state: the TrainState, on the devices.
+    start: updates that were done before.
+    resumed: whether there was a checkpoint.
+    line: where progress is printed.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    built: assemble.Setup,
+    layout: sharding.Layout,
+    step: train_step.Step,
+    init: Callable[[Params], train_state.TrainState],
+    started: float,
+  ):
+    """Makes the state, or restores it.
+
+    Args:
+      config: see configs/base.py.
+      workdir: the folder.
+      built: of the config.
+      layout: where arrays live.
+      step: the training step.
+      init: parameters -> the state before the first step.
+      started: `time.monotonic()` from which wall time counts.
+
+    Raises:
+      CheckpointError: the run began from other parameters.
+    """
+    self.config, self.workdir, self.built = config, workdir, built
+    self._layout, self._step, self._started = layout, step, started
+    self._clock = progress.Stopwatch()
+    self._key = rng.training_key(config.seed)
+    self._batches = feeds.training(config, built)
+    self._averaged = 'ema' if config.ema else 'params'
+    self._manager = checkpoint.open_manager(
+      f'{workdir}/checkpoints', config.checkpoint.keep
+    )
+    # On the host: the state's own copy is donated to the step.
+    self._base = jax.device_get(assemble.initial_params(config, built.policy))
+    _, self._on_host = combine.split(
+      {**(built.rewards or {}), **built.monitors}
+    )
+    self._labels = combine.weights(built.rewards or {})
+    self._silence, self._idle = {}, {}
+    self._elapsed_before, self._first_metric, self._most_memory = 0.0, None, 0
+    self.state = init(self._base)
+    self.resumed = self._restore()
+    self.start = int(self.state.step)
+    self.primary = jax.process_index() == 0
+    self.line = progress.Progress(
+      config.steps, self.start, stream=None if self.primary else io.StringIO()
+    )
+    at = f'from step {self.start} on' if self.resumed else (
+      f'{config.steps} updates'
+    )  # fmt: skip
+    self.line.note(f'{config.name} in {workdir}, {at}')
+
+  def _restore(self) -> bool:
+    """Puts the state on the devices; that of a checkpoint, if there is one."""
+    config, built = self.config, self.built
+    models = self.state.frozen['rewards']
+    judges = {k: v for k, v in models.items() if k not in built.monitors}
+    self._origin = tree.checksum((self._base, judges))
+    # As releases before had it.
+    origins = self._origin, tree.checksum((self._base, models))
+    self._frozen = tree.checksum(self.state.frozen['policy'])
+    self.state = self._layout.put(self.state)
+    # What never moves was made here, and is the run's if its origin is.
+    still = assemble.still_copies(config)
+    self._given = ['frozen', *(f'refs/{name}' for name in still)]
+    restored = checkpoint.restore_latest(
+      self._manager, self.state, config.to_dict(), self._given
+    )
+    if not restored:
+      return False
+    if restored.extra['origin'] not in origins:
+      raise checkpoint.CheckpointError(
+        f'the run in {self.workdir} began from other parameters than '
+        f'{config.init or config.released!r} holds now, or with other reward '
+        'models; use a new workdir'
+      )
+    self.state = restored.state
+    self._batches.set_state(restored.extra['data'])
+    self._elapsed_before = restored.extra['wall_seconds']
+    self._first_metric = restored.extra['seconds_to_first_metric']
+    self._most_memory = restored.extra.get('peak_rss_bytes', 0)
+    self._silence = restored.extra.get('silence', {})
+    return True
+
+  def ended(self) -> dict[str, Any] | None:
+    """The result of a run that had taken all its steps; None: it goes on."""
+    if self.start < self.config.steps:
+      return None
+    before = hosts.from_first(
+      lambda: run_folder.finished(self.workdir, self.start)
+    )
+    if not before:
+      return None
+    self.close()
+    config, policy = self.config, self.built.policy
+    if config.export and hosts.from_first(
+      lambda: not export.target(config, self.workdir, policy).exists()
+    ):
+      path = export.write(
+        config, self.workdir, policy, self.trained(), self.start,
+        before['trained'],
+      )  # fmt: skip
+      self.line.note(f'Exported: {path}')
+    if self.primary:
+      print(results.table(before))
+      print(
+        f'This run had ended after {self.start} updates; to train on, '
+        f'--config.steps={self.start + config.steps}, else a new --workdir.'
+      )
+    return before
+
+  def prepare(self) -> None:
+    """Traces what will run: mistakes show before anything is written."""
+    config, built, layout = self.config, self.built, self._layout
+    self._evaluate, batch = assemble.make_evaluator(config, built, layout)
+    self._kl = assemble.make_kl_from_base(config, built, batch, layout)
+    if not self._on_host:
+      with layout.scope():
+        first, _ = next(feeds.training(config, built))
+        checks.step(self._step.train_step, self.state, first, self._key)
+    self._trained_on = feeds.trained_on(config, built.source)
+    self._where = results.evaluated_on(self._trained_on)
+    if self._trained_on:
+      self.line.note(
+        f'{words.percent(self._trained_on)} of the prompts of the evaluation '
+        'are trained on'
+      )
+
+  def close(self) -> None:
+    """Waits for checkpoints in writing."""
+    checkpoint.close(self._manager)
+
+  def trained(self) -> Params:
+    """The parameters that are evaluated and exported, the averaged ones."""
+    near = self._layout.near(self.state)
+    return train_state.full_params(near, self._averaged)
+
+  def evaluate(
+    self, writer: metrics.Writer, at: int, params: Params | None = None
+  ) -> tuple[evaluate_lib.Evaluation, float | None]:
+    """Evaluates and logs; also returns the KL from the base, if defined.
+
+    Args:
+      writer: of the metrics.
+      at: updates done.
+      params: what to evaluate; None: the base.
+    """
+    evaluated = self._placed(self._base) if params is None else params
+    kl = None
+    with self._clock.stage('eval'):
+      result = self._evaluate(evaluated)
+      if self._kl:
+        kl = 0.0
+        if params is not None:
+          kl = self._kl(params, self._placed(self._base))
+    kl_metrics = {} if kl is None else {'kl/base': kl}
+    writer.write_scalars(at, {**result.metrics(), **kl_metrics})
+    name, value = results.gold(result.summary()), result.strict
+    if name is None:
+      name, value = 'proxy', result.proxy
+    self.line.note(f'step {at}: {self._where} {name} {words.fixed(value)}')
+    self._first_metric = self._first_metric or self._wall()
+    shown = result.shown(self.config.eval.shown)
+    samples = image.grid(
+      shown.pictures[:, 0],
+      captions=result.texts[: self.config.eval.shown],
+      rewards=shown.reward[:, 0],
+      correct=None if shown.correct is None else shown.correct[:, 0],
+    )
+    writer.write_images(at, {'samples': samples})
+    return result, kl
+
+  def evaluate_base(self) -> evaluate_lib.Evaluation:
+    """What the report compares with, where it was not evaluated by this run."""
+    return self._evaluate(self._placed(self._base))
+
+  def _placed(self, params: Params) -> Params:
+    """Parameters from the host on all devices; others are there."""
+    if self._layout.mesh.size == 1:
+      return params
+    return sharding.put(params, self._layout.params(params))
+
+  def update(self, writer: metrics.Writer, done: int) -> None:
+    """One step, logged and looked at.
+
+    Args:
+      writer: of the metrics.
+      done: updates with this one.
+
+    Raises:
+      FloatingPointError: too many updates in a row were not finite.
+      RewardError: a reward scored no row for too long.
+    """
+    config = self.config
+    rows = config.data.prompts_per_step * config.data.group_size
+    batch, _ = next(self._batches)
+    with self._clock.stage('step'):
+      if self._on_host:
+        self.state, logged = self._host_scored_step(batch)
+      else:
+        self.state, logged = self._step.train_step(self.state, batch, self._key)
+      logged = jax.device_get(logged)
+    self.line.update(
+      done, reward=logged.get('reward/score'), samples_per_step=rows
+    )
+    in_a_row = int(logged['optim/skipped_in_a_row'])
+    diverged = in_a_row >= config.stop_after_skipped
+    # A run in which a reward scored no row at all has not succeeded either.
+    limit = config.stop_after_skipped
+    limit = min(limit, done) if done == config.steps else limit
+    self._silence = outcomes.silent(self._silence, logged, self._labels)
+    self._idle = checks.idle(self._idle, logged)
+    worst = max([0, *self._silence.values(), *self._idle.values()])
+    last = done == config.steps or diverged or worst >= limit
+    if done % config.log.every == 0 or last:
+      writer.write_scalars(
+        done, {**logged, **self._clock.summary(rows)}, samples=done * rows
+      )
+    if diverged:
+      raise FloatingPointError(
+        f'the last {in_a_row} updates (to step {done}) were not finite and '
+        'were skipped; the newest checkpoint holds the parameters from before; '
+        f'see {self.workdir}/metrics.jsonl, and try a lower optimizer.lr in a '
+        'new workdir'
+      )
+    reasons = {label: evaluate.failure(label) for label in self._on_host}
+    outcomes.check_heard(self._silence, limit, done, reasons)
+    checks.decided(self._idle, limit, done)
+
+  def _host_scored_step(
+    self, batch: Mapping[str, Any]
+  ) -> tuple[train_state.TrainState, dict[str, Any]]:
+    """A step in two halves, with rewards in Python between them."""
+    state, key = self.state, self._key
+    traj, inputs, outs = self._step.sample(state, batch, key)
+    with self._clock.stage('host rewards'):
+      group_size = self.config.data.group_size
+      asked = self.built.source.asked(batch['prompt_id'], group_size)
+      seen = hosts.fetch(inputs)._replace(**asked)
+      host_outs, _ = hosts.from_first(
+        lambda: evaluate.evaluate_host(
+          self._on_host,
+          seen,
+          jax.random.fold_in(key, int(state.step)),
+          **self.config.host_rewards,
+        )
+      )
+    outs = {**outs, **host_outs}
+    return self._step.learn(state, traj, inputs.info, outs, key)
+
+  def save(self) -> None:
+    """Writes a checkpoint, in the background."""
+    extra = dict(
+      data=self._batches.get_state(),
+      origin=self._origin,
+      frozen=self._frozen,
+      wall_seconds=self._wall(),
+      seconds_to_first_metric=self._first_metric,
+      peak_rss_bytes=self._memory(),
+      silence=self._silence,
+    )
+    with self._clock.stage('checkpoint'):
+      checkpoint.save(
+        self._manager, int(self.state.step), self.state, self.config.to_dict(),
+        extra, given=self._given,
+      )  # fmt: skip
+
+  def check(self, stop: bool) -> None:
+    """Raises what went wrong in writing a checkpoint; ends if asked to.
+
+    Args:
+      stop: whether this process was asked to end.
+
+    Raises:
+      CheckpointError: a checkpoint could not be written.
+      SystemExit: a process was asked to end; the state is saved.
+    """
+    checkpoint.check(self._manager)
+    if not hosts.any_process(stop):
+      return
+    self.save()
+    checkpoint.check(self._manager, wait=True)
+    if self.primary:
+      command = commands.resume(self.config.name, self.workdir, sys.argv[1:])
+      print(
+        f'\nStopped at step {int(self.state.step)} after SIGTERM; the state is '
+        f'saved. Resume with: {command}',
+        flush=True,
+      )
+    raise SystemExit(0)
+
+  def _wall(self) -> float:
+    return self._elapsed_before + time.monotonic() - self._started
+
+  def _memory(self) -> int | None:
+    peak = system.peak_rss_bytes()
+    return peak and max(peak, self._most_memory)
+
+  def finish(
+    self,
+    base: evaluate_lib.Evaluation,
+    trained: evaluate_lib.Evaluation,
+    kl: float | None,
+  ) -> dict[str, Any]:
+    """Writes result.json and the report; returns what the first holds.
+
+    Args:
+      base: evaluation of the parameters a run began with.
+      trained: of those it ends with.
+      kl: of these from those.
+    """
+    environment = system.environment()
+    result = dict(
+      schema_version=results.SCHEMA_VERSION,
+      config_name=self.config.name,
+      seed=self.config.seed,
+      steps=int(self.state.step),
+      base=base.summary(),
+      trained=trained.summary(),
+      trained_on=self._trained_on,
+      kl=kl,
+      wall_seconds=self._wall(),
+      seconds_to_first_metric=self._first_metric,
+      samples_per_second=median_speed(self.workdir),
+      peak_rss_bytes=self._memory(),
+      updates_skipped=int(self.state.skipped),
+      device=environment['device'],
+      cpus=environment['cpus'],
+      jax_version=environment['jax'],
+      git_commit=environment['git_commit'],
+    )
+    if self.primary:
+      path = report.write_report(
+        self.workdir,
+        result,
+        report.read_history(self.workdir),
+        {
+          f'{self._where.capitalize()} prompts, before and after': _comparison(
+            base, trained, self.config.eval.shown
+          )
+        },
+        self.config,
+        environment,
+        commands.rerun(self.config, self.workdir, sys.argv[1:]),
+      )
+      # Last: it says that the run has ended.
+      results.write_json(self.workdir, result)
+      print(results.table(result))
+      print(f'Report: {path}')
+    return result
+
+
+def _comparison(
+  base: evaluate_lib.Evaluation, trained: evaluate_lib.Evaluation, count: int
+) -> report.Comparison:
+  """The first pictures of both."""
+  before, after = base.shown(count), trained.shown(count)
+  return report.Comparison(
+    prompts=trained.texts[:count],
+    before=before.pictures,
+    after=after.pictures,
+    correct_before=before.correct,
+    correct_after=after.correct,
+    reward_before=before.reward,
+    reward_after=after.reward,
+  )
+
+
+def median_speed(workdir: str) -> float | None:
+  """Samples a second of an update, over all processes of a run."""
+  name = 'speed/samples_per_second'
+  history = report.read_history(workdir)
+  speeds = [line[name] for line in history if line.get(name)]
+  return statistics.median(speeds) if speeds else None
