@@ -108,30 +108,7 @@ def setup(
     view = build.build(
       pictures, config.data.view, group_size=config.data.group_size
     )
-  sampling = (
-    net,
-    config.eval.steps,
-    config.policy.get('shift', 1.0),
-    config.policy.get('guidance_scale', 1.0),
-  )
-  grid = dict(grid=config.policy.get('grid'))
-  sampler = policy.velocity and ode.sampler(
-    *sampling, config.eval.solver, **grid
-  )
-  segments = None
-  offers = dict(
-    ode=policy.velocity is not None, policy=True,
-    greedy=policy.greedy is not None,
-  )  # fmt: skip
-  offers = [name for name, offered in offers.items() if offered]
-  if config.eval.sampler == 'policy':
-    sampler = lambda params, rows: (
-      policy.rollout(params, rows, jnp.zeros((), jnp.int32)).sample
-    )
-  elif config.eval.sampler == 'greedy':
-    sampler = policy.greedy
-  elif sampler and config.eval.solver == 'euler':
-    segments = ode.segments(*sampling, **grid)
+  sampler, segments = _sampler(config, policy, net)
   reader = feeds.reader(config) if judged else None
   bound = end | dict(reader=reader and reader.tokenizer)
   built = build.build_all(rewards, config.rewards, **bound) if judged else {}
@@ -141,30 +118,8 @@ def setup(
   }
   weighted |= own_rewards or {}
   errors = _drawn_errors(config) if judged else []
-  if config.eval.name == 'sampled' and config.eval.sampler not in offers:
-    errors.append(
-      f'config.eval.sampler is {config.eval.sampler!r}; the policy '
-      f'{config.policy.name} offers {", ".join(offers)}'
-    )
-  if config.released and policy.load is None:
-    errors.append(
-      f'config.released={config.released!r} is the folder of a released model, '
-      f'and the network {config.model.name} is none; set config.init to a '
-      'safetensors file of its own'
-    )
-  if config.lora.start and (policy.adapt is None or not config.lora.pattern):
-    reason = f'the network {config.model.name} is none of those that have files'
-    if policy.adapt:
-      reason = "lora.pattern is '', and no module has an adapter to start from"
-    errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
-  said = config.policy.get('length')
-  answers = bool(source and source.answers) and said is not None
-  if answers and said <= config.data.answer_length:
-    errors.append(
-      f'an answer of data.answer_length={config.data.answer_length} tokens and '
-      f'its end do not fit policy.length={said}; make it at least '
-      f'{config.data.answer_length + 1}'
-    )
+  errors += _policy_errors(config, policy)
+  errors += _answer_errors(config, source)
   if running and config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '
@@ -188,6 +143,75 @@ def setup(
     reader,
     feeds.embed(config),
   )
+
+
+def _sampler(
+  config: ml_collections.ConfigDict, policy: Policy, net: Any
+) -> tuple[Any, Any]:
+  """The sampler of evaluations, and its segments if it can stop; else None."""
+  if config.eval.sampler == 'policy':
+    step = lambda: jnp.zeros((), jnp.int32)
+    drawn = lambda params, rows: policy.rollout(params, rows, step()).sample
+    return drawn, None
+  if config.eval.sampler == 'greedy':
+    return policy.greedy, None
+  if not policy.velocity:
+    return None, None
+  sampling = (
+    net,
+    config.eval.steps,
+    config.policy.get('shift', 1.0),
+    config.policy.get('guidance_scale', 1.0),
+  )
+  grid = dict(grid=config.policy.get('grid'))
+  sampler = ode.sampler(*sampling, config.eval.solver, **grid)
+  if config.eval.solver != 'euler':
+    return sampler, None
+  return sampler, ode.segments(*sampling, **grid)
+
+
+def _policy_errors(
+  config: ml_collections.ConfigDict, policy: Policy
+) -> list[str]:
+  """What is asked of a policy or its network that they have not."""
+  errors = []
+  offers = dict(
+    ode=policy.velocity is not None, policy=True,
+    greedy=policy.greedy is not None,
+  )  # fmt: skip
+  offers = [name for name, offered in offers.items() if offered]
+  if config.eval.name == 'sampled' and config.eval.sampler not in offers:
+    errors.append(
+      f'config.eval.sampler is {config.eval.sampler!r}; the policy '
+      f'{config.policy.name} offers {", ".join(offers)}'
+    )
+  if config.released and policy.load is None:
+    errors.append(
+      f'config.released={config.released!r} is the folder of a released model, '
+      f'and the network {config.model.name} is none; set config.init to a '
+      'safetensors file of its own'
+    )
+  if config.lora.start and (policy.adapt is None or not config.lora.pattern):
+    reason = f'the network {config.model.name} is none of those that have files'
+    if policy.adapt:
+      reason = "lora.pattern is '', and no module has an adapter to start from"
+    errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
+  return errors
+
+
+def _answer_errors(
+  config: ml_collections.ConfigDict, source: prompts.Prompts | None
+) -> list[str]:
+  """Answers of the prompts that the policy could not say."""
+  said = config.policy.get('length')
+  answers = bool(source and source.answers) and said is not None
+  if not answers or said > config.data.answer_length:
+    return []
+  return [
+    f'an answer of data.answer_length={config.data.answer_length} tokens and '
+    f'its end do not fit policy.length={said}; make it at least '
+    f'{config.data.answer_length + 1}'
+  ]
 
 
 # Settings of policies by which decisions are left out of training.
