@@ -15,7 +15,7 @@ from gen_rl import (
   aggregate,
   build,
   chunks,
-  minibatch,
+  fits,
   models,
   objectives,
   optim,
@@ -117,9 +117,9 @@ def setup(
     for label, reward in built.items()
   }
   weighted |= own_rewards or {}
-  errors = _drawn_errors(config) if judged else []
-  errors += _policy_errors(config, policy)
-  errors += _answer_errors(config, source)
+  errors = fits.drawn_judges(config) if judged else []
+  errors += fits.policy(config, policy)
+  errors += fits.answers(config, source)
   if running and config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '
@@ -170,50 +170,6 @@ def _sampler(
   return sampler, ode.segments(*sampling, **grid)
 
 
-def _policy_errors(
-  config: ml_collections.ConfigDict, policy: Policy
-) -> list[str]:
-  """What is asked of a policy or its network that they have not."""
-  errors = []
-  offers = dict(
-    ode=policy.velocity is not None, policy=True,
-    greedy=policy.greedy is not None,
-  )  # fmt: skip
-  offers = [name for name, offered in offers.items() if offered]
-  if config.eval.name == 'sampled' and config.eval.sampler not in offers:
-    errors.append(
-      f'config.eval.sampler is {config.eval.sampler!r}; the policy '
-      f'{config.policy.name} offers {", ".join(offers)}'
-    )
-  if config.released and policy.load is None:
-    errors.append(
-      f'config.released={config.released!r} is the folder of a released model, '
-      f'and the network {config.model.name} is none; set config.init to a '
-      'safetensors file of its own'
-    )
-  if config.lora.start and (policy.adapt is None or not config.lora.pattern):
-    reason = f'the network {config.model.name} is none of those that have files'
-    if policy.adapt:
-      reason = "lora.pattern is '', and no module has an adapter to start from"
-    errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
-  return errors
-
-
-def _answer_errors(
-  config: ml_collections.ConfigDict, source: prompts.Prompts | None
-) -> list[str]:
-  """Answers of the prompts that the policy could not say."""
-  said = config.policy.get('length')
-  answers = bool(source and source.answers) and said is not None
-  if not answers or said > config.data.answer_length:
-    return []
-  return [
-    f'an answer of data.answer_length={config.data.answer_length} tokens and '
-    f'its end do not fit policy.length={said}; make it at least '
-    f'{config.data.answer_length + 1}'
-  ]
-
-
 # Settings of policies by which decisions are left out of training.
 _LEAVE_OUT = dict(
   window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
@@ -233,42 +189,6 @@ def _all_decisions(spec: build.Spec) -> dict[str, Any]:
     return _LEAVE_OUT.get(key, value)
 
   return {key: changed(key, value) for key, value in build.plain(spec).items()}
-
-
-def _drawn_errors(config: ml_collections.ConfigDict) -> list[str]:
-  """Rewards without weights where the policy has some."""
-  parts = dict(rewards=config.rewards, monitors=config.monitors)
-  parts['eval.gold'] = config.eval.gold
-  drawn = [
-    f'config.{part}.{label}.folder'
-    for part, specs in parts.items()
-    for label, spec in specs.items()
-    if spec.get('folder') == 'drawn'
-  ]
-  if not config.released or not drawn:
-    return []
-  return [
-    f'the network is a released one, and {", ".join(drawn)} is "drawn": such a '
-    'score means nothing; give the folder of its weights'
-  ]
-
-
-def row_errors(
-  config: ml_collections.ConfigDict, shards: int, unit: int = 1
-) -> list[str]:
-  """Why rows, `unit` of which stay together, cannot be cut over `shards`."""
-  rows = config.data.prompts_per_step * config.data.group_size
-  updates, microbatches, chunks = (
-    config[k] for k in ('updates', 'microbatches', 'rollout_chunks')
-  )
-  if min(rows, updates, microbatches, chunks) < 1:
-    return []  # `schema` says so
-  found = (
-    minibatch.geometry_error(rows, updates, microbatches, unit),
-    sharding.rows_error(rows, shards, updates * microbatches),
-    sharding.rows_error(rows, shards, chunks, 'rollout_chunks'),
-  )
-  return [error for error in found if error]
 
 
 def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
@@ -472,7 +392,7 @@ def make_step(
   encode = encoder(config, built.tokenizer)
   rollout = encode and rollout_lib.data_rollout(encode, built.policy.compress)
   unit = group_size if whole_groups else 1
-  if errors := row_errors(config, layout.row_shards, unit):
+  if errors := fits.rows(config, layout.row_shards, unit):
     raise build.Mistakes(errors)
   step = train_step.make(
     built.policy,

@@ -15,9 +15,9 @@ import ml_collections
 
 from gen_rl import (
   aggregate,
-  assemble,
   build,
   estimate,
+  fits,
   schema,
   sharding,
   specs,
@@ -56,7 +56,7 @@ def explain(
     sizes = {k: v for k, v in config.mesh.items() if k != 'rules'}
     mesh = attempt(sharding.make_mesh, **sizes)
     if mesh is not None and not cuts & tops:
-      found += assemble.row_errors(config, sharding.Layout(mesh).row_shards)
+      found += fits.rows(config, sharding.Layout(mesh).row_shards)
   if not {'steps', 'updates', 'epochs'} & tops:
     known['steps'] = config.steps * config.updates * config.epochs
   if 'tokenizer' not in tops:

@@ -1,0 +1,88 @@
+"""What of a config does not go together: sentences, none where all fits.
+
+`schema` knows fields alone; these rules need what was built of them.
+"""
+
+import ml_collections
+
+from gen_rl import minibatch, sharding
+from gen_rl.data import prompts
+from gen_rl.types import Policy
+
+
+def policy(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
+  """What is asked of a policy or its network that they have not."""
+  errors = []
+  offers = dict(
+    ode=built.velocity is not None, policy=True,
+    greedy=built.greedy is not None,
+  )  # fmt: skip
+  offers = [name for name, offered in offers.items() if offered]
+  if config.eval.name == 'sampled' and config.eval.sampler not in offers:
+    errors.append(
+      f'config.eval.sampler is {config.eval.sampler!r}; the policy '
+      f'{config.policy.name} offers {", ".join(offers)}'
+    )
+  if config.released and built.load is None:
+    errors.append(
+      f'config.released={config.released!r} is the folder of a released model, '
+      f'and the network {config.model.name} is none; set config.init to a '
+      'safetensors file of its own'
+    )
+  if config.lora.start and (built.adapt is None or not config.lora.pattern):
+    reason = f'the network {config.model.name} is none of those that have files'
+    if built.adapt:
+      reason = "lora.pattern is '', and no module has an adapter to start from"
+    errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
+  return errors
+
+
+def answers(
+  config: ml_collections.ConfigDict, source: prompts.Prompts | None
+) -> list[str]:
+  """Answers of the prompts that the policy could not say."""
+  said = config.policy.get('length')
+  asked = bool(source and source.answers) and said is not None
+  if not asked or said > config.data.answer_length:
+    return []
+  return [
+    f'an answer of data.answer_length={config.data.answer_length} tokens and '
+    f'its end do not fit policy.length={said}; make it at least '
+    f'{config.data.answer_length + 1}'
+  ]
+
+
+def drawn_judges(config: ml_collections.ConfigDict) -> list[str]:
+  """Rewards without weights where the policy has some."""
+  parts = dict(rewards=config.rewards, monitors=config.monitors)
+  parts['eval.gold'] = config.eval.gold
+  drawn = [
+    f'config.{part}.{label}.folder'
+    for part, specs in parts.items()
+    for label, spec in specs.items()
+    if spec.get('folder') == 'drawn'
+  ]
+  if not config.released or not drawn:
+    return []
+  return [
+    f'the network is a released one, and {", ".join(drawn)} is "drawn": such a '
+    'score means nothing; give the folder of its weights'
+  ]
+
+
+def rows(
+  config: ml_collections.ConfigDict, shards: int, unit: int = 1
+) -> list[str]:
+  """Why rows, `unit` of which stay together, cannot be cut over `shards`."""
+  count = config.data.prompts_per_step * config.data.group_size
+  updates, microbatches, chunks = (
+    config[k] for k in ('updates', 'microbatches', 'rollout_chunks')
+  )
+  if min(count, updates, microbatches, chunks) < 1:
+    return []  # `schema` says so
+  found = (
+    minibatch.geometry_error(count, updates, microbatches, unit),
+    sharding.rows_error(count, shards, updates * microbatches),
+    sharding.rows_error(count, shards, chunks, 'rollout_chunks'),
+  )
+  return [error for error in found if error]
