@@ -25,7 +25,6 @@ from gen_rl import (
   build,
   checkpoint,
   checkpoint_format,
-  commands,
   run_folder,
   sharding,
   train,
@@ -270,25 +269,3 @@ def test_parameter_copies_are_those_that_are_asked_for():
   assert assemble.parameter_copies(config) == ['ema']
   config.objective.kl = dict(name='velocity_kl', ref='old', weight=1.0)
   assert assemble.parameter_copies(config) == ['ema']
-
-
-def test_resume_command_repeats_every_flag(monkeypatch, tmp_path):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(sys, 'executable', '/usr/bin/python3')
-  flags = ['--config=flow_grpo:tiny', '--config.steps=9', '--workdir=a b']
-  assert commands.resume('flow_grpo:tiny', 'a b', flags) == (
-    'python -m gen_rl.main --config=flow_grpo:tiny --config.steps=9'
-    " '--workdir=a b'"
-  )
-  assert commands.resume('flow_grpo', 'x', ['--config', 'my.py']) == (
-    'python -m gen_rl.main --config my.py --workdir=x'
-  )
-  # as the first command of the README calls it
-  monkeypatch.setattr(sys, 'executable', str(tmp_path / '.venv/bin/python'))
-  again = commands.resume('flow_grpo', 'x', [])
-  assert again.startswith('.venv/bin/python -m gen_rl.main ')
-  monkeypatch.setattr(sys, 'executable', '/usr/bin/python3')
-  # started from a notebook
-  assert commands.resume('flow_grpo:tiny', 'x', ['-f', 'k.json']) == (
-    'python -m gen_rl.main --config=configs/flow_grpo.py:tiny --workdir=x'
-  )
