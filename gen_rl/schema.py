@@ -317,7 +317,8 @@ _ENCODERS = dict(mmdit='sd3_text', flux='flux_text', unet='sd15_text')
 
 def _features_are_the_networks(config: Mapping[str, Any]) -> list[str]:
   model, encoder = config['model'], config['data']['embed']['encoder']['name']
-  net = model.get('net', model)['name']
+  inner = model.get('net')
+  net = (inner if isinstance(inner, Mapping) else model).get('name')
   wanted = _ENCODERS.get(net)
   if not wanted or encoder == wanted:
     return []

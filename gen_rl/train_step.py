@@ -25,8 +25,9 @@ from gen_rl import aggregate as aggregate_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl import sharding
 from gen_rl.rewards import combine
-from gen_rl.step import judge, sample
+from gen_rl.step import judge as judge_lib
 from gen_rl.step import learn as learn_lib
+from gen_rl.step import sample as sample_lib
 from gen_rl.step.recipe import Recipe, View
 from gen_rl.train_state import TrainState
 from gen_rl.types import (
@@ -140,15 +141,15 @@ def make(
     layout=layout or sharding.one_device(),
   )
 
-  def drawn(state, batch, key):
-    return sample.sample(recipe, state, batch, key)
+  def sample(state, batch, key):
+    return sample_lib.sample(recipe, state, batch, key)
 
   def collect(state, batch, key):
-    traj, inputs, outs = drawn(state, batch, key)
-    state, exp, metrics = judge.judge(
+    traj, inputs, outs = sample(state, batch, key)
+    state, exp, metrics = judge_lib.judge(
       recipe, state, traj, dict(inputs.info), outs
     )
-    state, trained = judge.train_critics(
+    state, trained = judge_lib.train_critics(
       recipe, state, batch, inputs.media, exp, key
     )
     return state, exp, {**metrics, **trained}
@@ -162,7 +163,9 @@ def make(
     return state, {**collected, **updated}
 
   def learn(state, traj, info, outs, key):
-    state, exp, collected = judge.judge(recipe, state, traj, dict(info), outs)
+    state, exp, collected = judge_lib.judge(
+      recipe, state, traj, dict(info), outs
+    )
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 
@@ -170,6 +173,6 @@ def make(
     collect,
     update,
     jax.jit(fused, donate_argnums=0),
-    jax.jit(drawn),
+    jax.jit(sample),
     jax.jit(learn, donate_argnums=0),
   )

@@ -102,7 +102,7 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
 
   process = start(cut, cache, *SETTINGS)
   wait_for(process, lambda: last_step(cut) >= at + 1, 'more steps')
-  time.sleep(random.uniform(0, 0.5))  # in the middle of whatever it does
+  time.sleep(random.uniform(0, 0.2))  # in the middle of whatever it does
   process.kill()
   process.communicate()
   assert process.returncode == -signal.SIGKILL
