@@ -2,8 +2,7 @@
 
 A run is worth more than what it prints. Where a terminal, pipe or file cannot
 take a character, it gets the nearest in ASCII; where it takes nothing any more
-(the reader is gone, its disk is full) or was closed from the start, the run
-goes on without.
+(the reader is gone, its disk is full) or was closed, the run goes on without.
 """
 
 import codecs
@@ -48,6 +47,10 @@ class Lasting:
     with self._nobody_there():
       self._stream.flush()
 
+  def close(self) -> None:
+    """Stays open: what one reward or library closes, all others print to."""
+    self.flush()
+
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)
 
@@ -57,9 +60,15 @@ class Lasting:
       yield
     except OSError:
       # What is held back goes there as well, also when Python ends.
-      null = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(null, self._stream.fileno())
-      os.close(null)
+      _to_nowhere(self._stream.fileno())
+
+
+def _to_nowhere(number: int) -> None:
+  """What is written to a file descriptor, open or closed, is lost."""
+  null = os.open(os.devnull, os.O_RDWR)
+  if null != number:
+    os.dup2(null, number)
+    os.close(null)
 
 
 def make_lasting() -> None:
@@ -67,10 +76,7 @@ def make_lasting() -> None:
   for number, name in enumerate(('stdin', 'stdout', 'stderr')):
     stream = getattr(sys, name)
     if stream is None:  # closed: its number is not to become another file's
-      null = os.open(os.devnull, os.O_RDWR)
-      if null != number:
-        os.dup2(null, number)
-        os.close(null)
+      _to_nowhere(number)
       mode = 'r' if name == 'stdin' else 'w'
       stream = open(number, mode, encoding='utf-8', closefd=False)  # noqa: SIM115
     if name != 'stdin':

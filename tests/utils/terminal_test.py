@@ -24,7 +24,7 @@ def test_what_a_terminal_lacks_is_ascii(encoding, written):
 
 def test_a_reader_that_is_gone_stops_nothing():
   reader, writer = os.pipe()
-  stream = terminal.Lasting(open(writer, 'w'))  # noqa: SIM115
+  stream = terminal.Lasting(open(writer, 'w', closefd=False))  # noqa: SIM115
   stream.write('a')
   stream.flush()
   assert os.read(reader, 9) == b'a'
@@ -32,5 +32,23 @@ def test_a_reader_that_is_gone_stops_nothing():
   stream.write('b' * 100_000)
   stream.flush()
   stream.write('c')
+  stream.flush()
   assert not stream.isatty() and stream.fileno() == writer
+  os.close(writer)
+
+
+def test_who_closes_it_closes_it_for_nobody():
+  reader, writer = os.pipe()
+  stream = terminal.Lasting(open(writer, 'w', closefd=False))  # noqa: SIM115
+  stream.write('a')
   stream.close()
+  stream.write('b')
+  stream.flush()
+  assert os.read(reader, 9) == b'ab'
+  os.close(writer)  # behind its back
+  for _ in range(2):  # to nowhere, and what was held back with it
+    stream.write('c')
+    stream.flush()
+  os.close(writer)
+  assert os.read(reader, 9) == b''
+  os.close(reader)
