@@ -151,7 +151,7 @@ def fields() -> dict[str, Any]:
     guidance_scale=1.0,  # classifier-free guidance; 1 is off
     # Gradient of both halves of a guided prediction, as it is sampled, or of
     # the conditional half alone: faster, and biased the more the larger the
-    # scale (diffusion/guidance.py).
+    # scale (policies/guidance.py).
     guidance_gradient='both',
     event='mean',  # log-probs average or sum over a latent's dimensions
     unit_log_prob=False,  # Flow-CPS's log-prob without 1 / (2 std^2)

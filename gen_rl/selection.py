@@ -21,8 +21,6 @@ scored at step s takes s + 1 network calls (the authors' code counts s), so
   reward  = sum_j n_{j-1} + n_J                                          (6)
 
 where a cut that keeps everybody is not scored. Best of n is J = 0.
-
-`informative_groups` chooses among groups of finished samples, for training.
 """
 
 from collections.abc import Sequence
@@ -30,10 +28,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Int
 import numpy as np
 
-from gen_rl.advantages import statistics
 from gen_rl.types import AnyArray, Array
 
 
@@ -87,44 +84,6 @@ def soft_best_of_n(
   less to gain than an arg-max does.
   """
   return jax.nn.softmax(jnp.asarray(scores) / beta, axis=-1)
-
-
-def informative_groups(
-  score: Float[Array, ' b'],
-  valid: Bool[Array, ' b'],
-  group_size: int,
-  keep: int,
-) -> Float32[Array, ' b']:
-  """Weights of rows: 1 in the groups whose scores differ most, else 0.
-
-  DAPO (arXiv 2503.14476) samples until it has B groups that are neither all
-  right nor all wrong. In a fixed shape: sample more than B, keep the B of the
-  largest standard deviation. A group of equal scores is never kept, so there
-  may be fewer; of equal deviations the first ones stay.
-
-  Args:
-    score: of rows, groups one after the other.
-    valid: rows that count; the others get weight 0.
-    group_size: G.
-    keep: B, at most the number of groups.
-
-  Raises:
-    ValueError: `keep` is not between 1 and the number of groups.
-  """
-  groups = score.shape[0] // group_size
-  if not 1 <= keep <= groups:
-    raise ValueError(
-      f'keep is {keep}: of {groups} groups, 1 to {groups} can be kept.'
-    )
-  valid = valid & jnp.isfinite(score)
-  shape = groups, group_size
-  _, _, std, differ = statistics.moments(
-    jnp.where(valid, score, 0.0).reshape(shape), valid.reshape(shape)
-  )
-  spread = jnp.where(differ, std, -1.0)[:, 0]
-  place = jnp.argsort(jnp.argsort(-spread, stable=True))
-  kept = differ[:, 0] & (place < keep)
-  return (jnp.repeat(kept, group_size) & valid).astype(jnp.float32)
 
 
 def bon_kl(n: AnyArray | int) -> AnyArray:

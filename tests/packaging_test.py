@@ -1,6 +1,7 @@
 """What setup.py declares, what the code imports, what the README promises."""
 
 import ast
+import graphlib
 import importlib
 from importlib import metadata
 import pathlib
@@ -130,6 +131,23 @@ def test_declared_is_imported():
   declared = _names(_setup_arguments()['install_requires'])
   used = set(_imported('gen_rl', 'configs')) | set(_INDIRECT)
   assert not declared - used
+
+
+def test_no_package_is_above_and_below_another():
+  """What imports what within gen_rl, by package or module, has no circle."""
+  below = {}
+  for path in sorted((_ROOT / 'gen_rl').rglob('*.py')):
+    own = path.relative_to(_ROOT / 'gen_rl').with_suffix('').parts[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+      if not isinstance(node, ast.ImportFrom) or node.level:
+        continue
+      top, _, inner = node.module.partition('.')
+      names = [inner] if inner else [alias.name for alias in node.names]
+      for name in names if top == 'gen_rl' else ():
+        below.setdefault(own, set()).add(name.split('.')[0])
+  for own, found in below.items():
+    found.discard(own)
+  assert list(graphlib.TopologicalSorter(below).static_order())
 
 
 def test_every_dependency_has_a_reason():

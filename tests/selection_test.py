@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -161,36 +160,3 @@ def test_area_gain():
   np.testing.assert_allclose(
     selection.budget_curve_gain(budget, flat, base), -1.0
   )
-
-
-def test_informative_groups_by_hand():
-  """Deviations 0, 1, 2, 1, and 8 of a group with one row that counts."""
-  score = np.float32([3, 3, 0, 2, 1, 5, 2, 0, np.nan, 16])
-  valid = np.array([True] * 8 + [True, True])
-
-  def kept(keep, valid=valid):
-    weight = selection.informative_groups(
-      jnp.asarray(score), jnp.asarray(valid), 2, keep
-    )
-    assert weight.dtype == jnp.float32
-    return np.asarray(weight).astype(int).tolist()
-
-  assert kept(1) == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
-  # the first of the two equal ones
-  assert kept(2) == [0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
-  # equal scores are never kept, nor is a lone row
-  assert kept(5) == kept(3) == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
-  # an invalid row neither counts nor is trained on
-  lost = valid & (np.arange(10) != 4)
-  assert kept(2, lost) == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
-  for keep in (0, 6):
-    with pytest.raises(ValueError, match='of 5 groups, 1 to 5 can be kept'):
-      kept(keep)
-
-
-def test_an_invalid_row_of_an_informative_group_gets_no_weight():
-  score = jnp.array([0.0, 1.0, 50.0, 1.0, 1.0, 2.0])
-  valid = jnp.array([True, True, False, True, True, True])
-  weight = selection.informative_groups(score, valid, 3, 1)
-  # deviations .5 (without the 50) and .471
-  np.testing.assert_array_equal(weight, [1, 1, 0, 0, 0, 0])

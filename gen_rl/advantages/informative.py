@@ -7,10 +7,10 @@ shapes are fixed, their share of the update.
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
-from gen_rl import advantages, build, selection
-from gen_rl.advantages.statistics import valid_scores
+from gen_rl import advantages, build
+from gen_rl.advantages.statistics import moments, valid_scores
 from gen_rl.fields import Count
 from gen_rl.types import Advantage, Array, Metrics, PyTree, RewardOut
 
@@ -51,9 +51,47 @@ def informative(
   ) -> tuple[Float32[Array, 'b k'], Float32[Array, ' b'], PyTree, Metrics]:
     adv, weight, state, metrics = inner.update(rewards, group, state)
     score, valid = valid_scores(rewards)
-    kept = selection.informative_groups(score, valid, group_size, keep)
+    kept = informative_groups(score, valid, group_size, keep)
     of_group = kept.reshape(-1, group_size).max(1)
     metrics = {**metrics, 'advantage/kept_fraction': of_group.mean()}
     return jnp.where(kept[:, None] > 0, adv, 0.0), weight * kept, state, metrics
 
   return inner._replace(update=update)
+
+
+def informative_groups(
+  score: Float[Array, ' b'],
+  valid: Bool[Array, ' b'],
+  group_size: int,
+  keep: int,
+) -> Float32[Array, ' b']:
+  """Weights of rows: 1 in the groups whose scores differ most, else 0.
+
+  DAPO (arXiv 2503.14476) samples until it has B groups that are neither all
+  right nor all wrong. In a fixed shape: sample more than B, keep the B of the
+  largest standard deviation. A group of equal scores is never kept, so there
+  may be fewer; of equal deviations the first ones stay.
+
+  Args:
+    score: of rows, groups one after the other.
+    valid: rows that count; the others get weight 0.
+    group_size: G.
+    keep: B, at most the number of groups.
+
+  Raises:
+    ValueError: `keep` is not between 1 and the number of groups.
+  """
+  groups = score.shape[0] // group_size
+  if not 1 <= keep <= groups:
+    raise ValueError(
+      f'keep is {keep}: of {groups} groups, 1 to {groups} can be kept.'
+    )
+  valid = valid & jnp.isfinite(score)
+  shape = groups, group_size
+  _, _, std, differ = moments(
+    jnp.where(valid, score, 0.0).reshape(shape), valid.reshape(shape)
+  )
+  spread = jnp.where(differ, std, -1.0)[:, 0]
+  place = jnp.argsort(jnp.argsort(-spread, stable=True))
+  kept = differ[:, 0] & (place < keep)
+  return (jnp.repeat(kept, group_size) & valid).astype(jnp.float32)

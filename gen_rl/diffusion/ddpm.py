@@ -28,15 +28,14 @@ which is taken for x0 in (4): then `process.x0_from_velocity` is f, and
 `transitions.cps` at level 1 its multistep sampling.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
 from gen_rl.diffusion import process
-from gen_rl.models import options
 from gen_rl.types import AnyArray, Array
 
 Betas = Literal['scaled_linear', 'linear', 'squaredcos_cap_v2']
@@ -125,41 +124,3 @@ def velocity(
     return process.velocity_from_x0(x, x0, s)
   beyond = process.expand(s, x_vp) > last
   return jnp.where(beyond, process.velocity_from_x0(x, x0, s), noise - x0)
-
-
-def config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-  """What a network's process is, for a released scheduler_config.json.
-
-  Returns:
-    Keywords of `flow_times` and `velocity`: betas, beta_start, beta_end,
-    train_steps, prediction, boundary.
-
-  Raises:
-    ValueError: options that are not computed, in one sentence.
-  """
-  computed = dict(
-    trained_betas=(None,),
-    clip_sample=(False,),
-    thresholding=(False,),
-    rescale_betas_zero_snr=(False,),
-    beta_schedule=('scaled_linear', 'linear', 'squaredcos_cap_v2'),
-    prediction_type=('epsilon', 'v_prediction'),
-  )
-  needed = 'beta_start', 'beta_end', 'beta_schedule'
-  there = {k: v for k, v in scheduler.items() if v is not None}
-  options.typed(
-    'scheduler', there, fraction=needed[:2], whole=('num_train_timesteps',),
-    name=('beta_schedule', 'prediction_type'),
-  )  # fmt: skip
-  # The others say how to sample, some of them what another sampler had to know.
-  said = {k: v for k, v in scheduler.items() if k in computed or k in needed}
-  options.check('scheduler', said, computed, needed, needed)
-  consistent = scheduler.get('_class_name') == 'LCMScheduler'
-  return dict(
-    betas=scheduler['beta_schedule'],
-    beta_start=scheduler['beta_start'],
-    beta_end=scheduler['beta_end'],
-    train_steps=there.get('num_train_timesteps', 1000),
-    prediction=scheduler.get('prediction_type', 'epsilon'),
-    boundary=scheduler.get('timestep_scaling', 10.0) if consistent else None,
-  )

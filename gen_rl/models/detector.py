@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Count
-from gen_rl.rewards.geneval import Detections
+from gen_rl.scoring.geneval import Detections
 from gen_rl.types import Array, Axes, Params
 from gen_rl.worlds import grammar, shapes
 

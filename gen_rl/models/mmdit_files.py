@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.diffusion import flow_files
-from gen_rl.models import folders, options, released
+from gen_rl.models import flow_files, folders, options, released
 from gen_rl.models.adaln import positions
 from gen_rl.models.weights import WeightsError
 

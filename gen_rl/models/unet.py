@@ -306,7 +306,7 @@ def unet(
   def same_process(folder: str) -> None:
     at = released.locate(folder, 'scheduler')
     scheduler = folders.read_json(os.path.join(at, 'scheduler_config.json'))
-    options.same(at, ddpm.config(scheduler), said, 'model.net')
+    options.same(at, unet_files.process(scheduler), said, 'model.net')
 
   files = peft.in_folders(
     'unet',
@@ -338,7 +338,7 @@ def load(
     folder: with config.json and weights.
     param_dtype: of the parameters; `dtype` in `overrides` is that of the
       arithmetic.
-    **overrides: keywords of `unet` over those of the config, `ddpm.config` of
+    **overrides: keywords of `unet` over those of the config, `process` of
       the scheduler among them.
 
   Returns:

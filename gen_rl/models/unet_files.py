@@ -44,7 +44,7 @@ _FREE = (
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `unet` for the config.json of a UNet2DConditionModel.
 
-  The process is not said there, but in the scheduler's (`ddpm.config`).
+  The process is not said there, but in the scheduler's (`process`).
 
   Raises:
     ValueError: options that are missing or not computed, all in one sentence.
@@ -133,4 +133,42 @@ def config_json(
     norm_num_groups=said['groups'],
     norm_eps=said['eps'],
     time_cond_proj_dim=said['guidance_width'],
+  )
+
+
+def process(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+  """What a network's process is, for a released scheduler_config.json.
+
+  Returns:
+    Keywords of `ddpm.flow_times` and `ddpm.velocity`: betas, beta_start,
+    beta_end, train_steps, prediction, boundary.
+
+  Raises:
+    ValueError: options that are not computed, in one sentence.
+  """
+  computed = dict(
+    trained_betas=(None,),
+    clip_sample=(False,),
+    thresholding=(False,),
+    rescale_betas_zero_snr=(False,),
+    beta_schedule=('scaled_linear', 'linear', 'squaredcos_cap_v2'),
+    prediction_type=('epsilon', 'v_prediction'),
+  )
+  needed = 'beta_start', 'beta_end', 'beta_schedule'
+  there = {k: v for k, v in scheduler.items() if v is not None}
+  options.typed(
+    'scheduler', there, fraction=needed[:2], whole=('num_train_timesteps',),
+    name=('beta_schedule', 'prediction_type'),
+  )  # fmt: skip
+  # The others say how to sample, some of them what another sampler had to know.
+  said = {k: v for k, v in scheduler.items() if k in computed or k in needed}
+  options.check('scheduler', said, computed, needed, needed)
+  consistent = scheduler.get('_class_name') == 'LCMScheduler'
+  return dict(
+    betas=scheduler['beta_schedule'],
+    beta_start=scheduler['beta_start'],
+    beta_end=scheduler['beta_end'],
+    train_steps=there.get('num_train_timesteps', 1000),
+    prediction=scheduler.get('prediction_type', 'epsilon'),
+    boundary=scheduler.get('timestep_scaling', 10.0) if consistent else None,
   )

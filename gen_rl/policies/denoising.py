@@ -29,18 +29,12 @@ import jax.numpy as jnp
 
 from gen_rl import build
 from gen_rl.build import ConfigError
-from gen_rl.diffusion import (
-  flow_files,
-  guidance,
-  process,
-  schedules,
-  solvers,
-  transitions,
-)
+from gen_rl.diffusion import process, schedules, solvers, transitions
 from gen_rl.distributions import Gaussian, decision_keys
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
+from gen_rl.models import flow_files
 from gen_rl.models.layers import Net
-from gen_rl.policies import ode
+from gen_rl.policies import guidance, ode
 from gen_rl.types import (
   Array,
   Noised,
@@ -105,7 +99,7 @@ def denoising(
       and scoring alike, not in matching losses, which fit the net itself.
     guidance_gradient: 'both' halves of a guided velocity are differentiated,
       as the policy that samples has it, or the 'conditional' one alone: faster,
-      and biased (`diffusion.guidance`).
+      and biased (`policies.guidance`).
     event: a decision's log-prob is the 'mean' or the 'sum' over the latent's
       dimensions.
     unit_log_prob: drop 1 / (2 std^2) and the constants from the log-prob, as

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import build
-from gen_rl.diffusion import guidance, process, schedules, solvers
+from gen_rl.diffusion import process, schedules, solvers
 from gen_rl.models.layers import Net
+from gen_rl.policies import guidance
 from gen_rl.types import Array, Params, PyTree, Rows
 from gen_rl.utils import rng
 

@@ -10,7 +10,7 @@ the tokens before j, and l0 those given no prompt,
 
 The first w = 1 where there is no guidance, and then both scores are the same.
 'guided' differentiates what is sampled, l and l0, or l alone where
-guidance_gradient='conditional' (`diffusion.guidance`). 'cond' is what T2I-R1
+guidance_gradient='conditional' (`policies.guidance`). 'cond' is what T2I-R1
 does (arXiv 2505.00703): its gradient with respect to l is that of 'guided' over
 w where the advantages of a state average to zero, and where they do not,
 guidance is distilled into the conditional logits; with several updates per
@@ -36,11 +36,10 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
-from gen_rl.diffusion import guidance
 from gen_rl.distributions import Categorical
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models.layers import PAD, TokenNet
-from gen_rl.policies import coded
+from gen_rl.policies import coded, guidance
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree
 

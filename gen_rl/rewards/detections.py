@@ -17,7 +17,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Count
-from gen_rl.rewards import geneval
+from gen_rl.scoring import geneval
 from gen_rl.types import Array, Params, PyTree, Reward, RewardInputs, RewardOut
 
 _CLAUSES = tuple(geneval.Clauses.__dataclass_fields__)

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Shaped
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Fraction, NonNegative, Positive
-from gen_rl.rewards import geneval, ocr, pixels
+from gen_rl.rewards import pixels
+from gen_rl.scoring import geneval, spelling
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
 from gen_rl.worlds import shapes, shapes_oracle
@@ -58,11 +59,11 @@ def judge(
   # Unread letters get an id no letter has.
   read = jnp.where(found.letters < 0, len(shapes.LETTERS), found.letters)
   length = jnp.full(b, n)
-  spelling = ocr.ocr_score(read, target, length, length)
+  letters = spelling.ocr_score(read, target, length, length)
   asked = info['word_color']
   right_color = (asked < 0) | (found.letter_color == asked)
   text_partial = jnp.where(
-    asked < 0, spelling, spelling * (1.0 + right_color) / 2.0
+    asked < 0, letters, letters * (1.0 + right_color) / 2.0
   )
   text_strict = (
     (found.letters == target).all(-1)

@@ -337,7 +337,7 @@ FIELDS = (
 def spec_arrays(spec: Spec) -> dict[str, np.ndarray]:
   """A spec as int32 arrays FIELDS, the `info` of a batch row.
 
-  The names of the clause arrays are those of `rewards.geneval.Clauses`.
+  The names of the clause arrays are those of `scoring.geneval.Clauses`.
   """
   return {
     'task': np.int32(spec.task),

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gen_rl.diffusion import ddpm, flow_files
 from gen_rl.models import (
   clip,
   convert,
+  flow_files,
   flux,
   mmdit_files,
   options,
@@ -62,7 +62,7 @@ GOOD = {
     _class_name='FlowMatchEulerDiscreteScheduler', shift=3.0,
     use_dynamic_shifting=True, base_shift=0.5, time_shift_type='linear',
   )),
-  'ddpm': (ddpm.config, dict(
+  'ddpm': (unet_files.process, dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule='linear',
     num_train_timesteps=1000, prediction_type='epsilon',
   )),

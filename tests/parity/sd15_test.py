@@ -7,7 +7,7 @@ import pytest
 
 from gen_rl import rollout
 from gen_rl.diffusion import ddpm, process, schedules, transitions
-from gen_rl.models import unet
+from gen_rl.models import unet, unet_files
 from gen_rl.policies import denoising, ode
 from gen_rl.utils import rng
 
@@ -104,7 +104,7 @@ def test_ddim_steps(eta, prediction):
   config = SD15 | dict(prediction_type=prediction)
   theirs = diffusers.DDIMScheduler(**config)
   theirs.set_timesteps(10)
-  options = ddpm.config(theirs.config)
+  options = unet_files.process(theirs.config)
   assert options.pop('boundary') is None
   assert options.pop('prediction') == prediction
   times, grid = ddpm.flow_times(**options), schedules.ddim(10)
@@ -269,7 +269,7 @@ def test_consistency_pipeline(tmp_path, monkeypatch):
   model.save_pretrained(tmp_path)
   scheduler = diffusers.LCMScheduler()
   net, params = unet.load(
-    tmp_path, guidance=GUIDANCE, **ddpm.config(scheduler.config)
+    tmp_path, guidance=GUIDANCE, **unet_files.process(scheduler.config)
   )
   policy = denoising.denoising(
     net, steps=4, transition=dict(name='cps'), noise=1.0, grid=dict(name='lcm')
@@ -297,7 +297,7 @@ def test_consistency_pipeline(tmp_path, monkeypatch):
 
 def test_what_is_refused():
   said = dict(diffusers.DDIMScheduler(**SD15).config)
-  assert ddpm.config(said)['train_steps'] == 1000
+  assert unet_files.process(said)['train_steps'] == 1000
   for option in (
     dict(clip_sample=True),
     dict(thresholding=True),
@@ -310,6 +310,6 @@ def test_what_is_refused():
     with pytest.raises(
       ValueError, match='of this scheduler.*not computed|missing'
     ):
-      ddpm.config(said | option)
+      unet_files.process(said | option)
   with pytest.raises(ValueError, match='betas=.cosine. is none of'):
     ddpm.flow_times('cosine')

@@ -12,7 +12,8 @@ import pytest
 
 from gen_rl.build import ConfigError
 from gen_rl.data import prompts
-from gen_rl.rewards import detections, evaluate, geneval
+from gen_rl.rewards import detections, evaluate
+from gen_rl.scoring import geneval
 from gen_rl.types import RewardInputs
 
 M = 24  # slots of a picture

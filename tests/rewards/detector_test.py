@@ -9,7 +9,8 @@ import pytest
 from gen_rl import build
 from gen_rl.models import detector as net_lib
 from gen_rl.models import weights
-from gen_rl.rewards import combine, detector, geneval
+from gen_rl.rewards import combine, detector
+from gen_rl.scoring import geneval
 from gen_rl.types import RewardInputs
 from gen_rl.worlds import grammar, shapes
 

@@ -10,8 +10,8 @@ import numpy as np
 from gen_rl.data import array_files, columns, text_files
 from gen_rl.data.prompts.source import Prompts
 from gen_rl.fields import Index
-from gen_rl.rewards import geneval as geneval_lib
-from gen_rl.rewards import ocr
+from gen_rl.scoring import geneval as geneval_lib
+from gen_rl.scoring import spelling
 from gen_rl.utils.words import few
 from gen_rl.worlds import grammar
 
@@ -210,7 +210,7 @@ def _of_records(
 def geneval(path: str) -> Prompts:
   """GenEval's own prompts (or others written like them), for its rewards.
 
-  `info` has the fields of rewards.geneval.Clauses and `confidence`, how sure a
+  `info` has the fields of scoring.geneval.Clauses and `confidence`, how sure a
   detection has to be.
 
   Raises:
@@ -246,10 +246,10 @@ def quoted(path: str) -> Prompts:
   wanted = []
   for number, text in found:
     try:
-      wanted.append(ocr.quoted_text(text))
+      wanted.append(spelling.quoted_text(text))
     except ValueError as error:
       raise ValueError(f'prompt file {path} line {number}: {error}') from None
-  codes, _ = ocr.encode(wanted, max(map(len, wanted)))
+  codes, _ = spelling.encode(wanted, max(map(len, wanted)))
   return dataclasses.replace(txt(path), info=dict(text=codes), tasks=())
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gen_rl.build import ConfigError
-from gen_rl.diffusion import flow_files, schedules
+from gen_rl.diffusion import schedules
+from gen_rl.models import flow_files
 from gen_rl.models.weights import WeightsError
 
 diffusers = pytest.importorskip('diffusers')

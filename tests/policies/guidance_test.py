@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gen_rl.build import ConfigError
-from gen_rl.diffusion import guidance
 from gen_rl.models.layers import Net
+from gen_rl.policies import guidance
 
 
 def _net(params, x, t, cond):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl.rewards import geneval
-from gen_rl.rewards.geneval import Detections
+from gen_rl.scoring import geneval
+from gen_rl.scoring.geneval import Detections
 
 M = 6
 CLASSES = ('cat', 'dog', 'cup')
