@@ -45,7 +45,7 @@ from ml_collections import config_dict
 
 from configs import base
 from gen_rl.models import lora
-from gen_rl.worlds import grammar
+from gen_rl.worlds import shapes_world
 
 VARIANTS = (
   'fast', 'all', 'cps', 'dance', 'guard', 'plain', 'jpeg', 'jpeg_host', 'ocr',
@@ -122,7 +122,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.optimizer.lr = 1e-4
     c.steps = 120
     # The detector has never seen a word.
-    c.data.prompts.tasks = tuple(t for t in grammar.TASKS if t != 'text')
+    tasks = shapes_world.shapes().tasks
+    c.data.prompts.tasks = tuple(t for t in tasks if t != 'text')
     del c.data.weights['text']
   if 'kl' in variants:
     c.objective.kl.weight = 0.5

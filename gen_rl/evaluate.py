@@ -42,6 +42,9 @@ from gen_rl.types import (
   Rows,
 )
 from gen_rl.utils import hosts, image, rng
+from gen_rl.worlds import world
+
+_BLANK = 24, 24, 3  # where what is said is about no picture
 
 
 class Evaluation(NamedTuple):
@@ -86,7 +89,7 @@ class Evaluation(NamedTuple):
     reward = gold if self.reward is None else self.reward[:prompts]
     if self.said:
       n = media.shape[1]
-      blank = np.ones((*media.shape[:2], 24, 24, 3), np.float32)
+      blank = np.ones((*media.shape[:2], *_BLANK), np.float32)
       seen = blank if self.seen is None else self.seen[:prompts]
       media = np.stack(
         [
@@ -336,7 +339,7 @@ def labelled(
   if policy.correct is None or encode is None:
     raise ConfigError(
       'eval.name="labelled" goes with a policy that predicts labels and a '
-      'rollout of data that has them, such as shapes_scenes; use '
+      'rollout of data that has them; use '
       'eval.name="sampled"'
     )
 
@@ -373,7 +376,7 @@ def _evaluation(media, out, verdict, spread, texts, tasks) -> Evaluation:
   score = out.score.reshape(len(texts), -1)
   valid = out.valid.reshape(score.shape)
   per_task = {}
-  for task in sorted(set(tasks)):
+  for task in world.ordered(tasks):
     at = [t == task for t in tasks]
     per_task[task] = _mean(score[at], valid[at], verdict)
   return Evaluation(

@@ -34,10 +34,9 @@ from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
-from gen_rl.rewards import shapes as shapes_reward
 from gen_rl.types import Array, Params, Policy, Rows
 from gen_rl.utils import files, image, tree
-from gen_rl.worlds import grammar, shapes
+from gen_rl.worlds import world as world_lib
 
 # What decides which picture a prompt gives; an evaluation or a sample that
 # changes it from what was trained is allowed, and worth a warning.
@@ -292,8 +291,8 @@ def sample(
 ) -> Pictures:
   """Draws `num` pictures of a prompt into one PNG.
 
-  Where the prompt is a sentence of ShapesWorld and the pictures are of its
-  size, the oracle judges them: green borders are correct, red ones are not.
+  Where the prompt is a sentence of a world and the pictures are of its size,
+  its oracle judges them: green borders are correct, red ones are not.
   With `best_of`, the config's rewards choose what it judges (where the oracle
   is one of them, its verdict says nothing new).
 
@@ -354,8 +353,8 @@ def sample(
         'them as one and the same unknown word',
         file=sys.stderr,
       )
-  spec = grammar.parse(prompt)
-  asked = {} if spec is None else grammar.spec_arrays(spec)
+  world, said = world_lib.understood([prompt]) or (None, [])
+  asked = said[0].facts if said else {}
   batch = feeds.alone(config, built, prompt, asked, judge is not None)
   loaded = load_params(config, workdir, built.policy, step)
   print(f'Sampling from {loaded.source}', flush=True)
@@ -381,11 +380,11 @@ def sample(
     else:
       latents = built.sampler(params, rows)
     media = built.policy.decode(params, latents)
-    if spec is None or media.shape[1:] != (shapes.SIZE, shapes.SIZE, 3):
+    if world is None or media.shape[1:] != world.shape:
       return media, None, score
     info = jax.tree.map(lambda x: x[:num], rows.info)  # all rows ask the same
-    _, strict = shapes_reward.judge(media, info)
-    return media, strict & jnp.isfinite(media).all((1, 2, 3)), score
+    _, strict = world.judge(media, world.facts_of(info))
+    return media, strict & evaluate_lib.finite(media), score
 
   reward_params = ()
   if judge:

@@ -14,6 +14,7 @@ from gen_rl import (
   optim,
   policies,
   rewards,
+  worlds,
 )
 from gen_rl.data import pictures, prompts, text_features, tokenizers
 from gen_rl.diffusion import schedules, transitions
@@ -56,6 +57,7 @@ INNER = {
   'objective': objectives,
   'reward': rewards,
   'second': policies,
+  'world': worlds,
 }
 
 # What those who build them give the functions of a module; no config can.

@@ -13,7 +13,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments import study
-from gen_rl.worlds import grammar
+from gen_rl.worlds import shapes_world
 
 CONFIG = 'configs/flow_grpo.py'
 GREY = 0.15  # largest difference of a background's channels
@@ -100,7 +100,7 @@ STUDY = study.Study(
     'background_sd': 'background sd: trained',
   },
   by_task='main',
-  tasks=grammar.TASKS,
+  tasks=shapes_world.shapes().tasks,
   claims=CLAIMS,
   code={
     'Flow-GRPO': (

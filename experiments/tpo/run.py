@@ -63,7 +63,7 @@ STUDY = study.Study(
     'TPO': (
       'configs/tpo.py',
       'gen_rl/data/prompts/worlds.py:shapes_contrasts',
-      'gen_rl/data/pictures.py:prompt_pairs',
+      'gen_rl/data/pictures/worlds.py:prompt_pairs',
       'gen_rl/worlds/grammar.py:mutations',
     )
   },

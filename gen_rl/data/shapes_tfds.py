@@ -23,8 +23,9 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gen_rl.worlds import grammar, shapes
+from gen_rl.worlds import shapes_world, world
 
+_WORLD = shapes_world.shapes()
 _RENDER_CHUNK = 256  # pictures rendered by one call
 
 
@@ -32,7 +33,7 @@ _RENDER_CHUNK = 256  # pictures rendered by one call
 def _render(root, index, spec):
   """Pictures [b 24 24 3] in [0, 1] of specs [b ...]; b keys from `index`."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(root, index)
-  return jax.vmap(shapes.render)(keys, spec)
+  return jax.vmap(_WORLD.render)(keys, spec)
 
 
 def examples(split: str, count: int, seed: int = 0):
@@ -42,18 +43,17 @@ def examples(split: str, count: int, seed: int = 0):
   attribution task alone has more sentences than the six others together.
 
   Args:
-    split: of the grammar, see `grammar.enumerate_prompts`.
+    split: of the world, or several joined by "+".
     count: number of examples.
     seed: of the pictures and the choice of prompts.
 
   Yields:
-    image uint8 [24 24 3], caption text, and the int32 arrays of
-    `grammar.spec_arrays`.
+    image uint8 [24 24 3], caption text, and what it says, int32 arrays.
   """
-  prompts = grammar.enumerate_prompts(split)
+  prompts = world.chosen(_WORLD, split)
   by_task = [
-    [prompt for prompt in prompts if prompt.spec.task == task]
-    for task in range(len(grammar.TASKS))
+    [prompt for prompt in prompts if prompt.task == task]
+    for task in _WORLD.tasks
   ]
   by_task = [of_task for of_task in by_task if of_task]
   stream = zlib.crc32(split.encode())
@@ -65,9 +65,7 @@ def examples(split: str, count: int, seed: int = 0):
       rng = np.random.default_rng((seed, stream, int(i)))
       of_task = by_task[rng.integers(len(by_task))]
       chosen.append(of_task[rng.integers(len(of_task))])
-    specs = [grammar.spec_arrays(prompt.spec) for prompt in chosen]
-    spec = {name: np.stack([s[name] for s in specs]) for name in specs[0]}
-    media = np.asarray(_render(root, index, spec))
+    media = np.asarray(_render(root, index, world.columns(chosen)))
     images = np.round(media * 255).astype(np.uint8)
     for row in range(min(_RENDER_CHUNK, count - start)):
       yield (
@@ -76,7 +74,7 @@ def examples(split: str, count: int, seed: int = 0):
           'image': images[row],
           'caption': chosen[row].text,
           'prompt_id': np.int32(chosen[row].prompt_id),
-          **specs[row],
+          **chosen[row].facts,
         },
       )
 
@@ -101,18 +99,18 @@ class ShapesWorld(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     feature = tfds.features
-    spec = grammar.spec_arrays(grammar.enumerate_prompts('train')[0].spec)
+    facts = world.chosen(_WORLD, 'train')[0].facts
     return tfds.core.DatasetInfo(
       builder=self,
       description=(self.__doc__ or '').strip(),
       features=feature.FeaturesDict(
         {
-          'image': feature.Image(shape=(shapes.SIZE, shapes.SIZE, 3)),
+          'image': feature.Image(shape=_WORLD.shape),
           'caption': feature.Text(),
           'prompt_id': np.int32,
           **{
             name: feature.Tensor(shape=np.shape(value), dtype=np.int32)
-            for name, value in spec.items()
+            for name, value in facts.items()
           },
         }
       ),

@@ -12,7 +12,6 @@ mixture_near      1 if |x - y| < radius, else 0. Its parts say how far the
 
 import jax.numpy as jnp
 
-from gen_rl.build import ConfigError
 from gen_rl.fields import NonNegative, Positive
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
 from gen_rl.worlds import mixture
@@ -20,13 +19,9 @@ from gen_rl.worlds import mixture
 
 def _square_distance(inputs: RewardInputs) -> tuple[Array, Array, Array]:
   """Points [b 2], squared distance to the target [b], valid [b]."""
-  if 'target' not in inputs.info:
-    raise ConfigError(
-      'the mixture rewards need to know which point a prompt asks for; use '
-      'data.prompts.name="mixture", or another reward'
-    )
+  facts = mixture.mixture().facts_of(inputs.info)
   x = 2.0 * inputs.media - 1.0
-  square = jnp.sum(jnp.square(x - inputs.info['target']), -1)
+  square = jnp.sum(jnp.square(x - facts['target']), -1)
   return x, square, jnp.isfinite(square)
 
 
@@ -41,7 +36,9 @@ def mixture_distance() -> Reward:
   return Reward('mixture_distance', (), score, differentiable=True)
 
 
-def mixture_near(radius: Positive = 0.3, beta: NonNegative = 0.2) -> Reward:
+def mixture_near(
+  radius: Positive = mixture.NEAR, beta: NonNegative = 0.2
+) -> Reward:
   """Is the point within `radius` of the target? Score 1 or 0.
 
   Args:

@@ -1,90 +1,18 @@
 """ShapesWorld rewards: what its exact oracle says of a picture.
 
-  shapes_geneval  partial credit: the mean of fractions of GenEval's strict
-                  score (Flow-GRPO, arXiv 2505.05470), or Flow-GRPO's OCR score
-                  for words, mixed with the strict verdict
-  shapes_strict   1 if the picture shows exactly what was asked for, else 0
-  shapes_compressed  a weak model of the first, as learned reward models are:
-                  all pictures within a narrow range, with a taste and noise
-
-The strict verdict wants every clause met, no object nobody asked for, and at
-most `JUNK_PIXELS` of coloured area that belongs to nothing.
+shapes_geneval  partial credit: the mean of fractions of GenEval's strict
+score (Flow-GRPO, arXiv 2505.05470), or Flow-GRPO's OCR score
+for words, mixed with the strict verdict
+shapes_strict   1 if the picture shows exactly what was asked for, else 0
+shapes_compressed  a weak model of the first, as learned reward models are:
+all pictures within a narrow range, with a taste and noise
 """
 
-import jax.numpy as jnp
-from jaxtyping import Bool, Float, Shaped
-
-from gen_rl.build import ConfigError
 from gen_rl.fields import Fraction, NonNegative, Positive
 from gen_rl.rewards import pixels
-from gen_rl.scoring import geneval, spelling
-from gen_rl.types import Array, Reward, RewardInputs, RewardOut
+from gen_rl.rewards.worlds import world_oracle, world_verdict
+from gen_rl.types import Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
-from gen_rl.worlds import shapes, shapes_oracle
-
-_NEEDED = ('include_class', 'word', 'word_color')
-
-
-def judge(
-  images: Float[Array, 'b 24 24 3'], info: dict[str, Shaped[Array, 'b ...']]
-) -> tuple[Float[Array, ' b'], Bool[Array, ' b']]:
-  """Partial credit in [0, 1] and strict verdict.
-
-  Args:
-    images: in [0, 1].
-    info: `grammar.spec_arrays`.
-  """
-  found = shapes_oracle.look(images)
-  detections = geneval.Detections(
-    box=found.box,
-    label=found.shape,
-    color=found.color,
-    valid=found.valid,
-    score=found.score,
-  )
-  clauses = geneval.Clauses(
-    include_class=info['include_class'],
-    include_count=info['include_count'],
-    include_color=info['include_color'],
-    relation=info['relation'],
-  )
-  partial, _ = geneval.strict_score(detections, clauses, quirks=False)
-  strict = geneval.exact(detections, clauses) & (
-    found.object_junk < shapes_oracle.JUNK_PIXELS
-  )
-
-  is_text = info['word'] >= 0
-  b, n = found.letters.shape
-  target = jnp.asarray(shapes.word_letters())[jnp.maximum(info['word'], 0)]
-  # Unread letters get an id no letter has.
-  read = jnp.where(found.letters < 0, len(shapes.LETTERS), found.letters)
-  length = jnp.full(b, n)
-  letters = spelling.ocr_score(read, target, length, length)
-  asked = info['word_color']
-  right_color = (asked < 0) | (found.letter_color == asked)
-  text_partial = jnp.where(
-    asked < 0, letters, letters * (1.0 + right_color) / 2.0
-  )
-  text_strict = (
-    (found.letters == target).all(-1)
-    & right_color
-    & (found.text_junk < shapes_oracle.JUNK_PIXELS)
-  )
-  partial = jnp.where(is_text, text_partial, partial)
-  strict = jnp.where(is_text, text_strict, strict)
-  return jnp.clip(partial, 0.0, 1.0), strict
-
-
-def _checked(inputs: RewardInputs) -> RewardInputs:
-  missing = [name for name in _NEEDED if name not in inputs.info]
-  if missing:
-    raise ConfigError(
-      'the ShapesWorld oracle needs to know what a prompt asks for, and these '
-      f'prompts do not say ({", ".join(missing)} missing); use '
-      'data.prompts.name="shapes", a file whose every line is a sentence of '
-      'ShapesWorld, or another reward'
-    )
-  return inputs
 
 
 def shapes_geneval(strict_weight: Fraction = 0.5) -> Reward:
@@ -93,29 +21,12 @@ def shapes_geneval(strict_weight: Fraction = 0.5) -> Reward:
   Args:
     strict_weight: w; 0 is Flow-GRPO's mean of fractions, 1 all or nothing.
   """
-
-  def score(params, inputs: RewardInputs, key) -> RewardOut:
-    del params, key
-    partial, strict = judge(_checked(inputs).media, dict(inputs.info))
-    strict = strict.astype(jnp.float32)
-    return RewardOut(
-      score=(1 - strict_weight) * partial + strict_weight * strict,
-      parts=dict(partial=partial, strict=strict),
-      valid=jnp.isfinite(inputs.media).all((1, 2, 3)),
-    )
-
-  return Reward('shapes_geneval', (), score, verdict=strict_weight == 1)
+  return world_oracle('shapes', strict_weight)._replace(name='shapes_geneval')
 
 
 def shapes_strict() -> Reward:
   """Score 1 or 0: the gold oracle."""
-  both = shapes_geneval(strict_weight=1.0)
-
-  def score(params, inputs: RewardInputs, key) -> RewardOut:
-    out = both.score(params, inputs, key)
-    return out.replace(parts=dict(partial=out.parts['partial']))
-
-  return Reward('shapes_strict', (), score, verdict=True)
+  return world_verdict('shapes')._replace(name='shapes_strict')
 
 
 def shapes_compressed(

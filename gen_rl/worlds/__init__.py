@@ -1,1 +1,3 @@
-"""Embedded worlds: renderer, prompt grammar and exact oracles."""
+"""Embedded worlds: sentences, renderers and exact oracles (`world.World`)."""
+
+BUILDS = ('World',)

@@ -72,6 +72,7 @@ class Prompt(NamedTuple):
 
   text: str
   spec: Spec
+  split: str
   prompt_id: int  # unique per sentence of the grammar
 
 
@@ -218,42 +219,13 @@ def mutations(spec: Spec, kinds: tuple[str, ...] = KINDS) -> list[Spec]:
 
 
 @functools.cache
-def _all_prompts() -> tuple[tuple[str, Prompt], ...]:
-  out, next_id = [], 0
+def prompts() -> tuple[Prompt, ...]:
+  """All sentences, in a fixed order."""
+  out = []
   for spec, split in combinations().items():
     for text in wordings(spec):
-      out.append((split, Prompt(text, parse(text), next_id)))
-      next_id += 1
+      out.append(Prompt(text, parse(text), split, len(out)))
   return tuple(out)
-
-
-def enumerate_prompts(
-  split: str = 'rl', tasks: tuple[str, ...] | None = None
-) -> list[Prompt]:
-  """All sentences of a split.
-
-  Args:
-    split: one of SPLITS, or several joined by "+": "train+rl".
-    tasks: names out of TASKS; None is all of them.
-
-  Raises:
-    ValueError: unknown split or task, naming the valid ones.
-  """
-  splits = split.split('+')
-  for name, known, kind in [
-    *((s, SPLITS, 'split') for s in splits),
-    *((t, TASKS, 'task') for t in tasks or ()),
-  ]:
-    if name not in known:
-      raise ValueError(
-        f'unknown ShapesWorld {kind} {name!r}; choose from {", ".join(known)}'
-      )
-  wanted = {TASKS.index(t) for t in tasks or TASKS}
-  return [
-    prompt
-    for where, prompt in _all_prompts()
-    if where in splits and prompt.spec.task in wanted
-  ]
 
 
 _NOUN = (

@@ -33,13 +33,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_rl.types import Array
+from gen_rl.worlds.world import Facts, Sentence, World
 
 WORDS = ('north', 'east', 'south', 'west')
 CENTERS = ((0.0, 0.5), (0.5, 0.0), (0.0, -0.5), (-0.5, 0.0))  # x right, y up
 STD = 0.12  # of every component, along each axis
 NAMED = 0.4  # weight of the centre that the prompt names
+NEAR = 0.3  # of the named centre, in half-widths of the square: right
 
 
 class Mixture(NamedTuple):
@@ -113,3 +116,53 @@ def moments(mixture: Mixture) -> tuple[Array, Array]:
   second = jnp.einsum('...k,...kd,...ke->...de', weights, means, means)
   eye = jnp.eye(means.shape[-1])
   return mean, second + var[..., None, None] * eye
+
+
+def _sentence(k: int) -> Sentence:
+  facts = dict(named=np.int32(k), target=np.float32(CENTERS[k]))
+  return Sentence(WORDS[k], facts, WORDS[k], 'all', k)
+
+
+def _parse(text: str) -> Sentence:
+  word = text.strip().lower()
+  if word not in WORDS:
+    raise ValueError(
+      f'{text!r:.200} is none of the words of the mixture world: '
+      f'{", ".join(WORDS)}'
+    )
+  return _sentence(WORDS.index(word))._replace(text=text)
+
+
+def _render(key: Array, facts: Facts) -> Array:
+  """A point [2] in [0, 1] of the named component, within 1.7 deviations."""
+  z = jax.random.truncated_normal(key, -1.7, 1.7, (2,))
+  return (facts['target'] + STD * z + 1.0) / 2.0
+
+
+def _mutate(key: Array, facts: Facts) -> Facts:
+  k = facts['named'] + jax.random.randint(key, (), 1, len(WORDS))
+  named = k.astype(jnp.int32) % len(WORDS)
+  return dict(named=named, target=jnp.asarray(CENTERS)[named])
+
+
+def _judge(media: Array, facts: Facts) -> tuple[Array, Array]:
+  """Credit falls from the centre on, and is half where it is near no more."""
+  distance = jnp.linalg.norm(2.0 * media - 1.0 - facts['target'], axis=-1)
+  return jnp.exp2(-distance / NEAR), distance < NEAR
+
+
+def mixture() -> World:
+  """Four words, each of a place in the plane."""
+  return World(
+    name='mixture',
+    tasks=WORDS,
+    splits=('all',),
+    words=WORDS,
+    facts=('named', 'target'),
+    shape=(2,),
+    sentences=lambda: [_sentence(k) for k in range(len(WORDS))],
+    parse=_parse,
+    render=_render,
+    mutate=_mutate,
+    judge=_judge,
+  )

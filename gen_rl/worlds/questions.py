@@ -20,7 +20,7 @@ most are such combinations: a question of a split is about scenes of that split
 only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import functools
 import itertools
 import random
@@ -50,6 +50,7 @@ class Question(NamedTuple):
   answer: str
   scene: Spec
   kind: str
+  split: str
   question_id: int  # unique
 
 
@@ -151,8 +152,8 @@ def checks(spec: Spec) -> tuple[str, ...]:
 
 
 @functools.cache
-def _all_questions() -> tuple[tuple[str, Question], ...]:
-  """(split, question), in a fixed order."""
+def questions() -> tuple[Question, ...]:
+  """All questions, in a fixed order."""
   out = []
   home = dict(grammar.combinations())
   own = [scene for scene in _scenes('count') if scene not in home]
@@ -161,33 +162,6 @@ def _all_questions() -> tuple[tuple[str, Question], ...]:
   for kind in KINDS:
     for scene in _scenes(kind):
       for text, answer in _ask(kind, scene):
-        question = Question(text, answer, scene, kind, len(out))
-        out.append((home[scene], question))
+        where = home[scene]
+        out.append(Question(text, answer, scene, kind, where, len(out)))
   return tuple(out)
-
-
-def enumerate_questions(
-  split: str = 'rl', kinds: Sequence[str] | None = None
-) -> list[Question]:
-  """All questions of a split.
-
-  Args:
-    split: of `grammar.SPLITS`, or several joined by "+".
-    kinds: names out of KINDS; None is all of them.
-
-  Raises:
-    ValueError: unknown split or kind, naming the valid ones.
-  """
-  splits = split.split('+')
-  kinds = tuple(kinds or KINDS)
-  for name, known, what in [
-    *((s, grammar.SPLITS, 'ShapesWorld split') for s in splits),
-    *((k, KINDS, 'kind of question') for k in kinds),
-  ]:
-    if name not in known:
-      raise ValueError(
-        f'unknown {what} {name!r}; choose from {", ".join(known)}'
-      )
-  return [
-    q for where, q in _all_questions() if where in splits and q.kind in kinds
-  ]

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, Shaped
 import numpy as np
 
+from gen_rl.scoring import geneval, spelling
 from gen_rl.types import Array
 from gen_rl.worlds import shapes
 
@@ -180,3 +181,57 @@ def look(images: Float[Array, 'b 24 24 3']) -> Found:
     object_junk=object_junk,
     text_junk=text_junk,
   )
+
+
+def judge(
+  images: Float[Array, 'b 24 24 3'], info: dict[str, Shaped[Array, 'b ...']]
+) -> tuple[Float[Array, ' b'], Bool[Array, ' b']]:
+  """Partial credit in [0, 1] and strict verdict.
+
+  Credit is the mean of fractions of GenEval's strict score, or of a word
+  Flow-GRPO's OCR score. The verdict wants every clause met, no object nobody
+  asked for, and at most `JUNK_PIXELS` of coloured area that belongs to nothing.
+
+  Args:
+    images: in [0, 1].
+    info: `grammar.spec_arrays`.
+  """
+  found = look(images)
+  detections = geneval.Detections(
+    box=found.box,
+    label=found.shape,
+    color=found.color,
+    valid=found.valid,
+    score=found.score,
+  )
+  clauses = geneval.Clauses(
+    include_class=info['include_class'],
+    include_count=info['include_count'],
+    include_color=info['include_color'],
+    relation=info['relation'],
+  )
+  partial, _ = geneval.strict_score(detections, clauses, quirks=False)
+  strict = geneval.exact(detections, clauses) & (
+    found.object_junk < JUNK_PIXELS
+  )
+
+  is_text = info['word'] >= 0
+  b, n = found.letters.shape
+  target = jnp.asarray(shapes.word_letters())[jnp.maximum(info['word'], 0)]
+  # Unread letters get an id no letter has.
+  read = jnp.where(found.letters < 0, len(shapes.LETTERS), found.letters)
+  length = jnp.full(b, n)
+  letters = spelling.ocr_score(read, target, length, length)
+  asked = info['word_color']
+  right_color = (asked < 0) | (found.letter_color == asked)
+  text_partial = jnp.where(
+    asked < 0, letters, letters * (1.0 + right_color) / 2.0
+  )
+  text_strict = (
+    (found.letters == target).all(-1)
+    & right_color
+    & (found.text_junk < JUNK_PIXELS)
+  )
+  partial = jnp.where(is_text, text_partial, partial)
+  strict = jnp.where(is_text, text_strict, strict)
+  return jnp.clip(partial, 0.0, 1.0), strict

@@ -251,18 +251,6 @@ def test_shapes_by_task_keeps_the_ids():
     assert everything.by_id(record['prompt_id'])['text'] == record['text']
 
 
-def test_shapes_splits_do_not_meet():
-  texts = [set(prompts.shapes(split).texts) for split in grammar.SPLITS]
-  assert sum(map(len, texts)) == len(set.union(*texts))
-
-
-def test_shapes_unknown_names():
-  with pytest.raises(ValueError, match='test.*train, rl, heldout'):
-    prompts.shapes('test')
-  with pytest.raises(ValueError, match='jumping.*single_object'):
-    prompts.shapes('rl', ['jumping'])
-
-
 def test_fingerprint_sees_every_change(tmp_path):
   def of(text):
     return prompts.txt(_write(tmp_path, text)).fingerprint

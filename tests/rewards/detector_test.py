@@ -83,7 +83,9 @@ def test_soft_score_by_hand():
 
 def test_certain_soft_score_is_the_hard_one():
   rng = np.random.default_rng(0)
-  prompts = [p for p in grammar.enumerate_prompts('train') if p.spec.word < 0]
+  prompts = [
+    p for p in grammar.prompts() if p.split == 'train' and p.spec.word < 0
+  ]
   chosen = [prompts[i] for i in rng.integers(len(prompts), size=2000)]
 
   def picture(spec):
@@ -138,7 +140,9 @@ def rewards():
 @pytest.fixture(scope='module')
 def scored(rewards):
   """Renders of prompts, then of mutated ones: (soft, hard) scores [2 n]."""
-  every = [p for p in grammar.enumerate_prompts('heldout') if p.spec.word < 0]
+  every = [
+    p for p in grammar.prompts() if p.split == 'heldout' and p.spec.word < 0
+  ]
   info = info_of(*(p.text for p in every[::5]))
   n = len(info['word'])
   keys = jax.random.split(jax.random.key(0), n)

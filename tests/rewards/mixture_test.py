@@ -57,5 +57,5 @@ def test_gaps_vanish_at_the_optimum_only():
 
 
 def test_other_prompts_are_refused():
-  with pytest.raises(ConfigError, match='name="mixture"'):
+  with pytest.raises(ConfigError, match="the world 'mixture'"):
     score(rewards.mixture_distance(), info={})

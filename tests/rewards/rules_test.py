@@ -315,7 +315,7 @@ def test_ids_of_padding_are_what_the_tokenizer_says(pad):
   """Id 0 is "!", and padding may be the end token, or have been said."""
   yes, bang = 5, 0
   ids = {'yes': yes, '!': bang}
-  encode = lambda texts, length, truncate=False: tokenizers._rows(
+  encode = lambda texts, length, truncate=False: tokenizers.padded(
     texts, [[ids[w] for w in t.split()] for t in texts], length, pad, truncate
   )
   vocabulary = tokenizers.Tokenizer(

@@ -138,7 +138,7 @@ def test_a_picture_that_is_not_finite_is_invalid(scored):
 
 def test_prompts_without_a_spec_are_a_config_error(scored):
   inputs, *_ = scored
-  with pytest.raises(ConfigError, match='data.prompts.name="shapes"'):
+  with pytest.raises(ConfigError, match="the world 'shapes'"):
     rewards.shapes_strict().score((), inputs._replace(info={}), None)
 
 

@@ -91,26 +91,14 @@ def test_canonical_is_idempotent():
 
 
 def test_splits_share_no_combination_in_any_wording():
-  held = {
-    split: [
-      (p.text, grammar.canonical(grammar.parse(p.text)), p.prompt_id)
-      for p in grammar.enumerate_prompts(split)
-    ]
-    for split in grammar.SPLITS
-  }
-  for field in range(3):
-    sets = [{p[field] for p in prompts} for prompts in held.values()]
-    assert len(set().union(*sets)) == sum(map(len, sets))
-  ids = [p[2] for prompts in held.values() for p in prompts]
-  texts = [p[0] for prompts in held.values() for p in prompts]
-  assert sorted(ids) == list(range(len(ids)))
-  assert len(set(texts)) == len(texts)
-  # every wording of a combination is in the combination's split
-  for split, prompts in held.items():
-    texts = {p[0] for p in prompts}
-    for spec in {p[1] for p in prompts}:
-      assert texts.issuperset(grammar.wordings(spec))
-      assert grammar.combinations()[spec] == split
+  held = {}
+  for prompt in grammar.prompts():
+    spec = grammar.canonical(prompt.spec)
+    assert grammar.combinations()[spec] == prompt.split
+    held.setdefault(spec, set()).add(prompt.text)
+  for spec, texts in held.items():
+    assert texts == set(grammar.wordings(spec))
+  assert held.keys() == grammar.combinations().keys()
 
 
 def test_number_of_combinations_by_hand():
@@ -126,19 +114,6 @@ def test_number_of_combinations_by_hand():
     )
     assert set(splits) == set(grammar.SPLITS)
     assert splits['train'] == round(0.5 * count[task])
-
-
-def test_enumerate_prompts():
-  both = grammar.enumerate_prompts('train+rl')
-  assert len(both) == sum(
-    len(grammar.enumerate_prompts(s)) for s in ('train', 'rl')
-  )
-  words = grammar.enumerate_prompts('rl', ('text', 'counting'))
-  assert {p.spec.task for p in words} == {2, 6}
-  with pytest.raises(ValueError, match='test.*train, rl, heldout'):
-    grammar.enumerate_prompts('test')
-  with pytest.raises(ValueError, match='painting.*single_object'):
-    grammar.enumerate_prompts('rl', ('painting',))
 
 
 def test_spec_arrays():

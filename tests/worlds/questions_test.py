@@ -51,47 +51,30 @@ def answer(question):
 
 
 def test_answers_are_true():
-  every = questions.enumerate_questions('train+rl+heldout')
+  every = questions.questions()
   assert {q.kind for q in every} == set(questions.KINDS)
   for question in every:
     assert question.answer == answer(question), question
 
 
-def test_splits_share_no_scene():
-  scenes = {
-    split: {q.scene for q in questions.enumerate_questions(split)}
-    for split in grammar.SPLITS
-  }
-  assert not scenes['heldout'] & (scenes['train'] | scenes['rl'])
-  ids = [q.question_id for q in questions.enumerate_questions('train+rl')]
-  assert len(set(ids)) == len(ids)
-
-
 def test_yes_is_as_frequent_as_no():
   for kind in ('exists', 'position'):
     found = collections.Counter(
-      (q.scene, q.answer) for q in questions.enumerate_questions('rl', [kind])
+      (q.scene, q.answer) for q in questions.questions() if q.kind == kind
     )
     assert set(found.values()) == {2}
 
 
-def test_all_words_are_known():
-  source = prompts.shapes_questions('train+rl+heldout')
-  tokenizer = tokenizers.shapes_language()
-  assert not tokenizer.unknown([*source.texts, *source.answers])
-  assert max(len(t.split()) for t in source.texts) <= questions.MAX_QUESTION
-  plain = tokenizers.shapes_words()
+def test_the_language_has_the_ids_of_the_words():
+  tokenizer, plain = tokenizers.shapes_language(), tokenizers.shapes_words()
   ids = plain.encode(['two red circles'], 4)
   np.testing.assert_array_equal(tokenizer.encode(['two red circles'], 4), ids)
   assert tokenizer.end_id == tokenizer.size - 1 and plain.end_id is None
   assert tokenizer.token_id('yes') == tokenizer.encode(['yes'], 1)[0, 0]
   with pytest.raises(ValueError, match="no '<eot>'"):
     tokenizer.token_id('<eot>')
-
-
-def test_unknown_kinds_are_named():
-  with pytest.raises(ValueError, match="'size'; choose from count, color"):
-    questions.enumerate_questions('rl', ['size'])
+  longest = max(len(q.text.split()) for q in questions.questions())
+  assert longest <= questions.MAX_QUESTION
 
 
 def batch(length=3, **options):
@@ -162,7 +145,7 @@ def test_checks_of_prompts():
 def test_answers_that_do_not_fit():
   with pytest.raises(ValueError, match='data.answer_length is 0'):
     batch(length=0)
-  with pytest.raises(build.ConfigError, match='shapes_language'):
+  with pytest.raises(build.ConfigError, match='world_words with end=True'):
     pictures.answers(None)
   rows = rollout.make_rows(
     dict(tokens=np.zeros((1, 2), np.int32), prompt_id=np.zeros(1, np.int32),

@@ -24,6 +24,7 @@ from gen_rl.data.prompts.worlds import (
   shapes,
   shapes_contrasts,
   shapes_questions,
+  world_prompts,
 )
 
 BUILDS = ('Prompts',)

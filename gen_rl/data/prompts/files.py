@@ -13,26 +13,23 @@ from gen_rl.fields import Index
 from gen_rl.scoring import geneval as geneval_lib
 from gen_rl.scoring import spelling
 from gen_rl.utils.words import few
-from gen_rl.worlds import grammar
+from gen_rl.worlds import world
 
 
 def _understood(texts: Sequence[str]) -> dict[str, Any]:
-  """`info` and `tasks` of sentences of ShapesWorld, if all of them are."""
-  specs = [grammar.parse(text) for text in texts]
-  if None in specs:
+  """`info` and `tasks` of the sentences of a world, if all of them are."""
+  found = world.understood(texts)
+  if found is None:
     return {}
-  rows = [grammar.spec_arrays(spec) for spec in specs]
-  return dict(
-    info={name: np.stack([row[name] for row in rows]) for name in rows[0]},
-    tasks=tuple(grammar.TASKS[spec.task] for spec in specs),
-  )
+  _, said = found
+  return dict(info=world.columns(said), tasks=tuple(s.task for s in said))
 
 
 def txt(path: str) -> Prompts:
   """One prompt per line; blank lines are skipped.
 
-  Where every line is a sentence of ShapesWorld, `info` and `tasks` are those
-  of `shapes`, so that its oracle can judge.
+  Where every line is a sentence of one world, `info` and `tasks` are those of
+  `world_prompts`, so that its oracle can judge.
 
   Raises:
     FileNotFoundError: no such file.
@@ -68,8 +65,8 @@ def metadata_jsonl(
   """One JSON object a line, such as GenEval's metadata.
 
   "tag" is the task label, of all lines or none. All fields but the prompt are
-  kept as Python objects in `extra` (absent ones are None). Sentences of
-  ShapesWorld as `txt`.
+  kept as Python objects in `extra` (absent ones are None). Sentences of a world
+  as `txt`.
 
   Args:
     path: of the file.
@@ -105,8 +102,8 @@ def table(
 ) -> Prompts:
   """A table whose first line names the columns, separated by tabs or commas.
 
-  All columns but the prompt are kept as texts in `extra`. Sentences of
-  ShapesWorld as `txt`.
+  All columns but the prompt are kept as texts in `extra`. Sentences of a world
+  as `txt`.
 
   Args:
     path: of the file, such as PartiPrompts.tsv.
@@ -257,7 +254,7 @@ def pairs(path: str) -> Prompts:
   """Preference pairs from an .npz file, for Diffusion-DPO.
 
   Arrays `prompt` [N] of texts, `preferred` and `other` [N h w c], uint8 or
-  float in [0, 1]. Sentences of ShapesWorld as `txt`.
+  float in [0, 1]. Sentences of a world as `txt`.
 
   Raises:
     FileNotFoundError: no such file.

@@ -5,67 +5,64 @@ import random
 
 import numpy as np
 
+from gen_rl import build, worlds
 from gen_rl.data.prompts.source import Prompts
-from gen_rl.fields import Count
-from gen_rl.worlds import grammar, questions
-from gen_rl.worlds import mixture as mixture_world
+from gen_rl.fields import Count, Spec
+from gen_rl.worlds import grammar
+from gen_rl.worlds import world as world_lib
 
 
-def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
-  """Every sentence of a split of the ShapesWorld grammar.
+def world_prompts(
+  world: Spec, split: str = 'train', tasks: Sequence[str] | None = None
+) -> Prompts:
+  """Every sentence of a split of a world.
 
-  `info` is `grammar.spec_arrays`, stacked; prompt ids are those of the
-  grammar, so a sentence keeps its id whichever tasks are chosen; `checks` are
-  `questions.checks`.
+  `info` is what the sentences say (`World.facts`); prompt ids are the world's,
+  so a sentence keeps its id whichever tasks are chosen.
 
   Args:
-    split: "train", "rl", "heldout", or several joined by "+".
-    tasks: names out of grammar.TASKS; None is all of them.
+    world: a function of gen_rl.worlds.
+    split: of its splits, or several joined by "+": "train+rl".
+    tasks: names out of its tasks; None is all of them.
 
   Raises:
     ValueError: unknown split or task, naming the valid ones.
   """
-  chosen = grammar.enumerate_prompts(split, tuple(tasks) if tasks else None)
-  if not chosen:
-    raise ValueError(f'ShapesWorld split {split!r} has no prompt of {tasks}')
-  specs = [grammar.spec_arrays(prompt.spec) for prompt in chosen]
-  checks = [questions.checks(prompt.spec) for prompt in chosen]
-  most = max(map(len, checks))
+  of = build.build(worlds, world)
+  chosen = world_lib.chosen(of, split, tasks or None)
+  asked = max(len(s.checks) for s in chosen)
+  answered = any(s.answer for s in chosen)
   return Prompts(
-    f'shapes/{split}',
-    tuple(prompt.text for prompt in chosen),
-    np.array([prompt.prompt_id for prompt in chosen], np.int32),
-    info={name: np.stack([s[name] for s in specs]) for name in specs[0]},
-    tasks=tuple(grammar.TASKS[prompt.spec.task] for prompt in chosen),
-    checks=tuple(c + ('',) * (most - len(c)) for c in checks) if most else (),
+    f'{of.name}/{split}',
+    tuple(s.text for s in chosen),
+    np.array([s.prompt_id for s in chosen], np.int32),
+    info=world_lib.columns(chosen),
+    tasks=tuple(s.task for s in chosen),
+    answers=tuple(s.answer for s in chosen) if answered else (),
+    checks=tuple(
+      s.checks + ('',) * (asked - len(s.checks)) for s in chosen if asked
+    ),
   )
+
+
+def shapes(split: str = 'rl', tasks: Sequence[str] | None = None) -> Prompts:
+  """`world_prompts` of ShapesWorld."""
+  return world_prompts('shapes', split, tasks)
 
 
 def shapes_questions(
   split: str = 'rl', kinds: Sequence[str] | None = None
 ) -> Prompts:
-  """Questions about ShapesWorld pictures, and their answers.
-
-  `info` says what the picture shows (`grammar.spec_arrays`, for
-  `pictures.shapes_pictures`), "tasks" are the kinds of questions.
+  """Questions about ShapesWorld pictures (`world_pictures`), and answers.
 
   Args:
-    split: "train", "rl", "heldout", or several joined by "+".
+    split: see `world_prompts`.
     kinds: names out of questions.KINDS; None is all of them.
 
   Raises:
     ValueError: unknown split or kind, naming the valid ones.
   """
-  chosen = questions.enumerate_questions(split, tuple(kinds) if kinds else None)
-  scenes = [grammar.spec_arrays(question.scene) for question in chosen]
-  return Prompts(
-    f'shapes_questions/{split}',
-    tuple(question.text for question in chosen),
-    np.array([question.question_id for question in chosen], np.int32),
-    info={name: np.stack([s[name] for s in scenes]) for name in scenes[0]},
-    tasks=tuple(question.kind for question in chosen),
-    answers=tuple(question.answer for question in chosen),
-  )
+  return world_prompts('shapes_questions', split, kinds)
 
 
 def shapes_contrasts(
@@ -128,13 +125,5 @@ def shapes_contrasts(
 
 
 def mixture() -> Prompts:
-  """The four prompts of the mixture world.
-
-  `info` has `named`, the index of the word, and `target` [2], its centre.
-  """
-  words = mixture_world.WORDS
-  named = np.arange(len(words), dtype=np.int32)
-  target = np.array(mixture_world.CENTERS, np.float32)
-  return Prompts(
-    'mixture', words, named, info=dict(named=named, target=target), tasks=words
-  )
+  """The four prompts of the mixture world."""
+  return world_prompts('mixture', 'all')

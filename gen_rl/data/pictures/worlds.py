@@ -1,0 +1,133 @@
+"""Pictures of the embedded worlds, every one drawn afresh on the device."""
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl import build, worlds
+from gen_rl.build import ConfigError
+from gen_rl.data.pictures.given import Encode, member
+from gen_rl.fields import Fraction, NonNegative, Spec
+from gen_rl.types import Array, PyTree, Rows
+from gen_rl.utils import rng, tree
+from gen_rl.worlds import shapes
+
+
+def world_pictures(
+  world: Spec, caption_noise: Fraction = 0.0, shared: bool = False
+) -> Encode:
+  """Renders of what the prompts say.
+
+  Args:
+    world: whose sentences they are, a function of gen_rl.worlds.
+    caption_noise: share of pictures that contradict their caption in one
+      thing, as web captions do.
+    shared: the rows of a prompt get one picture, which they are asked about.
+  """
+  of = build.build(worlds, world)
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    facts = of.facts_of(rows.info)
+    own = rows.group_keys if shared else rows.keys
+    if caption_noise:
+      keys = rng.stream_keys(own, 'caption noise')
+      wrong = jax.vmap(jax.random.bernoulli, (0, None))(keys, caption_noise)
+      keys = rng.stream_keys(own, 'mutation')
+      facts = tree.where(wrong, jax.vmap(of.mutate)(keys, facts), facts)
+    keys = rng.stream_keys(own, 'picture')
+    return jax.vmap(of.render)(keys, facts) * 2.0 - 1.0, rows.cond
+
+  return encode
+
+
+def world_preferences(world: Spec, group_size: int) -> Encode:
+  """Pairs of renders: the first shows the prompt, the second nearly.
+
+  Goes with the reward `ranked`, data.group_size=2 and a preference objective.
+
+  Args:
+    world: see `world_pictures`.
+    group_size: of the data; 2.
+  """
+  of = build.build(worlds, world)
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    wrong = member(rows, group_size, 'a rollout of preferences') == 1
+    keys = rng.stream_keys(rows.keys, 'mutation')
+    facts = of.facts_of(rows.info)
+    facts = tree.where(wrong, jax.vmap(of.mutate)(keys, facts), facts)
+    keys = rng.stream_keys(rows.group_keys, 'picture')
+    return jax.vmap(of.render)(keys, facts) * 2.0 - 1.0, rows.cond
+
+  return encode
+
+
+def shapes_pictures(
+  caption_noise: Fraction = 0.0, shared: bool = False
+) -> Encode:
+  """`world_pictures` of ShapesWorld."""
+  return world_pictures('shapes', caption_noise, shared)
+
+
+def shapes_preferences(group_size: int) -> Encode:
+  """`world_preferences` of ShapesWorld."""
+  return world_preferences('shapes', group_size)
+
+
+def shapes_scenes(noise: NonNegative = 0.0) -> Encode:
+  """Renders ShapesWorld and keeps what was drawn: labels for a detector.
+
+  `cond` gets "scene", a `shapes.Scene` with rows [b ...].
+
+  Args:
+    noise: pixel noise, the standard deviation of the noisiest pictures in
+      units of [0, 1]; each picture's is uniform up to it.
+  """
+  of = build.build(worlds, 'shapes')
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    keys = rng.stream_keys(rows.keys, 'picture')
+    scene = jax.vmap(shapes.compose)(keys, of.facts_of(rows.info))
+    image = jax.vmap(shapes.draw)(scene)
+    if noise:
+      level = rng.uniform(rng.stream_keys(rows.keys, 'noise level'), ())
+      grain = rng.normal(rng.stream_keys(rows.keys, 'noise'), image.shape[1:])
+      image += noise * level[:, None, None, None] * grain
+      image = jnp.clip(image, 0.0, 1.0)
+    return image * 2.0 - 1.0, {**rows.cond, 'scene': scene}
+
+  return encode
+
+
+def prompt_pairs(group_size: int, caption_noise: Fraction = 0.0) -> Encode:
+  """One render under two prompts, a true and a false one (TDPO).
+
+  The source is `shapes_contrasts`, whose false sentences the second row of a
+  pair gets. Goes with the reward `ranked` and data.group_size=2.
+
+  Args:
+    group_size: of the data; 2.
+    caption_noise: share of pairs whose picture contradicts its true prompt.
+  """
+  draw = shapes_pictures(caption_noise)
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    second = member(rows, group_size, 'rollout "prompt_pairs"') == 1
+    if 'wrong_tokens' not in rows.info:
+      raise ConfigError(
+        'rollout "prompt_pairs" needs false prompts, which this source has '
+        'not; use data.prompts.name="shapes_contrasts"'
+      )
+    info = dict(rows.info)
+    wrong = info.pop('wrong_tokens')  # [b K l]
+    keys = rng.stream_keys(rows.group_keys, 'wrong prompt')
+    pick = lambda key: jax.random.randint(key, (), 0, wrong.shape[1])
+    chosen = jax.vmap(pick)(keys)
+    tokens = jnp.where(
+      second[:, None],
+      wrong[jnp.arange(len(chosen)), chosen],
+      rows.cond['tokens'],
+    )
+    picture, _ = draw(rows.replace(keys=rows.group_keys, info=info))
+    return picture, {**rows.cond, 'tokens': tokens}
+
+  return encode

@@ -1,0 +1,86 @@
+"""ShapesWorld as a `World`: its grammar, its renderer and its oracle.
+
+Of two kinds: `shapes`, whose sentences say what to draw, and
+`shapes_questions`, whose sentences ask about a picture.
+"""
+
+import functools
+
+from gen_rl.worlds import grammar, questions, shapes_oracle
+from gen_rl.worlds import shapes as renderer
+from gen_rl.worlds.world import Sentence, World
+
+
+@functools.cache
+def _sentences() -> tuple[Sentence, ...]:
+  return tuple(
+    Sentence(
+      prompt.text,
+      grammar.spec_arrays(prompt.spec),
+      grammar.TASKS[prompt.spec.task],
+      prompt.split,
+      prompt.prompt_id,
+      checks=questions.checks(prompt.spec),
+    )
+    for prompt in grammar.prompts()
+  )
+
+
+@functools.cache
+def _questions() -> tuple[Sentence, ...]:
+  return tuple(
+    Sentence(
+      question.text,
+      grammar.spec_arrays(question.scene),
+      question.kind,
+      question.split,
+      question.question_id,
+      question.answer,
+    )
+    for question in questions.questions()
+  )
+
+
+def _parse(text: str) -> Sentence:
+  spec = grammar.parse(text)
+  if spec is None:
+    raise ValueError(
+      f'{text!r:.200} is no sentence of ShapesWorld; such are two red circles, '
+      'a circle left of a square, the word "cat" in blue'
+    )
+  task = grammar.TASKS[spec.task]
+  return Sentence(text, grammar.spec_arrays(spec), task)
+
+
+def _no_parse(text: str) -> Sentence:
+  raise ValueError(
+    f'{text!r:.200}: a question does not say what its picture shows'
+  )
+
+
+def shapes() -> World:
+  """Up to four objects, or a short word, in 24x24 pixels."""
+  return World(
+    name='shapes',
+    tasks=grammar.TASKS,
+    splits=grammar.SPLITS,
+    words=grammar.WORDS,
+    facts=grammar.FIELDS,
+    shape=(renderer.SIZE, renderer.SIZE, 3),
+    sentences=_sentences,
+    parse=_parse,
+    render=renderer.render,
+    mutate=renderer.mutate,
+    judge=shapes_oracle.judge,
+  )
+
+
+def shapes_questions() -> World:
+  """Questions about such pictures; tasks are the kinds of questions."""
+  return shapes()._replace(
+    name='shapes_questions',
+    tasks=questions.KINDS,
+    words=(*grammar.WORDS, *questions.WORDS),
+    sentences=_questions,
+    parse=_no_parse,
+  )
