@@ -185,7 +185,10 @@ def close(manager: ocp.CheckpointManager) -> None:
   try:
     check(manager, wait=True)
   finally:
-    manager.close()
+    try:
+      manager.close()
+    except Exception as error:  # it may say the same again, in Orbax's words
+      raise _failed(manager, error) from None
 
 
 def steps(directory: Any) -> list[int]:
@@ -406,6 +409,7 @@ def _quiet() -> None:
   if _keep in logger.filters:
     return
   logger.addFilter(_keep)
+  std_logging.getLogger('asyncio').addFilter(_keep)
   shown = sys.unraisablehook
 
   def show(failure: Any) -> None:
@@ -416,6 +420,8 @@ def _quiet() -> None:
 
 
 def _keep(record: std_logging.LogRecord) -> bool:
+  if record.name == 'asyncio':  # says which task nobody asked for its error
+    return 'orbax' not in record.getMessage()
   if 'orbax' not in record.pathname:
     return True
   return record.levelno >= std_logging.WARNING and not record.exc_info
