@@ -154,8 +154,8 @@ def _sampler(
     drawn = lambda params, rows: policy.rollout(params, rows, step()).sample
     return drawn, None
   if config.eval.sampler == 'greedy':
-    return policy.greedy, None
-  if not policy.velocity:
+    return policy.ops.get('greedy'), None
+  if 'velocity' not in policy.ops:
     return None, None
   sampling = (
     net,
@@ -390,7 +390,9 @@ def make_step(
     if build.weight(spec)
   )
   encode = encoder(config, built.tokenizer)
-  rollout = encode and rollout_lib.data_rollout(encode, built.policy.compress)
+  rollout = encode and rollout_lib.data_rollout(
+    encode, built.policy.ops.get('compress')
+  )
   unit = group_size if whole_groups else 1
   if errors := fits.rows(config, layout.row_shards, unit):
     raise build.Mistakes(errors)

@@ -336,7 +336,7 @@ def labelled(
   Raises:
     ConfigError: the policy predicts no labels, or there is no data.
   """
-  if policy.correct is None or encode is None:
+  if 'correct' not in policy.ops or encode is None:
     raise ConfigError(
       'eval.name="labelled" goes with a policy that predicts labels and a '
       'rollout of data that has them; use '
@@ -350,7 +350,8 @@ def labelled(
     )
     data, cond = encode(layout.rows(rows) if layout else rows)
     media = policy.decode(params, data)
-    correct = policy.correct(params, data, cond).astype(jnp.float32)
+    traj = rollout_lib.given(data, cond, rows.group)
+    correct = policy.ops['correct'](params, traj).astype(jnp.float32)
     return media, correct, diversity(media, samples)
 
   def summed(found) -> Evaluation:
@@ -419,7 +420,7 @@ def kl_from_base(
     )
     rows = layout.rows(rows) if layout else rows
     traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
-    p, q = policy.dist(params, traj), policy.dist(base, traj)
+    p, q = (policy.ops['dist'](copy, traj) for copy in (params, base))
     p, q = distributions.joint(p), distributions.joint(q)
     return jnp.where(traj.mask > 0, p.kl(q), 0.0).sum(-1)
 

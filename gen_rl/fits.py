@@ -13,11 +13,8 @@ from gen_rl.types import Policy
 def policy(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
   """What is asked of a policy or its network that they have not."""
   errors = []
-  offers = dict(
-    ode=built.velocity is not None, policy=True,
-    greedy=built.greedy is not None,
-  )  # fmt: skip
-  offers = [name for name, offered in offers.items() if offered]
+  needs = dict(ode='velocity', policy=None, greedy='greedy')
+  offers = [k for k, op in needs.items() if op is None or op in built.ops]
   if config.eval.name == 'sampled' and config.eval.sampler not in offers:
     errors.append(
       f'config.eval.sampler is {config.eval.sampler!r}; the policy '

@@ -97,8 +97,9 @@ def data_rollout(
     encode: rows -> (pictures [b h w c] in [-1, 1] or tokens [b k], cond);
       renders or normalises the data. `cond` is that of the rows, or holds what
       is to be learned (labels).
-    compress: of policies whose samples are no pictures, see `types.Policy`:
-      the trajectory's samples are what the policy's own would be.
+    compress: of policies whose samples are no pictures, see
+      `gen_rl.capabilities`: the trajectory's samples are what the policy's own
+      would be.
   """
 
   def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
@@ -106,18 +107,23 @@ def data_rollout(
     sample, cond = encode(rows)
     if compress and jnp.issubdtype(sample.dtype, jnp.floating):
       sample = compress(params, (sample + 1.0) / 2.0)
-    b = rows.group.shape[0]
-    none = jnp.zeros((b, 0), jnp.float32)
-    return Trajectory(
-      cond=cond,
-      states=(),
-      actions=none,
-      times=jnp.zeros((b, 0, 2), jnp.float32),
-      noise=none,
-      log_prob=none,
-      mask=none,
-      sample=sample,
-      group=rows.group,
-    )
+    return given(sample, cond, rows.group)
 
   return rollout
+
+
+def given(sample: PyTree, cond: PyTree, group: Array) -> Trajectory:
+  """Samples [b ...] that nobody decided on: k = 0."""
+  b = group.shape[0]
+  none = jnp.zeros((b, 0), jnp.float32)
+  return Trajectory(
+    cond=cond,
+    states=(),
+    actions=none,
+    times=jnp.zeros((b, 0, 2), jnp.float32),
+    noise=none,
+    log_prob=none,
+    mask=none,
+    sample=sample,
+    group=group,
+  )

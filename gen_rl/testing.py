@@ -19,6 +19,7 @@ from gen_rl import (
   build,
   objectives,
   optim,
+  rollout,
   train_state,
   train_step,
 )
@@ -36,10 +37,12 @@ from gen_rl.types import (
   Params,
   Policy,
   PyTree,
+  Replay,
   Reward,
   RewardInputs,
   RewardOut,
   Term,
+  Trajectory,
 )
 
 SHAPE = (4, 4, 3)
@@ -234,9 +237,9 @@ def ragged(seed: int, groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 # Of nets and policies, what takes arrays alone, and what takes a number, too.
 _CALLED = (
   'init', 'encode', 'apply', 'null', 'decode', 'compress', 'step', 'score',
-  'rollout', 'dist', 'nll', 'greedy', 'velocity', 'guided_velocity', 'complete',
+  'rollout',
 )  # fmt: skip
-_STATIC = dict(prefill=2, noised=2, finish=3)  # {name: place of the number}
+_STATIC = dict(prefill=2, noised=3, finish=3)  # {name: place of the number}
 
 
 def jitted(functions: Any) -> Any:
@@ -247,10 +250,27 @@ def jitted(functions: Any) -> Any:
   """
   made = {
     name: jax.jit(getattr(functions, name), static_argnums=_STATIC.get(name))
-    for name in (*_CALLED, *_STATIC)
+    for name in (*_CALLED, 'prefill')
     if getattr(functions, name, None) is not None
   }
+  if ops := getattr(functions, 'ops', None):
+    made['ops'] = {
+      name: jax.jit(op, static_argnums=_STATIC.get(name))
+      for name, op in ops.items()
+    }
   return functions._replace(**made)
+
+
+@jax.jit
+def given(sample: PyTree, cond: PyTree) -> Trajectory:
+  """Samples [b ...] without decisions, of one prompt."""
+  b = jax.tree.leaves(sample)[0].shape[0]
+  return rollout.given(sample, cond, jnp.zeros(b, jnp.int32))
+
+
+def answers(**ops: Callable[..., Any]) -> Replay:
+  """A replay of {capability: (which, *args) -> answer}, for objectives."""
+  return Replay(lambda which, op, *args: ops[op](which, *args))
 
 
 @functools.partial(jax.jit, static_argnames='size')

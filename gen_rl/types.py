@@ -14,6 +14,7 @@ cost nothing in a run and are checked in the tests (tests/conftest.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from flax import struct
@@ -98,31 +99,9 @@ class Policy(NamedTuple):
   init: Callable[[Array], Params]  # key -> params
   # (params, Rows, step) -> Trajectory; `step` moves windows and curricula
   rollout: Callable[..., Trajectory]
-  dist: Callable[..., Dist]  # (params, Trajectory) -> Dist, all decisions
-  nll: Callable[..., Array]  # (params, x, cond, keys [b]) -> [b]
   decode: Callable[..., PyTree]  # (params, latent) -> media in [0, 1]
-  # Of policies that predict velocities:
-  # (params, x [b k ...], t [b k], cond) -> velocities [b k ...]
-  velocity: Callable[..., Array] | None = None
-  # the same as the policy samples by, after guidance
-  guided_velocity: Callable[..., Array] | None = None
-  # (x0 [b ...], keys [b], draws) -> Noised with k = draws
-  noised: Callable[..., Noised] | None = None
-  # (params, Rows, step, Trajectory) -> samples [b k ...]: those of the
-  # trajectory finished without noise from the state before each decision
-  complete: Callable[..., Array] | None = None
-  # (params, Trajectory, cut [b], detach_inputs) -> samples [b ...], equal to
-  # the stored ones, with gradients through the network calls from `cut` on
-  finish: Callable[..., Array] | None = None
-  # (params, x, cond) -> bool [b], for policies that predict labels: are all of
-  # a row's right?
-  correct: Callable[..., Array] | None = None
-  # (params, Rows) -> samples [b ...] without chance, for policies of tokens:
-  # the most likely one at every place
-  greedy: Callable[..., Array] | None = None
-  # (params, pictures [b h w c] in [0, 1]) -> samples [b ...], the other way
-  # round than decode; None: samples are pictures in [-1, 1], or tokens
-  compress: Callable[..., Array] | None = None
+  # What else it can do, {name: function}: see `gen_rl.capabilities`.
+  ops: Mapping[str, Callable[..., Any]] = MappingProxyType({})
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
   # (folder of a released model, type of its parameters) -> params, on the host
   load: Callable[[str, str], Params] | None = None
@@ -206,24 +185,15 @@ class Experience(struct.PyTreeNode):
 class Replay(NamedTuple):
   """What an objective may ask of the policy; answers are shared.
 
-  `which` names a parameter copy: "params" (differentiated), "ref", "old",
-  "ema" (no gradient). Each copy is evaluated once per microbatch, however
-  many objectives ask for it.
+  `ask(which, op, *args)` is what the capability `op` of the policy (see
+  `gen_rl.capabilities`) says of the stored samples with the parameter copy
+  `which`: "params" (differentiated), "ref", "old", "ema" (no gradient). Each
+  question is answered once per microbatch, however many objectives ask it.
   """
 
-  dist: Callable[[str], Dist]
-  log_prob: Callable[[str], Array]  # [b k] of the stored actions
-  nll: Callable[..., Array]  # (which, keys [b]) -> [b], paired noise
-  # [b k ...] at the stored states, as sampled: after guidance
-  velocity: Callable[[str], Array]
-  # (keys [b], draws) -> Noised: the samples at drawn times, whoever asks
-  noised: Callable[..., Noised] = None
-  # (which, Noised) -> velocities [b k ...] there, of the net without guidance
-  velocity_at: Callable[..., Array] = None
-  # (which, cut [b], detach_inputs) -> samples [b ...], see Policy.finish
-  finish: Callable[..., Array] = None
+  ask: Callable[..., Any]
   # (samples, keys [b]) -> RewardOut of the device rewards, with gradients
-  score: Callable[..., RewardOut] = None
+  score: Callable[..., RewardOut] | None = None
 
 
 class Term(struct.PyTreeNode):

@@ -336,7 +336,7 @@ def test_what_is_said_is_shown_under_what_is_seen():
 
   run = evaluate.sampled(
     policy,
-    policy.greedy,
+    policy.ops['greedy'],
     testing.batch(),
     texts=['?'] * 4,
     tasks=[],

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import diffusion_dpo, flux_flow_grpo, sd3_flow_grpo, sd15_ddpo
-from gen_rl import advantages, build, objectives, optim, policies
+from gen_rl import advantages, build, objectives, optim, policies, testing
 from gen_rl.diffusion import transitions
 from gen_rl.distributions import Gaussian
 from gen_rl.policies import ode
@@ -187,7 +187,7 @@ def _kl_of_steps(config, transition, noise):
     k: Gaussian(*transition(x, v, t, t_next, level), event='mean')
     for k, v in v.items()
   }
-  replay = types.SimpleNamespace(dist=dists.__getitem__)
+  replay = testing.answers(dist=dists.__getitem__)
   traj = types.SimpleNamespace(
     times=jnp.stack([t, t_next], -1), mask=jnp.ones((1, 9))
   )

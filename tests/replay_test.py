@@ -23,11 +23,11 @@ def make(**copies):
   exp = Experience(traj, np.ones((4, 1)), np.ones(4), None)
   calls = []
 
-  def velocity(params, x, t, cond):
-    calls.append(x.shape)
-    return policy.velocity(params, x, t, cond)
+  def velocity_at(params, traj, at):
+    calls.append(at.x.shape)
+    return policy.ops['velocity_at'](params, traj, at)
 
-  counted = policy._replace(velocity=velocity)
+  counted = policy._replace(ops={**policy.ops, 'velocity_at': velocity_at})
   copies = dict(params=params, ref=params) | copies
   return replay.make(counted, copies, exp), calls, exp
 
@@ -35,28 +35,31 @@ def make(**copies):
 def test_what_two_objectives_ask_alike_is_evaluated_once():
   answers, calls, _ = make()
   keys = jax.random.split(KEY, 4)
-  first, again = (answers.noised(keys, 2) for _ in range(2))
+  first, again = (answers.ask('params', 'noised', keys, 2) for _ in range(2))
   assert first is again
-  v = [answers.velocity_at('params', first) for _ in range(2)]
+  v = [answers.ask('params', 'velocity_at', first) for _ in range(2)]
   assert v[0] is v[1] and len(calls) == 1
-  answers.velocity_at('ref', first)
-  answers.velocity_at('params', answers.noised(keys, 1))
+  answers.ask('ref', 'velocity_at', first)
+  again = answers.ask('params', 'noised', keys, 1)
+  answers.ask('params', 'velocity_at', again)
   assert len(calls) == 3
 
 
 def test_stored_states_and_noised_samples_are_different_questions():
   answers, _, exp = make()
-  at = answers.noised(jax.random.split(KEY, 4), 3)
-  assert answers.velocity('params').shape == exp.traj.states.shape
-  assert answers.velocity_at('params', at).shape == at.x.shape
+  at = answers.ask('params', 'noised', jax.random.split(KEY, 4), 3)
+  assert answers.ask('params', 'velocity').shape == exp.traj.states.shape
+  assert answers.ask('params', 'velocity_at', at).shape == at.x.shape
   np.testing.assert_array_equal(at.x0, exp.traj.sample)
 
 
 def test_only_the_parameters_have_gradients():
   def total(params, ref):
     answers, _, _ = make(params=params, ref=ref)
-    at = answers.noised(jax.random.split(KEY, 4), 1)
-    return sum(answers.velocity_at(n, at).sum() for n in ('params', 'ref'))
+    at = answers.ask('params', 'noised', jax.random.split(KEY, 4), 1)
+    return sum(
+      answers.ask(n, 'velocity_at', at).sum() for n in ('params', 'ref')
+    )
 
   params = POLICY.init(KEY)
   grads = testing.grad(total, (0, 1))(params, params)
@@ -69,4 +72,4 @@ def test_unknown_copies_are_named():
   with pytest.raises(
     ConfigError, match="'teacher'; this run keeps params, ref"
   ):
-    answers.dist('teacher')
+    answers.ask('teacher', 'dist')

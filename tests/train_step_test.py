@@ -31,7 +31,7 @@ def constant(name, values, mask):
   """An objective with slope `values` in the parameter `name`."""
 
   def objective(replay, exp, keys):
-    theta = replay.dist('params')[name]
+    theta = replay.ask('params', 'dist')[name]
     index = exp.traj.group
     m = jnp.asarray(mask, jnp.float32)[index][:, None]
     v = jnp.asarray(values, jnp.float32)[index][:, None]
@@ -45,9 +45,7 @@ def scalar_policy():
   policy = denoising.denoising(testing.perceptron(), steps=2)
   return policy._replace(
     init=lambda key: dict(a=jnp.float32(1), b=jnp.float32(2), c=jnp.float32(3)),
-    dist=lambda params, traj: params,
-    velocity=None,
-    guided_velocity=None,
+    ops=dict(dist=lambda params, traj: params),
   )
 
 
@@ -325,7 +323,7 @@ def test_what_is_missing_is_named():
     step.train_step(state, testing.batch(), KEY)
   step, state = data_step(policy, dict(v=(objectives.velocity_kl(), 1.0)), tx,
                           refs=('ref',))  # fmt: skip
-  with pytest.raises(ConfigError, match='does not predict velocities'):
+  with pytest.raises(ConfigError, match="objective.v: asks for 'velocity'"):
     step.train_step(state, testing.batch(), KEY)
 
 
@@ -369,7 +367,9 @@ def test_the_behaviour_copy_samples_and_is_the_old_policy():
   rows = rollout.make_rows(testing.batch(), 4, KEY, jnp.int32(0))
   mine = policy.rollout(state.refs['ref'], rows, jnp.int32(0))
   np.testing.assert_allclose(traj.sample, mine.sample, atol=1e-5)
-  log_ratio = policy.dist(moved, mine).log_prob(mine.actions) - mine.log_prob
+  log_ratio = (
+    policy.ops['dist'](moved, mine).log_prob(mine.actions) - mine.log_prob
+  )
   _, log = step.train_step(state, testing.batch(), KEY)
   assert log['pg/log_ratio_abs_max'] == pytest.approx(
     np.abs(log_ratio).max(), rel=1e-3
@@ -382,7 +382,9 @@ def test_whole_groups_stay_together():
 
   def objective(replay, exp, keys):
     jax.debug.callback(lambda g: seen.append(np.asarray(g)), exp.traj.group)
-    value = replay.dist('params')['a'] * jnp.ones((exp.weight.shape[0], 1))
+    value = replay.ask('params', 'dist')['a'] * jnp.ones(
+      (exp.weight.shape[0], 1)
+    )
     return Term(value, jnp.ones_like(value)), {}
 
   batch = testing.batch(range(6))
@@ -407,7 +409,9 @@ def test_rows_of_a_group_share_their_group_key():
   def objective(replay, exp, row_keys):
     both = [jax.random.key_data(k) for k in row_keys]
     jax.debug.callback(lambda *k: keys.append(k), exp.traj.group, *both)
-    value = replay.dist('params')['a'] * jnp.ones((exp.weight.shape[0], 1))
+    value = replay.ask('params', 'dist')['a'] * jnp.ones(
+      (exp.weight.shape[0], 1)
+    )
     return Term(value, jnp.ones_like(value)), {}
 
   step, state = data_step(
@@ -436,7 +440,7 @@ def test_decisions_get_the_scores_of_their_completions():
   traj, inputs, outs = jax.device_get(step.sample(state, testing.batch(), KEY))
   reward = testing.color_reward()
   rows = rollout.make_rows(testing.batch(), 4, KEY, jnp.int32(0))
-  done = policy.complete(state.params, rows, jnp.int32(0), traj)
+  done = policy.ops['complete'](state.params, rows, jnp.int32(0), traj)
   for j in range(3):
     media = policy.decode(state.params, done[:, j])
     score = reward.score((), inputs._replace(media=media), KEY).score

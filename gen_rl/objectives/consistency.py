@@ -59,19 +59,21 @@ def consistency_distillation(
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    drawn = replay.noised(keys.own, 1)
+    drawn = replay.ask('params', 'noised', keys.own, 1)
     place_keys = rng.stream_keys(keys.own, 'place')
     place = jax.vmap(lambda key: jax.random.randint(key, (), 0, steps))
     n = place(place_keys)[:, None]  # [b 1]
     t, s = grid[n], grid[n + 1]
     x_t = process.corrupt(drawn.x0[:, None], drawn.x1, t)
     at = drawn.replace(x=x_t, t=t)
-    teacher = jax.lax.stop_gradient(replay.velocity_at(ref, at))
+    teacher = jax.lax.stop_gradient(replay.ask(ref, 'velocity_at', at))
     x_s = x_t + process.expand(s - t, x_t) * teacher
     below = Noised(jax.lax.stop_gradient(x_s), s, drawn.x0, drawn.x1)
-    answer = process.x0_from_velocity(x_t, replay.velocity_at('params', at), t)
+    answer = process.x0_from_velocity(
+      x_t, replay.ask('params', 'velocity_at', at), t
+    )
     wanted = process.x0_from_velocity(
-      below.x, replay.velocity_at(slow, below), s
+      below.x, replay.ask(slow, 'velocity_at', below), s
     )
     square = process.event_mean(
       jnp.square(answer - jax.lax.stop_gradient(wanted))

@@ -103,8 +103,8 @@ def sampled_kl(
   ) -> tuple[Term, Metrics]:
     del keys
     mask = exp.traj.mask
-    new = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
-    frozen = jax.lax.stop_gradient(replay.log_prob(ref))
+    new = jnp.where(mask > 0, replay.ask('params', 'log_prob'), 0.0)
+    frozen = jax.lax.stop_gradient(replay.ask(ref, 'log_prob'))
     difference = jnp.where(mask > 0, new - frozen, 0.0)
     k1 = difference
     k2 = 0.5 * jnp.square(k1)

@@ -61,7 +61,7 @@ def flow_matching() -> Objective:
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del exp
-    value = replay.nll('params', keys.own)[:, None]
+    value = replay.ask('params', 'nll', keys.own)[:, None]
     metrics = dict(nll=jax.lax.stop_gradient(value))
     term = Term(value=value, mask=jnp.ones_like(value), every_row=True)
     return term, metrics
@@ -106,7 +106,7 @@ def rwr(temperature: Positive = 1.0, max_weight: Positive = 20.0) -> Objective:
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    nll = replay.nll('params', keys.own)[:, None]
+    nll = replay.ask('params', 'nll', keys.own)[:, None]
     adv = jax.lax.stop_gradient(exp.adv).mean(-1, keepdims=True)
     # bounded before exp, which could overflow
     bound = jnp.log(jnp.float32(max_weight))
@@ -169,9 +169,9 @@ def awm(
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    at = replay.noised(keys.own, draws)
-    nll = process.matching_error(replay.velocity_at('params', at), at)
-    old = process.matching_error(replay.velocity_at('old', at), at)
+    at = replay.ask('params', 'noised', keys.own, draws)
+    nll = process.matching_error(replay.ask('params', 'velocity_at', at), at)
+    old = process.matching_error(replay.ask('old', 'velocity_at', at), at)
     new, before = (_WEIGHTED[weighting](e, at.t, power) for e in (nll, old))
     log_ratio = jnp.clip(before - new, -max_log_ratio, max_log_ratio)
     ratio = jnp.exp(log_ratio)
@@ -223,9 +223,9 @@ def nft(
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    at = replay.noised(keys.own, draws)
-    v = replay.velocity_at('params', at)
-    old = jax.lax.stop_gradient(replay.velocity_at('old', at))
+    at = replay.ask('params', 'noised', keys.own, draws)
+    v = replay.ask('params', 'velocity_at', at)
+    old = jax.lax.stop_gradient(replay.ask('old', 'velocity_at', at))
     target = at.x0[:, None]
     positive = branch(
       process.x0_from_velocity(at.x, beta * v + (1.0 - beta) * old, at.t),

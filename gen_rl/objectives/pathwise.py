@@ -101,7 +101,7 @@ def reward_backprop(
     calls = exp.traj.mask.shape[1] + 1
     cut_keys = rng.stream_keys(keys.own, 'cut')
     first = jax.vmap(lambda key: draw(key, calls))(cut_keys)
-    sample = replay.finish('params', first, detach_inputs)
+    sample = replay.ask('params', 'finish', first, detach_inputs)
     out = replay.score(sample, keys.own)
     value = losses[loss](out.score)[:, None]
     # Rows that a rollout could not score do not count. The mask must not depend

@@ -35,9 +35,9 @@ scale and is computed as such, per row:
 and it divides the loss (2) by -dt = t - t_next, because d is a multiple of dt
 times the change of velocity and would otherwise weigh long steps up. (5)
 needs m', the mean of the behaviour policy. On policy m' = stop_gradient(m),
-at no cost. Off policy it is `replay.dist(old)`, and `old` has to name the
-parameters that sampled: the same pass that recomputes old log-probabilities.
-A stored log-probability would not do, for it holds mean(z'^2) only. Either
+at no cost. Off policy it is `replay.ask(old, 'dist')`, and `old` has to name
+the parameters that sampled: the same pass that recomputes old log-probs. A
+stored log-probability would not do, for it holds mean(z'^2) only. Either
 way log r = 0 exactly while the parameters are those that sampled. (5) is a
 mean over the event even where the distribution sums its log-probability.
 
@@ -74,7 +74,7 @@ def log_ratios(
   replay: Replay, exp: Experience, on_policy: bool
 ) -> Float[Array, 'b k']:
   """Log r of equation (1), 0 where masked; gradients through l only."""
-  new = replay.log_prob('params')
+  new = replay.ask('params', 'log_prob')
   behaviour = new if on_policy else exp.traj.log_prob
   difference = new - jax.lax.stop_gradient(behaviour)
   return jnp.where(exp.traj.mask > 0, difference, 0.0)
@@ -176,7 +176,7 @@ def clipped_pg(
       divided by t - t_next. Guard is for Gaussian steps.
     on_policy: True when the parameters are those that sampled, so that the
       behaviour policy is the current one without gradient. Otherwise the
-      stored `traj.log_prob` (plain) or `replay.dist(old)` (guard).
+      stored `traj.log_prob` (plain) or `replay.ask(old, 'dist')` (guard).
     old: the copy that sampled; read by guard off policy only.
     dual_clip: c of equation (7), above 1 + hi; None: no bound.
 
@@ -203,8 +203,10 @@ def clipped_pg(
     traj, mask = exp.traj, exp.traj.mask
     scale = jnp.ones_like(mask, jnp.float32)
     if ratio == 'guard':
-      new = replay.dist('params')
-      behaviour = jax.lax.stop_gradient(new if on_policy else replay.dist(old))
+      new = replay.ask('params', 'dist')
+      behaviour = jax.lax.stop_gradient(
+        new if on_policy else replay.ask(old, 'dist')
+      )
       log_ratio = _standardised_shift(new, behaviour, traj.actions, mask)
       length = traj.times[..., 0] - traj.times[..., 1]
       ok = (mask > 0) & (length > 0)
@@ -244,7 +246,7 @@ def reinforce(on_policy: bool = True) -> Objective:
   ) -> tuple[Term, Metrics]:
     del keys
     mask = exp.traj.mask
-    log_prob = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
+    log_prob = jnp.where(mask > 0, replay.ask('params', 'log_prob'), 0.0)
     value = -jax.lax.stop_gradient(exp.adv) * log_prob
     metrics = dict(log_prob=jax.lax.stop_gradient(log_prob))
     return Term(value=value, mask=mask), metrics
@@ -280,7 +282,7 @@ def rebel(group_size: int, eta: Positive = 1.0) -> Objective:
   ) -> tuple[Term, Metrics]:
     del keys
     mask = exp.traj.mask
-    new, old = replay.log_prob('params'), replay.log_prob('old')
+    new, old = replay.ask('params', 'log_prob'), replay.ask('old', 'log_prob')
     log_ratio = jnp.where(mask > 0, new - jax.lax.stop_gradient(old), 0.0)
     adv = jax.lax.stop_gradient(exp.adv).mean(-1)
 

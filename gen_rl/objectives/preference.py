@@ -62,9 +62,9 @@ def _shifts(
   of: Literal['velocity', 'noise'],
 ) -> Float32[Array, 'b k']:
   """Shifts d = m - m_ref; a group shares its times and noises."""
-  at = replay.noised(keys.group, draws)
+  at = replay.ask('params', 'noised', keys.group, draws)
   error, frozen = (
-    process.matching_error(replay.velocity_at(which, at), at, of)
+    process.matching_error(replay.ask(which, 'velocity_at', at), at, of)
     for which in ('params', ref)
   )
   return error - jax.lax.stop_gradient(frozen)

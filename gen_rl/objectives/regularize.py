@@ -26,8 +26,8 @@ and noise alone, d m = c d v. c differs between transitions (it is dt for an
 Euler step, dt (1 + s^2 (1 - t) / (2 t)) for Flow-SDE with diffusion
 coefficient s) and is 0 / 0 where steps are noise-free, so the velocity
 difference is not recovered from means; it is asked for as
-`replay.velocity(which)`, [b k ...]. It weighs all noise levels alike and is
-defined for noise-free steps too.
+`replay.ask(which, 'velocity')`, [b k ...]. It weighs all noise levels alike and
+is defined for noise-free steps too.
 
 What is left out matters when beta is read as the price of a nat: an action
 that leads where the policy is far from the reference pays nothing for it, and
@@ -97,8 +97,8 @@ def kl(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     del keys
-    new = replay.dist('params')
-    frozen = jax.lax.stop_gradient(replay.dist(ref))
+    new = replay.ask('params', 'dist')
+    frozen = jax.lax.stop_gradient(replay.ask(ref, 'dist'))
     value = new.kl(frozen) if direction == 'forward' else frozen.kl(new)
     if scale == 'dt':
       value = value * (exp.traj.times[..., 0] - exp.traj.times[..., 1])
@@ -107,7 +107,7 @@ def kl(
     if path:
       kept = metrics['kl']
       later = jnp.cumsum(kept[:, ::-1], 1)[:, ::-1] - kept
-      log_prob = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
+      log_prob = jnp.where(mask > 0, replay.ask('params', 'log_prob'), 0.0)
       surrogate = log_prob - jax.lax.stop_gradient(log_prob)
       term = term.replace(value=term.value + later * surrogate)
     return term, metrics
@@ -118,9 +118,8 @@ def kl(
 def velocity_kl(ref: CopyName = 'ref', draws: Index = 0) -> Objective:
   """Squared velocity difference to a frozen copy, equation (2).
 
-  Needs `replay.velocity(which)` -> [b k ...], the predicted velocity x1 - x0
-  at the stored states (after guidance, if the policy samples with it); with
-  `draws`, that of the net itself.
+  Needs velocities: those at the stored states (after guidance, if the policy
+  samples with it), or with `draws` those of the net itself.
 
   Args:
     ref: name of the copy, 'ref', 'old' or 'ema'.
@@ -139,11 +138,11 @@ def velocity_kl(ref: CopyName = 'ref', draws: Index = 0) -> Objective:
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     if draws:
-      at = replay.noised(keys.own, draws)
-      new, frozen = (replay.velocity_at(c, at) for c in ('params', ref))
+      at = replay.ask('params', 'noised', keys.own, draws)
+      new, frozen = (replay.ask(c, 'velocity_at', at) for c in ('params', ref))
       mask = jnp.ones_like(at.t)
     else:
-      new, frozen = (replay.velocity(c) for c in ('params', ref))
+      new, frozen = (replay.ask(c, 'velocity') for c in ('params', ref))
       mask = exp.traj.mask
     difference = new.astype(jnp.float32) - jax.lax.stop_gradient(frozen)
     value = process.event_mean(jnp.square(difference))
@@ -167,7 +166,7 @@ def entropy() -> Objective:
   ) -> tuple[Term, Metrics]:
     del keys
     term, metrics = _term(
-      replay.dist('params').entropy(), exp.traj.mask, 'entropy'
+      replay.ask('params', 'dist').entropy(), exp.traj.mask, 'entropy'
     )
     return term.replace(value=-term.value), metrics
 

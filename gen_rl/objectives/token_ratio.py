@@ -130,7 +130,7 @@ def cispo(
     mask = exp.traj.mask
     log_ratio = policy_gradient.log_ratios(replay, exp, on_policy)
     log_ratio, r = policy_gradient.bounded_exp(jax.lax.stop_gradient(log_ratio))
-    log_prob = jnp.where(mask > 0, replay.log_prob('params'), 0.0)
+    log_prob = jnp.where(mask > 0, replay.ask('params', 'log_prob'), 0.0)
     adv = jax.lax.stop_gradient(exp.adv)
     value = -jnp.clip(r, floor, cap) * adv * log_prob
     outside = (r < floor) | (r > cap)

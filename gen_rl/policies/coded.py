@@ -1,6 +1,6 @@
 """What policies share that say the codes of a picture, in whatever order."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 from typing import Any
 
@@ -11,7 +11,7 @@ from gen_rl import build, models, types
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
 from gen_rl.models import vq, weights
-from gen_rl.types import Array, Params, PyTree
+from gen_rl.types import Array, Params
 from gen_rl.utils import rng
 
 
@@ -46,7 +46,7 @@ def coded(
   """A policy of codes as one of pictures.
 
   Parameters are dict(net, codec); the codec's get no gradient, and trainable
-  should leave them out: trainable='^net/'. `nll` takes codes.
+  should leave them out: trainable='^net/'. Samples are codes.
 
   Args:
     said: samples are codes [b n].
@@ -62,8 +62,8 @@ def coded(
       drawn, _ = weights.load(weights.find(codec_weights), shapes, cast=True)
     return dict(net=said.init(key), codec=drawn)
 
-  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
-    return said.nll(params['net'], x, cond, keys)
+  def of_net(op: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda params, *args: op(params['net'], *args)
 
   def compress(params: Params, pictures: Array) -> Array:
     codes = jax.ShapeDtypeStruct((1, math.prod(book.grid)), jnp.int32)
@@ -74,13 +74,11 @@ def coded(
 
   return types.Policy(
     init,
-    lambda params, rows, step: said.rollout(params['net'], rows, step),
-    lambda params, traj: said.dist(params['net'], traj),
-    nll,
+    of_net(said.rollout),
     lambda params, codes: book.decode(
       jax.lax.stop_gradient(params['codec']), codes
     ),
-    greedy=lambda params, rows: said.greedy(params['net'], rows),
-    compress=compress,
+    {name: of_net(op) for name, op in said.ops.items()}
+    | dict(compress=compress),
     axes=(*said.axes, *book.axes),
   )

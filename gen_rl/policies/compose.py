@@ -94,15 +94,6 @@ def _axes_within(name: str, axes: Axes) -> Axes:
   return tuple((rf'{below}.*(?:{p})', names) for p, names in axes)
 
 
-def _refuse(*_, **__):
-  raise ConfigError(
-    'a policy of text and then a picture has no likelihood of a picture alone: '
-    'it goes with objectives of decisions (clipped_pg, cispo, gspo, reinforce, '
-    'rebel, kl, sampled_kl, entropy); train the second policy by itself with '
-    'the others'
-  )
-
-
 # The return type is spelled so that a config cannot ask for this function by
 # name (policies.BUILDS): it says `text_then_image`.
 def compose(
@@ -208,27 +199,29 @@ def compose(
     parts = split(traj)
     return Concat(
       (
-        first.dist(params['first'], parts.first),
-        second.dist(params['second'], parts.second),
+        first.ops['dist'](params['first'], parts.first),
+        second.ops['dist'](params['second'], parts.second),
       )
     )
 
   def greedy(params: Params, rows: Rows) -> Array:
-    said = first.greedy(params['first'], rows)
-    return second.greedy(params['second'], follow(rows, said))
+    said = first.ops['greedy'](params['first'], rows)
+    return second.ops['greedy'](params['second'], follow(rows, said))
 
   axes = (
     *_axes_within('first', first.axes),
     *_axes_within('second', second.axes),
   )
-  both_greedy = first.greedy is not None and second.greedy is not None
+  ops = dict(dist=dist, greedy=greedy)
   return types.Policy(
     init,
     rollout,
-    dist,
-    _refuse,
     lambda params, latent: second.decode(params['second'], latent),
-    greedy=greedy if both_greedy else None,
+    {
+      name: op
+      for name, op in ops.items()
+      if {name} <= first.ops.keys() & second.ops.keys()
+    },
     axes=axes,
   )
 

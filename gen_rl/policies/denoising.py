@@ -40,7 +40,6 @@ from gen_rl.types import (
   Noised,
   Params,
   Policy,
-  PyTree,
   Rows,
   Trajectory,
 )
@@ -302,17 +301,27 @@ def denoising(
     return x / last_unit
 
   def flat_velocity(net, params: Params, x: Array, t: Array, cond) -> Array:
+    """Velocities [b k ...] at x [b k ...], t [b k]."""
     b, k = t.shape
     prompt = net.encode(params, cond)
     prompt = jax.tree.map(lambda c: jnp.repeat(c, k, axis=0), prompt)
     flat = x.reshape(b * k, *x.shape[2:])
     return net.apply(params, flat, t.reshape(-1), prompt).reshape(x.shape)
 
-  guided_velocity = functools.partial(flat_velocity, guided)
+  def as_sampled(params: Params, traj: Trajectory) -> Array:
+    t = traj.times[..., 0]
+    return flat_velocity(guided, params, traj.states, t, traj.cond)
+
+  def velocity(params: Params, traj: Trajectory) -> Array:
+    return as_sampled(params, traj).astype(jnp.float32)
+
+  def velocity_at(params: Params, traj: Trajectory, at: Noised) -> Array:
+    v = flat_velocity(net, params, at.x, at.t, traj.cond)
+    return v.astype(jnp.float32)
 
   def dist(params: Params, traj: Trajectory) -> Gaussian:
+    v = as_sampled(params, traj)
     t, t_next = traj.times[..., 0], traj.times[..., 1]
-    v = guided_velocity(params, traj.states, t, traj.cond)
     return kernel(traj.states, v, t, t_next, traj.noise)
 
   def times_of(keys: Array) -> Array:
@@ -320,7 +329,7 @@ def denoising(
       return build.build(schedules, training_times, keys=keys)
     return schedules.logit_normal(keys, time_mean, time_std, shift)
 
-  def noised(x0: Array, keys: Array, draws: int = 1) -> Noised:
+  def corrupted(x0: Array, keys: Array, draws: int) -> Noised:
     keys = decision_keys(keys, (len(keys), 2 * draws)).reshape(-1, 2)
     t = times_of(keys[:, 0])
     x1 = rng.normal(keys[:, 1], net.shape)
@@ -332,12 +341,19 @@ def denoising(
       x1=x1.reshape(-1, draws, *net.shape),
     )
 
-  def nll(params: Params, x0: Array, cond: PyTree, keys: Array) -> Array:
+  def noised(
+    params: Params, traj: Trajectory, keys: Array, draws: int = 1
+  ) -> Noised:
+    del params
+    return corrupted(traj.sample, keys, draws)
+
+  def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
+    cond = traj.cond
     if null_prob > 0:
       drop_keys = rng.stream_keys(keys, 'null')
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
       cond = tree.where(drop, net.null(cond), cond)
-    at = noised(x0, keys)
+    at = corrupted(traj.sample, keys, 1)
     v = flat_velocity(net, params, at.x, at.t, cond)
     return process.matching_error(v, at)[:, 0]
 
@@ -357,18 +373,17 @@ def denoising(
     flow_files.same_grid(folder, net.shape, grid, shift)
     return net.load(folder, dtype)
 
+  ops = dict(
+    dist=dist, nll=nll, velocity=velocity, velocity_at=velocity_at,
+    noised=noised, complete=complete, finish=finish,
+  )  # fmt: skip
+  if net.compress:
+    ops['compress'] = compress
   return Policy(
     net.init,
     rollout,
-    dist,
-    nll,
     decode,
-    velocity=functools.partial(flat_velocity, net),
-    guided_velocity=guided_velocity,
-    noised=noised,
-    complete=complete,
-    finish=finish,
-    compress=compress if net.compress else None,
+    ops,
     axes=net.axes,
     load=load if net.load else None,
     save=net.save,

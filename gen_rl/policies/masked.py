@@ -234,7 +234,8 @@ def masked(
     scored = scored.reshape(*traj.actions.shape, net.vocab)
     return Places(scored, traj.states.committed)
 
-  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+  def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
+    x, cond = traj.sample, traj.cond
     if null_prob > 0:
       drop_keys = rng.stream_keys(keys, 'null')
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
@@ -250,9 +251,8 @@ def masked(
     del params
     return latent
 
-  return Policy(
-    net.init, rollout, dist, nll, decode, greedy=greedy, axes=net.axes
-  )
+  ops = dict(dist=dist, nll=nll, greedy=greedy)
+  return Policy(net.init, rollout, decode, ops, axes=net.axes)
 
 
 def masked_image(

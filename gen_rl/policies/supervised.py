@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from gen_rl.build import ConfigError
 from gen_rl.models import detector as detector_lib
 from gen_rl.models import vq
-from gen_rl.types import Array, Params, Policy, PyTree, Rows
+from gen_rl.types import Array, Params, Policy, Rows, Trajectory
 
 
-def _refuse(*_, **__):
+def _samples_nothing(*_, **__):
   raise ConfigError(
     'this policy labels pictures and samples nothing: it goes with a rollout '
     'of data (rollout.name="shapes_scenes") and the objective "nll"'
@@ -32,18 +32,17 @@ def detector(net: detector_lib.Detector) -> Policy:
     del params
     return jnp.clip((latent + 1.0) / 2.0, 0.0, 1.0)
 
-  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+  def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
     del keys
-    maps = net.apply(params, decode(params, x))
-    return detector_lib.nll(maps, cond['scene'])
+    maps = net.apply(params, decode(params, traj.sample))
+    return detector_lib.nll(maps, traj.cond['scene'])
 
-  def correct(params: Params, x: Array, cond: PyTree) -> Array:
-    found = detector_lib.detect(net, params, decode(params, x))
-    return detector_lib.exact(found, cond['scene'])
+  def correct(params: Params, traj: Trajectory) -> Array:
+    found = detector_lib.detect(net, params, decode(params, traj.sample))
+    return detector_lib.exact(found, traj.cond['scene'])
 
-  return Policy(
-    net.init, _refuse, _refuse, nll, decode, correct=correct, axes=net.axes
-  )
+  ops = dict(nll=nll, correct=correct)
+  return Policy(net.init, _samples_nothing, decode, ops, axes=net.axes)
 
 
 def codec(net: vq.Codec) -> Policy:
@@ -56,9 +55,9 @@ def codec(net: vq.Codec) -> Policy:
     net: of `models.fsq_codec`.
   """
 
-  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
-    del cond, keys
-    return net.loss(params, (x + 1.0) / 2.0)
+  def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
+    del keys
+    return net.loss(params, (traj.sample + 1.0) / 2.0)
 
   def greedy(params: Params, rows: Rows) -> Array:
     if rows.media is None:
@@ -68,6 +67,5 @@ def codec(net: vq.Codec) -> Policy:
       )
     return net.encode(params, rows.media)
 
-  return Policy(
-    net.init, _refuse, _refuse, nll, net.decode, greedy=greedy, axes=net.axes
-  )
+  ops = dict(nll=nll, greedy=greedy)
+  return Policy(net.init, _samples_nothing, net.decode, ops, axes=net.axes)

@@ -40,7 +40,7 @@ from gen_rl.distributions import Categorical
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models.layers import PAD, TokenNet
 from gen_rl.policies import coded, guidance
-from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
+from gen_rl.types import Array, Params, Policy, Rows, Trajectory
 from gen_rl.utils import rng, tree
 
 
@@ -244,7 +244,8 @@ def tokens(
       logits = mix(logits, null)
     return Categorical(logits.astype(jnp.float32) / temperature)
 
-  def nll(params: Params, x: Array, cond: PyTree, keys: Array) -> Array:
+  def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
+    x, cond = traj.sample, traj.cond
     if null_prob > 0:
       drop_keys = rng.stream_keys(keys, 'null')
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
@@ -258,9 +259,8 @@ def tokens(
     del params
     return latent
 
-  return Policy(
-    net.init, rollout, dist, nll, decode, greedy=greedy, axes=net.axes
-  )
+  ops = dict(dist=dist, nll=nll, greedy=greedy)
+  return Policy(net.init, rollout, decode, ops, axes=net.axes)
 
 
 def image_tokens(

@@ -116,7 +116,7 @@ def _rescore(recipe: Recipe, params: Params, exp: Experience) -> Trajectory:
 
   def one(_, piece):
     replay = replay_lib.make(recipe.policy, dict(params=params), piece)
-    return (), replay.log_prob('params')
+    return (), replay.ask('params', 'log_prob')
 
   pieces = recipe.cut(exp, recipe.updates * recipe.microbatches)
   _, log_prob = recipe.fold(one, (), pieces)
@@ -213,12 +213,15 @@ def _terms(
   score = _scorer(recipe, state)
   replay = replay_lib.make(recipe.policy, copies, exp, first, score)
   if recipe.recompute and exp.traj.log_prob.size:
-    own = jax.lax.stop_gradient(replay.log_prob('params'))
+    own = jax.lax.stop_gradient(replay.ask('params', 'log_prob'))
     own = jnp.where(first, own, exp.traj.log_prob)
     exp = exp.replace(traj=exp.traj.replace(log_prob=own))
   out = {}
   for label, (objective, weight) in recipe.objectives.items():
-    term, metrics = objective(replay, exp, keys)
+    try:
+      term, metrics = objective(replay, exp, keys)
+    except ConfigError as error:
+      raise ConfigError(f'config.objective.{label}: {error}') from None
     valid = exp.rewards.valid.astype(jnp.float32)
     rows = valid if term.every_row else exp.weight * valid
     mask = jax.lax.stop_gradient(term.mask * rows[:, None])

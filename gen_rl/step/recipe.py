@@ -69,7 +69,9 @@ class Recipe:
         f'{", ".join(both)}: a reward and a monitor need labels of their own'
       )
     on_host = self.host_rewards | combine.split(self.monitors)[1]
-    if self.stepwise and (self.policy.complete is None or self.host_rewards):
+    if self.stepwise and (
+      'complete' not in self.policy.ops or self.host_rewards
+    ):
       raise ConfigError(
         'this advantage scores every decision: it goes with a policy that can '
         'finish a sample without noise, and with rewards on the device'

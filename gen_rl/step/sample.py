@@ -95,5 +95,5 @@ def _draw(
   media = recipe.policy.decode(params, traj.sample)
   if not recipe.stepwise:
     return traj, media, None
-  done = recipe.policy.complete(params, rows, step, traj)  # [b k ...]
+  done = recipe.policy.ops['complete'](params, rows, step, traj)  # [b k ...]
   return traj, media, jax.lax.stop_gradient(done)

@@ -109,7 +109,7 @@ def test_no_gradient_after_the_end():
   assert (traj.mask == 0).any() and (traj.mask[:, 0] == 1).all()
 
   def loss(params, weight):
-    log_prob = made.dist(params, traj).log_prob(traj.actions)
+    log_prob = made.ops['dist'](params, traj).log_prob(traj.actions)
     return jnp.where(traj.mask > 0, weight * log_prob, 0.0).sum()
 
   big = jnp.where(traj.mask > 0, 1.0, 1e6)
@@ -146,7 +146,7 @@ def test_float32_around_a_bfloat16_net():
   params = made.init(KEY)
   rows = rollout.make_rows(testing.batch(), 4, KEY, jnp.int32(0))
   traj = made.rollout(params, rows, 0)
-  log_prob = made.dist(params, traj).log_prob(traj.actions)
+  log_prob = made.ops['dist'](params, traj).log_prob(traj.actions)
   assert traj.log_prob.dtype == log_prob.dtype == jnp.float32
   np.testing.assert_allclose(
     traj.log_prob, jnp.where(traj.mask > 0, log_prob, 0), atol=1e-5

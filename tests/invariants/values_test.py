@@ -11,7 +11,7 @@ import pytest
 
 from gen_rl import objectives, optim, rollout, testing
 from gen_rl.policies import ode
-from gen_rl.types import Experience, Replay
+from gen_rl.types import Experience
 from gen_rl.utils import tree
 
 KEY = jax.random.key(testing.SEED)
@@ -143,17 +143,14 @@ def per_decision_gradient(policy, objective, exp, params):
 
     net = testing.perceptron()._replace(apply=apply)
     moved = testing.make_policy(net, **policy)
-    dist = moved.dist(params, exp.traj)
-    fixed = testing.make_policy(**policy).dist(params, exp.traj)
-    replay = Replay(
+    dist = moved.ops['dist'](params, exp.traj)
+    fixed = testing.make_policy(**policy).ops['dist'](params, exp.traj)
+    replay = testing.answers(
       dist=dict(params=dist, ref=fixed, old=fixed).__getitem__,
       log_prob=lambda which: dist.log_prob(exp.traj.actions),
-      nll=None,
       velocity=lambda which: (
         moved if which == 'params' else testing.make_policy(**policy)
-      ).velocity(
-        params, exp.traj.states, exp.traj.times[..., 0], exp.traj.cond
-      ),
+      ).ops['velocity'](params, exp.traj),
     )
     term, _ = objective(replay, exp, None)
     return (term.value * term.mask * exp.weight[:, None]).sum()
@@ -225,10 +222,10 @@ def test_float32_around_a_bfloat16_net(scale):
                    rows.cond).dtype == jnp.bfloat16  # fmt: skip
   traj = policy.rollout(params, rows, jnp.int32(0))
   floats = [traj.states, traj.actions, traj.times, traj.log_prob, traj.sample]
-  dist = policy.dist(params, traj)
+  dist = policy.ops['dist'](params, traj)
   floats += [dist.mean, dist.std]
   floats += jax.jit(lambda d, a: (d.log_prob(a), d.kl(d)))(dist, traj.actions)
-  floats += [policy.nll(params, traj.sample, rows.cond, rows.keys)]
+  floats += [policy.ops['nll'](params, traj, rows.keys)]
   floats += [policy.decode(params, traj.sample)]
   floats += [jax.jit(ode.sampler(net, 3, 1.0, scale))(params, rows)]
   step, state = testing.make_step(policy, tx=optim.adamw(lr=1e-2))

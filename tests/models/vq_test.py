@@ -67,11 +67,11 @@ def test_as_a_policy_it_gives_the_codes_of_what_it_is_shown():
   )
   rows = rollout.make_rows(batch, 1, jax.random.key(0), jnp.int32(0))
   with pytest.raises(build.ConfigError, match='data.view.name'):
-    policy.greedy(params, rows)
-  codes = policy.greedy(params, rows.replace(media=x))
+    policy.ops['greedy'](params, rows)
+  codes = policy.ops['greedy'](params, rows.replace(media=x))
   np.testing.assert_array_equal(codes, codec.encode(params, x))
   np.testing.assert_allclose(
-    policy.nll(params, 2 * x - 1, {}, ()),
+    policy.ops['nll'](params, testing.given(2 * x - 1, {}), ()),
     jax.jit(codec.loss)(params, x),
     atol=1e-6,
   )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import objectives, testing
-from gen_rl.types import Experience, Noised, Replay, RowKeys
+from gen_rl.types import Experience, Noised, RowKeys
 
 B = 64
 
@@ -19,8 +19,8 @@ def run(apply, params, teacher, target=None, **kwargs):
   copies = dict(
     params=params, ref=teacher, ema=params if target is None else target
   )
-  replay = Replay(None, None, None, None)._replace(
-    noised=lambda keys, draws: at,
+  replay = testing.answers(
+    noised=lambda which, keys, draws: at,
     velocity_at=lambda which, at: apply(copies[which], at.x, at.t[..., None]),
   )
   exp = Experience(None, np.zeros((B, 1)), np.ones(B), None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import objectives, testing
-from gen_rl.types import Experience, Noised, Replay, RewardOut, RowKeys
+from gen_rl.types import Experience, Noised, RewardOut, RowKeys
 
 KEYS = RowKeys(None, None)
 
@@ -18,10 +18,6 @@ def experience(adv):
   return Experience(traj=None, adv=adv, weight=np.ones(b), rewards=rewards)
 
 
-def replaying(nll):
-  return Replay(dist=None, log_prob=None, nll=nll, velocity=None)
-
-
 def test_flow_matching_asks_for_the_rows_keys():
   keys = jax.random.split(jax.random.key(0), 3)
   asked = []
@@ -31,7 +27,7 @@ def test_flow_matching_asks_for_the_rows_keys():
     return jax.vmap(jax.random.uniform)(keys)
 
   term, metrics = objectives.flow_matching()(
-    replaying(nll), experience(np.zeros((3, 1))), RowKeys(keys, None)
+    testing.answers(nll=nll), experience(np.zeros((3, 1))), RowKeys(keys, None)
   )
   assert asked == ['params']
   expected = [[float(jax.random.uniform(key))] for key in keys]
@@ -48,7 +44,7 @@ def test_rwr_table_and_gradient():
 
   def value(nll, adv):
     term, metrics = objectives.rwr(temperature=2.0, max_weight=10.0)(
-      replaying(lambda which, keys: nll), experience(adv), KEYS
+      testing.answers(nll=lambda which, keys: nll), experience(adv), KEYS
     )
     return term.value.sum(), (term, metrics)
 
@@ -65,7 +61,7 @@ def test_rwr_table_and_gradient():
 
 def test_rwr_averages_step_wise_advantages():
   term, _ = objectives.rwr()(
-    replaying(lambda which, keys: np.ones(1)),
+    testing.answers(nll=lambda which, keys: np.ones(1)),
     experience([[0.0, 2 * np.log(2)]]),
     KEYS,
   )
@@ -79,7 +75,7 @@ def test_rows_are_independent():
   objective = objectives.rwr(0.5)
 
   def value(rows):
-    replay = replaying(lambda which, keys: nll[rows])
+    replay = testing.answers(nll=lambda which, keys: nll[rows])
     return objective(replay, experience(adv[rows]), KEYS)[0].value
 
   np.testing.assert_allclose(
@@ -104,8 +100,8 @@ def noised(velocities, x0=1.0, x1=3.0, t=0.5):
   x = (1 - t) * x0 + t * x1
   pair = lambda value: jnp.full((1, 1, 2), value, jnp.float32)
   at = Noised(pair(x), jnp.full((1, 1), t), pair(x0)[:, 0], pair(x1))
-  return replaying(None)._replace(
-    noised=lambda keys, draws: at,
+  return testing.answers(
+    noised=lambda which, keys, draws: at,
     velocity_at=lambda which, at: pair(velocities[which]),
   )
 

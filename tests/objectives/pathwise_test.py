@@ -7,7 +7,7 @@ import pytest
 
 from gen_rl import objectives, rollout, testing
 from gen_rl.build import ConfigError
-from gen_rl.types import Experience, Replay, RewardOut, RowKeys, Trajectory
+from gen_rl.types import Experience, RewardOut, RowKeys, Trajectory
 
 KEY = jax.random.key(0)
 
@@ -22,8 +22,7 @@ def answers(score, calls=4):
   traj = Trajectory((), (), (), (), none, none, none, (), jnp.zeros(b))
   exp = Experience(traj, jnp.zeros((b, 1)), jnp.ones(b), None)
   keys = RowKeys(jax.random.split(KEY, b), None)
-  replay = Replay(None, None, None, None)._replace(
-    finish=lambda which, cut, detach: cut,
+  replay = testing.answers(finish=lambda which, cut, detach: cut)._replace(
     score=lambda x, keys: RewardOut(score(x), {}, x >= 0),
   )
   return replay, exp, keys
@@ -107,7 +106,7 @@ def test_gradient_is_that_of_the_chain(cut, detach, scale):
 
   def mine(params):
     cuts = jnp.full(6, cut)
-    return (weight * policy.finish(params, traj, cuts, detach)).sum()
+    return (weight * policy.ops['finish'](params, traj, cuts, detach)).sum()
 
   def expected(params):
     x = traj.states[:, 0]
@@ -124,7 +123,7 @@ def test_gradient_is_that_of_the_chain(cut, detach, scale):
 def test_noise_is_replayed():
   """With noisy steps the replayed sample is the stored one, to rounding."""
   policy, params, _, traj = chain(deterministic=False)
-  done = jax.jit(policy.finish)(params, traj, jnp.zeros(6, int))
+  done = jax.jit(policy.ops['finish'])(params, traj, jnp.zeros(6, int))
   np.testing.assert_allclose(done, traj.sample, atol=1e-5)
 
 
@@ -133,7 +132,7 @@ def test_every_row_has_its_own_cut():
   cuts = jnp.array([0, 1, 2, 3, 3, 0])
 
   def of(cuts):
-    out = lambda p: policy.finish(p, traj, cuts).sum((1, 2, 3))
+    out = lambda p: policy.ops['finish'](p, traj, cuts).sum((1, 2, 3))
     return jax.jit(jax.jacrev(out))(params)
 
   mixed = of(cuts)

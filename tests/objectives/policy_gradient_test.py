@@ -7,7 +7,7 @@ import pytest
 
 from gen_rl import objectives, testing
 from gen_rl.distributions import Categorical, Gaussian
-from gen_rl.types import Experience, Replay, RewardOut, Trajectory
+from gen_rl.types import Experience, RewardOut, Trajectory
 
 
 def experience(adv, mask, log_prob=None, actions=None, times=None):
@@ -31,11 +31,8 @@ def experience(adv, mask, log_prob=None, actions=None, times=None):
 
 
 def replaying(log_prob=None, **dists):
-  return Replay(
-    dist=lambda which: dists[which],
-    log_prob=lambda which: {'params': log_prob}[which],
-    nll=None,
-    velocity=None,
+  return testing.answers(
+    dist=dists.__getitem__, log_prob={'params': log_prob}.__getitem__
   )
 
 
@@ -326,7 +323,7 @@ def test_rebel_by_hand():
 
   def loss(new, weight=(1.0, 1.0, 1.0, 1.0)):
     log_probs = dict(params=new, old=old)
-    replay = Replay(None, log_probs.__getitem__, None, None)
+    replay = testing.answers(log_prob=log_probs.__getitem__)
     traj = Trajectory((), (), (), (), (), old, mask, (), None)
     exp = Experience(traj, adv, jnp.asarray(weight), None)
     term, metrics = testing.term_of(objectives.rebel(2, eta=0.5), replay, exp)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gen_rl import objectives, testing
-from gen_rl.types import Experience, Noised, Replay, RowKeys
+from gen_rl.types import Experience, Noised, RowKeys
 
 KEYS = RowKeys('own', 'group')
 
@@ -17,7 +17,7 @@ def answers(errors, ref, t=0.0):
   """
   asked = []
 
-  def noised(keys, draws):
+  def noised(which, keys, draws):
     asked.append((keys, draws))
     zero = np.zeros((*errors.shape, 1))
     return Noised(zero, zero[..., 0] + t, zero[:, 0], zero)
@@ -25,8 +25,7 @@ def answers(errors, ref, t=0.0):
   def velocity_at(which, at):
     return jnp.sqrt(errors if which == 'params' else ref)[..., None]
 
-  replay = Replay(None, None, None, None, noised, velocity_at)
-  return replay, asked
+  return testing.answers(noised=noised, velocity_at=velocity_at), asked
 
 
 def experience(labels, weight=None):

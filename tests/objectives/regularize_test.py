@@ -1,7 +1,6 @@
 """Regularizers against closed forms worked in the test."""
 
 import functools
-from typing import NamedTuple
 
 from flax import struct
 import jax
@@ -38,14 +37,8 @@ class Unit(struct.PyTreeNode):
     return d / (2 * self.std**2)
 
 
-class Answers(NamedTuple):
-  dist: object = None
-  velocity: object = None
-  log_prob: object = None
-
-
 def answers(**dists):
-  return Answers(dist=dists.__getitem__)
+  return testing.answers(dist=dists.__getitem__)
 
 
 def experience(mask, times=None):
@@ -117,7 +110,7 @@ def test_kl_of_paths_has_the_gradient_of_the_whole():
     one = np.ones((n, 2))
     dist = Unit(mean[..., None], one)
     log_prob = -0.5 * ((actions - dist.mean) ** 2).sum(-1)
-    replay = Answers(
+    replay = testing.answers(
       dist=dict(params=dist, ref=Unit(np.zeros((n, 2, 1)), one)).__getitem__,
       log_prob=lambda which: log_prob,
     )
@@ -176,7 +169,7 @@ def test_velocity_kl():
   def term(v, ref):
     velocity = dict(params=v, ref=ref).__getitem__
     return testing.term_of(
-      objectives.velocity_kl(), Answers(velocity=velocity), exp
+      objectives.velocity_kl(), testing.answers(velocity=velocity), exp
     )
 
   out, metrics = term(v, ref)

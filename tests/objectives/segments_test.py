@@ -7,7 +7,7 @@ import pytest
 
 from gen_rl import build, objectives, testing
 from gen_rl.objectives import segments
-from gen_rl.types import Experience, Replay, RowKeys, Trajectory
+from gen_rl.types import Experience, RowKeys, Trajectory
 
 B, K = 3, (2, 4)
 ROWS = RowKeys((), ())
@@ -29,7 +29,7 @@ def made(part=None):
     sample=(), group=jnp.arange(B),
   )  # fmt: skip
   answers = dict(params=log_prob, ref=log_prob * 0.5)
-  replay = Replay(None, answers.get, None, None)
+  replay = testing.answers(log_prob=answers.get)
   adv = jnp.array([[1.0], [-0.5], [2.0]])
   return replay, Experience(traj, adv, jnp.ones(B), None)
 

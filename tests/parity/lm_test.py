@@ -134,7 +134,7 @@ def greedy(net, params, prompts, end=None, length=SAID):
     cond=dict(tokens=jnp.asarray(prompts)), info={}, group=jnp.arange(b),
     keys=keys, group_keys=keys, key=keys[0],
   )  # fmt: skip
-  return np.asarray(jax.jit(policy.greedy)(params, asked))
+  return np.asarray(jax.jit(policy.ops['greedy'])(params, asked))
 
 
 def generated(model, prompts, end=None):

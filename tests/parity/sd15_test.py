@@ -183,7 +183,7 @@ def rows_of():
 
 def start_and_noise(policy, params, traj):
   """What a trajectory began with, and the noise of its decisions."""
-  dist = jax.jit(policy.dist)(params, traj)
+  dist = jax.jit(policy.ops['dist'])(params, traj)
   std = np.asarray(dist.std)[..., None, None, None]
   noise = (np.asarray(traj.actions) - np.asarray(dist.mean)) / std
   assert 0.8 < noise.std() < 1.2

@@ -130,12 +130,8 @@ def test_trained_steps_are_those_of_flow_grpo(sampled):
   """Mean, deviation and log-prob of every decision of a rollout."""
   built, params, rows, _ = sampled
   traj = jax.jit(built.policy.rollout)(params, rows, jnp.int32(0))
-  dist = jax.jit(built.policy.dist)(params, traj)
-  v = np.float64(
-    jax.jit(built.policy.guided_velocity)(
-      params, traj.states, traj.times[..., 0], traj.cond
-    )
-  )
+  dist = jax.jit(built.policy.ops['dist'])(params, traj)
+  v = np.float64(jax.jit(built.policy.ops['velocity'])(params, traj))
   grid = np.float64(schedules.sd3(STEPS, 3.0))
   assert traj.times.shape == (2, STEPS - 1, 2)
   for j in range(STEPS - 1):

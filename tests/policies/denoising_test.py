@@ -13,6 +13,7 @@ from gen_rl import rollout, testing
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules
 from gen_rl.policies import denoising, ode
+from gen_rl.types import Noised
 from gen_rl.utils import rng
 
 KEY = jax.random.key(0)
@@ -99,7 +100,7 @@ def test_replay_is_what_sampled(scale):
   )  # fmt: skip
   params = policy.init(KEY)
   traj = policy.rollout(params, rows_of(), jnp.int32(0))
-  dist = policy.dist(params, traj)
+  dist = policy.ops['dist'](params, traj)
   np.testing.assert_allclose(
     testing.log_prob(dist, traj.actions), traj.log_prob, atol=1e-4
   )
@@ -108,12 +109,13 @@ def test_replay_is_what_sampled(scale):
   net = testing.perceptron()
   at = params, traj.states[:, 1], traj.times[:, 1, 0]
   own, free = (net.apply(*at, c) for c in (traj.cond, net.null(traj.cond)))
-  at = params, traj.states, traj.times[..., 0], traj.cond
-  np.testing.assert_allclose(policy.velocity(*at)[:, 1], own, atol=1e-6)
-  guided = policy.guided_velocity(*at)[:, 1]
+  at = Noised(traj.states, traj.times[..., 0], (), ())
+  found = policy.ops['velocity_at'](params, traj, at)[:, 1]
+  np.testing.assert_allclose(found, own, atol=1e-6)
+  guided = policy.ops['velocity'](params, traj)[:, 1]
   np.testing.assert_allclose(guided, free + scale * (own - free), atol=1e-5)
   other = jax.tree.map(lambda p: 1.5 * p, params)
-  assert (kl(dist, policy.dist(other, traj)) > 0).all()
+  assert (kl(dist, policy.ops['dist'](other, traj)) > 0).all()
 
 
 def test_a_window_is_noisy_and_the_rest_is_the_ode():
@@ -189,14 +191,16 @@ def test_matching_loss_of_the_exact_velocity():
   keys = jax.random.split(KEY, 64)
   x0 = jnp.full((64, *testing.SHAPE), TARGET)
   cond = dict(tokens=jnp.zeros((64, 2), jnp.int32))
-  nll = policy.nll(jnp.float32(0), x0, cond, keys)
+  nll = policy.ops['nll'](jnp.float32(0), testing.given(x0, cond), keys)
   np.testing.assert_allclose(nll, 0, atol=1e-8)
-  shifted = policy.nll(jnp.float32(0), x0 + 0.1, cond, keys)
+  shifted = policy.ops['nll'](
+    jnp.float32(0), testing.given(x0 + 0.1, cond), keys
+  )
   t = 0.1 / np.sqrt(shifted)
   # t is sigmoid(N(1, .5^2)), the key's own
   z = (np.log(t / (1 - t)) - 1.0) / 0.5
   assert scipy.stats.kstest(z, 'norm').pvalue > 1e-3
-  again = policy.nll(jnp.float32(0), x0 + 0.2, cond, keys)
+  again = policy.ops['nll'](jnp.float32(0), testing.given(x0 + 0.2, cond), keys)
   np.testing.assert_allclose(again, 4 * shifted, rtol=1e-3)  # paired noise
 
 
@@ -210,10 +214,12 @@ def test_null_prob_drops_that_share_of_prompts():
   net = base._replace(apply=apply)
   policy = make(net, null_prob=0.25)
   n = 512
-  nll = policy.nll(
+  nll = policy.ops['nll'](
     (),
-    jnp.zeros((n, *testing.SHAPE)),
-    dict(tokens=jnp.ones((n, 2), jnp.int32)),
+    testing.given(
+      np.zeros((n, *testing.SHAPE), np.float32),
+      dict(tokens=np.ones((n, 2), np.int32)),
+    ),
     jax.random.split(KEY, n),
   )
   dropped = float((nll < 1e4).mean())
@@ -282,7 +288,7 @@ def test_completions(solver):
   params = policy.init(KEY)
   rows, step = rows_of((0, 1)), jnp.int32(0)
   traj = policy.rollout(params, rows, step)
-  done = policy.complete(params, rows, step, traj)
+  done = policy.ops['complete'](params, rows, step, traj)
   assert done.shape == traj.states.shape
   if solver == 'euler':
     sample = sampler(net, 5, 2.0)(params, rows)
@@ -299,13 +305,15 @@ def test_noised_samples():
   policy = testing.make_policy(time_mean=0.5)
   x0 = jax.random.normal(KEY, (6, *testing.SHAPE))
   keys = jax.random.split(KEY, 6)
-  at = policy.noised(x0, keys, 3)
+  at = policy.ops['noised']((), testing.given(x0, ()), keys, 3)
   assert at.x.shape == (6, 3, *testing.SHAPE) and at.t.shape == (6, 3)
   t = at.t[..., None, None, None]
   np.testing.assert_allclose(at.x, (1 - t) * x0[:, None] + t * at.x1, atol=1e-6)
   assert len(np.unique(at.t)) == 18  # every draw its own time
   # One key, one draw, whatever the row: paired noise.
-  same = policy.noised(x0, keys[jnp.zeros(6, int)], 2)
+  same = policy.ops['noised'](
+    (), testing.given(x0, ()), keys[jnp.zeros(6, int)], 2
+  )
   np.testing.assert_array_equal(
     same.x1, np.broadcast_to(same.x1[:1], same.x1.shape)
   )
@@ -349,13 +357,13 @@ def test_what_is_recomputed_on_a_discrete_grid():
   policy = discrete()
   params, rows = policy.init(KEY), rows_of()
   traj = policy.rollout(params, rows, jnp.int32(0))
-  found = testing.log_prob(policy.dist(params, traj), traj.actions)
+  found = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(found, traj.log_prob, atol=1e-5)
-  finished = policy.finish(params, traj, jnp.zeros(32, jnp.int32))
+  finished = policy.ops['finish'](params, traj, jnp.zeros(32, jnp.int32))
   np.testing.assert_allclose(finished, traj.sample, atol=1e-5)
   net, grid = testing.perceptron(), dict(name='ddim')
   whole = sampler(net, 5, grid=grid)(params, rows)
-  complete = policy.complete(params, rows, jnp.int32(0), traj)
+  complete = policy.ops['complete'](params, rows, jnp.int32(0), traj)
   np.testing.assert_allclose(complete[:, 0], whole, atol=1e-5)
   segments = ode.segments(net, 5, grid=grid)
   x, _ = segments.run(params, segments.noise(rows), rows.cond, 0, 2)

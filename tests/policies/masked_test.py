@@ -78,7 +78,7 @@ def test_what_is_sampled_is_what_is_scored(choice):
   traj = policy.rollout(params, rows, 0)
   assert traj.actions.shape == (32, 3, N) and traj.actions.dtype == jnp.int32
   assert traj.log_prob.shape == (32, 3) and (traj.mask == 1).all()
-  log_prob = testing.log_prob(policy.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob, log_prob, atol=1e-5)
   # By hand, for every row: states, and the sums of (5).
   traj = jax.device_get(traj)
@@ -155,7 +155,7 @@ def test_mean_of_the_score_is_zero_where_places_are_random(choice, biased):
 
   def total(shift):
     moved = {**params, 'place': params['place'] + shift}
-    dist = policy.dist(moved, traj)
+    dist = policy.ops['dist'](moved, traj)
     return dist.log_prob(traj.actions).sum(1)
 
   zero = np.zeros((2, 2), np.float32)
@@ -170,7 +170,7 @@ def test_no_gradient_where_nothing_is_committed():
   """Not even from logits that are not numbers."""
   policy, params = make()
   traj = policy.rollout(params, make_rows(2), 0)
-  dist = policy.dist(params, traj)
+  dist = policy.ops['dist'](params, traj)
 
   def total(logits):
     return dist.replace(logits=logits).log_prob(traj.actions).sum()
@@ -195,7 +195,7 @@ def test_kl_and_entropy_are_sums_over_committed_places():
     jax.device_get(params),
   )
   traj = policy.rollout(params, make_rows(2), 0)
-  p, q = policy.dist(params, traj), policy.dist(other, traj)
+  p, q = policy.ops['dist'](params, traj), policy.ops['dist'](other, traj)
   a, b = (special.softmax(np.asarray(x.logits, float), axis=-1) for x in (p, q))
   new = np.asarray(traj.states.committed)
   kl = np.where(new, stats.entropy(a, b, axis=-1), 0).sum(-1)
@@ -222,7 +222,7 @@ def test_guidance_by_hand(score):
   p = special.log_softmax(guided if score == 'guided' else own, axis=-1)
   total = p[np.arange(N), np.asarray(traj.sample)].sum(-1)
   np.testing.assert_allclose(traj.log_prob[:, 0], total, atol=1e-4)
-  log_prob = lambda q: policy.dist(q, traj).log_prob(traj.actions).sum()
+  log_prob = lambda q: policy.ops['dist'](q, traj).log_prob(traj.actions).sum()
   value, grads = testing.value_and_grad(log_prob)(params)
   np.testing.assert_allclose(value, total.sum(), rtol=1e-5)
   # Logits are sums: the halves' gradients are as 1 - w to w.
@@ -237,12 +237,13 @@ def test_greedy():
   policy, params = make(steps=1)
   rows = make_rows(3, (1, 2, 5))
   for row, prompt in zip(
-    np.asarray(policy.greedy(params, rows)), (1,) * 3 + (2,) * 3 + (5,) * 3
+    np.asarray(policy.ops['greedy'](params, rows)),
+    (1,) * 3 + (2,) * 3 + (5,) * 3,
   ):
     best = logits_of(params, np.full(N, V), prompt).argmax(-1)
     np.testing.assert_array_equal(row, best)
   policy, _ = make(steps=4, choice_temperature=math.inf)
-  found = np.asarray(policy.greedy(params, rows)).reshape(3, 3, N)
+  found = np.asarray(policy.ops['greedy'](params, rows)).reshape(3, 3, N)
   assert (found == found[:, :1]).all() and (found < V).all()
   # By hand: the surest place first.
   for row, prompt in zip(found[:, 0], (1, 2, 5), strict=True):
@@ -262,7 +263,9 @@ def test_nll_masks_at_the_cosine_rate():
   params['left'] = np.zeros_like(params['left'])
   x = np.tile(np.int32([[0, 1, 2, 0]]), (n, 1))
   cond = dict(tokens=np.full((n, 1), 2, np.int32))
-  found = policy.nll(params, x, cond, jax.random.split(KEY, n))
+  found = policy.ops['nll'](
+    params, testing.given(x, cond), jax.random.split(KEY, n)
+  )
   p = special.log_softmax(logits_of(params, np.full(N, V), 2), axis=-1)
   each = -p[np.arange(N), x[0]]
   # ceil(4 cos(pi u / 2)) = m for u in (acos(m / 4), acos((m - 1) / 4)) 2 / pi.
@@ -288,8 +291,10 @@ def test_nll_masks_at_the_cosine_rate():
   free = dict(tokens=np.zeros((8, 1), np.int32))
   keys = jax.random.split(KEY, 8)
   testing.assert_close(
-    dropped.nll(params, x[:8], dict(tokens=cond['tokens'][:8]), keys),
-    policy.nll(params, x[:8], free, keys),
+    dropped.ops['nll'](
+      params, testing.given(x[:8], dict(tokens=cond['tokens'][:8])), keys
+    ),
+    policy.ops['nll'](params, testing.given(x[:8], free), keys),
   )
 
 
@@ -307,8 +312,10 @@ def test_codes_become_pictures():
     params = policy.init(key)
     traj = policy.rollout(params, make_rows(2), 0)
     media = policy.decode(params, traj.sample)
-    loss = lambda p: policy.nll(
-      p, policy.compress(p, media), traj.cond, jax.random.split(key, 4)
+    loss = lambda p: policy.ops['nll'](
+      p,
+      traj.replace(sample=policy.ops['compress'](p, media)),
+      jax.random.split(key, 4),
     ).sum()
     return media, jax.grad(loss)(params)
 

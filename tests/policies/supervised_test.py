@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from gen_rl import build, objectives, rollout, train_state, train_step
+from gen_rl import (
+  build,
+  objectives,
+  rollout,
+  testing,
+  train_state,
+  train_step,
+)
 from gen_rl.models import detector
 from gen_rl.policies import supervised
 from gen_rl.worlds import shapes
@@ -72,12 +79,12 @@ def test_correct_agrees_with_detections():
   rows = rollout.make_rows(BATCH, 2, jax.random.key(0), jnp.int32(0))
   x, cond = encode(rows)
   np.testing.assert_array_equal(
-    jax.jit(policy.correct)(params, x, cond), [False, False, True, True]
+    jax.jit(policy.ops['correct'])(params, testing.given(x, cond)),
+    [False, False, True, True],
   )
 
 
-@pytest.mark.parametrize('what', ['rollout', 'dist'])
-def test_it_refuses_in_one_sentence(what):
+def test_it_refuses_in_one_sentence():
   policy = supervised.detector(detector.shapes_detector())
   with pytest.raises(build.ConfigError, match='samples nothing'):
-    getattr(policy, what)({}, None)
+    policy.rollout({}, None)

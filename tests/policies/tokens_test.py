@@ -44,7 +44,7 @@ def test_what_is_sampled_is_what_is_scored():
   rows = make_rows()
   traj = policy.rollout(params, rows, 0)
   assert traj.actions.shape == (128, K) and traj.actions.dtype == jnp.int32
-  log_prob = testing.log_prob(policy.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(
     traj.log_prob, np.where(traj.mask > 0, log_prob, 0.0), atol=1e-5
   )
@@ -104,8 +104,10 @@ def test_truncated_samples_and_whole_scores():
   plain, _ = make()
   rows = make_rows(8)
   traj = policy.rollout(params, rows, 0)
-  np.testing.assert_array_equal(traj.actions, policy.greedy(params, rows))
-  log_prob = testing.log_prob(plain.dist(params, traj), traj.actions)
+  np.testing.assert_array_equal(
+    traj.actions, policy.ops['greedy'](params, rows)
+  )
+  log_prob = testing.log_prob(plain.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(
     traj.log_prob, np.where(traj.mask > 0, log_prob, 0), atol=1e-5
   )
@@ -127,7 +129,7 @@ def test_guidance_by_hand(score):
   np.testing.assert_allclose(
     traj.log_prob[:, 0], scored[traj.actions[:, 0]], atol=1e-5
   )
-  again = testing.log_prob(policy.dist(params, traj), traj.actions)
+  again = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob, again, atol=1e-5)
 
 
@@ -154,7 +156,7 @@ def test_gradients_of_the_two_halves():
     traj = policy.rollout(params, make_rows(4, (2,)), 0)
 
     def total(params, policy=policy, traj=traj):
-      return policy.dist(params, traj).log_prob(traj.actions).sum()
+      return policy.ops['dist'](params, traj).log_prob(traj.actions).sum()
 
     found[gradient, score] = np.asarray(testing.grad(total)(params)['prompt'])
   own = found['both', 'cond']
@@ -174,7 +176,7 @@ def test_forced_tokens_are_said_and_not_chosen():
   assert traj.mask.tolist() == [[1, 0, 1, 1]] * 128
   assert not np.asarray(traj.log_prob[:, 1]).any()
   # The next one is drawn given it.
-  log_prob = testing.log_prob(policy.dist(params, traj), traj.actions)
+  log_prob = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(traj.log_prob[:, 2], log_prob[:, 2], atol=1e-5)
   # An ended row says no more, whatever is forced.
   ended, _ = make()
@@ -203,7 +205,7 @@ def test_nll_is_the_mean_over_what_is_said():
   x = jnp.array([[1, 2, END, 0], [END, 3, 3, 3], [4, 4, 4, 4]])
   cond = dict(tokens=jnp.array([[1], [2], [3]]))
   keys = jax.random.split(KEY, 3)
-  found = policy.nll(params, x, cond, keys)
+  found = policy.ops['nll'](params, testing.given(x, cond), keys)
   for row, prompt, n, value in zip(x, (1, 2, 3), (3, 1, 4), found):
     steps = zip([V, *row[: n - 1]], row[:n], strict=True)
     log_p = [
@@ -214,7 +216,8 @@ def test_nll_is_the_mean_over_what_is_said():
   dropped, _ = make(null_prob=1.0)
   free = dict(tokens=jnp.zeros((3, 1), jnp.int32))
   np.testing.assert_allclose(
-    dropped.nll(params, x, cond, keys), policy.nll(params, x, free, keys)
+    dropped.ops['nll'](params, testing.given(x, cond), keys),
+    policy.ops['nll'](params, testing.given(x, free), keys),
   )
 
 
@@ -262,10 +265,10 @@ def test_codes_become_pictures(tmp_path):
   # has no gradient.
   x = jax.random.uniform(KEY, (8, 8, 8, 3))
   codes = book.encode(params['codec'], x)
-  np.testing.assert_array_equal(policy.compress(params, x), codes)
-  assert policy.compress(params, x[:, ::2]).shape == codes.shape
-  loss = lambda p, x: policy.nll(
-    p, policy.compress(p, x), traj.cond, traj.group
+  np.testing.assert_array_equal(policy.ops['compress'](params, x), codes)
+  assert policy.ops['compress'](params, x[:, ::2]).shape == codes.shape
+  loss = lambda p, x: policy.ops['nll'](
+    p, traj.replace(sample=policy.ops['compress'](p, x)), traj.group
   ).sum()
   grads = jax.jit(jax.grad(loss))(params, x)
   assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads['codec']))
@@ -306,7 +309,7 @@ def test_the_first_of_a_group_may_be_greedy():
   traj = critical.rollout(params, rows, 0)
   first = np.arange(16) % 8 == 0
   np.testing.assert_array_equal(
-    traj.actions[first], policy.greedy(params, rows)[first]
+    traj.actions[first], policy.ops['greedy'](params, rows)[first]
   )
   np.testing.assert_array_equal(
     traj.actions[~first], policy.rollout(params, rows, 0).actions[~first]
