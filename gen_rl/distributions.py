@@ -20,7 +20,8 @@ A decision with s == 0 was not a choice: its log_prob, kl and entropy are 0
 and so are all its gradients. Everything is computed in float32, whatever the
 dtype of the fields.
 
-Softmax over v choices: `Categorical`, one choice per decision. Where a decision
+Softmax over v choices: `Categorical`, one choice per decision, or
+`HeadCategorical`, whose logits are never all there. Where a decision
 is a set C of independent ones, `Places` adds up
 
   log p(a) = sum_{j in C} log p_j(a_j)                                   (5)
@@ -29,7 +30,7 @@ and likewise KL and entropy. `Concat` puts decisions of unlike kinds behind one
 another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Int
 
-from gen_rl.types import AnyArray, Array, Dist
+from gen_rl.types import AnyArray, Array, Dist, PyTree
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -191,6 +192,66 @@ class Categorical(struct.PyTreeNode):
 
   def _log_probs(self) -> Array:
     return jax.nn.log_softmax(_f32(self.logits), axis=-1)
+
+
+class HeadCategorical(struct.PyTreeNode):
+  """`Categorical` of logits that are computed a few decisions at a time.
+
+  A vocabulary of 150,000 takes 600 kB a decision and copy of the parameters in
+  float32, and as much again for gradients. Here they are made from vectors of
+  width d where they are read, and made again for the gradient.
+  """
+
+  hidden: PyTree  # arrays [b k d]
+  params: PyTree
+  # (params, hidden [b s d]) -> logits [b s v]
+  logits: Callable[[PyTree, PyTree], Array] = struct.field(pytree_node=False)
+  chunk: int = struct.field(pytree_node=False)  # decisions of a row at a time
+
+  def sample(self, keys: Array) -> Array:
+    """Ids [b k] int32; `keys` as in `decision_keys`."""
+    b, k = jax.tree.leaves(self.hidden)[0].shape[:2]
+    keys = decision_keys(keys, (b, k))
+    return self._over(lambda p, keys: p.sample(keys), keys)
+
+  def log_prob(self, actions: Int[AnyArray, 'b k']) -> Float32[Array, 'b k']:
+    """Log softmax(logits)[action], [b k]; `actions` [b k] in [0, v)."""
+    return self._over(lambda p, a: p.log_prob(a), jnp.asarray(actions))
+
+  def kl(self, other: 'HeadCategorical') -> Array:
+    """KL(self || other), [b k]; see `Categorical`."""
+    return self._over(
+      lambda p, h: p.kl(Categorical(other.logits(other.params, h))),
+      other.hidden,
+    )
+
+  def entropy(self) -> Array:
+    """In nats, [b k]."""
+    return self._over(lambda p, _: p.entropy(), ())
+
+  def _over(self, ask: Callable[[Categorical, Any], Array], x: PyTree) -> Array:
+    """Of all decisions: ask(those of a chunk, x [b chunk ...])."""
+    pieces = jax.tree.map(self._cut, (self.hidden, x))
+
+    @jax.checkpoint
+    def one(piece: PyTree) -> Array:
+      hidden, own = piece
+      return ask(Categorical(self.logits(self.params, hidden)), own)
+
+    found = jax.lax.map(one, pieces)  # [n b chunk]
+    b, k = jax.tree.leaves(self.hidden)[0].shape[:2]
+    return found.swapaxes(0, 1).reshape(b, -1)[:, :k]
+
+  def _cut(self, x: Array) -> Array:
+    """[b k ...] -> [n b chunk ...], the last one filled up with zeros."""
+    b, k = x.shape[:2]
+    n = -(-k // self.chunk)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jnp.concatenate([x, *[x[:, -1:]] * (n * self.chunk - k)], 1)
+    else:
+      room = ((0, 0), (0, n * self.chunk - k), *((0, 0),) * (x.ndim - 2))
+      x = jnp.pad(x, room)
+    return x.reshape(b, n, self.chunk, *x.shape[2:]).swapaxes(0, 1)
 
 
 class Places(struct.PyTreeNode):

@@ -12,6 +12,7 @@ from gen_rl.distributions import (
   Categorical,
   Concat,
   Gaussian,
+  HeadCategorical,
   Places,
   decision_keys,
 )
@@ -346,3 +347,51 @@ def test_concat_lays_parts_side_by_side():
     assert said.shape == (B, 2) and latent.shape == (B, K, *EVENT)
   with pytest.raises(ValueError, match='shorter'):
     log_prob(both, (ids,))
+
+
+def head_pair(chunk, k=5, v=7):
+  """(whole, in chunks, another in chunks) of vectors and a matrix [3 v]."""
+  rng = np.random.default_rng(0)
+  h, g = rng.normal(size=(2, 2, k, 3)).astype(np.float32)
+  w, u = rng.normal(size=(2, 3, v)).astype(np.float32)
+  logits = lambda w, h: h @ w
+  make = lambda h, w: HeadCategorical(h, w, logits, chunk)
+  return (h, w), (g, u), make
+
+
+@pytest.mark.parametrize('chunk', [2, 5, 64])
+def test_a_head_in_chunks_is_the_whole(chunk):
+  (h, w), (g, u), make = head_pair(chunk)
+  actions = np.random.default_rng(1).integers(0, 7, (2, 5))
+  weights = np.random.default_rng(2).normal(size=(3, 2, 5)).astype(np.float32)
+
+  def total(make, hw, gu):
+    p, q = make(*hw), make(*gu)
+    found = jnp.stack([p.log_prob(actions), p.kl(q), p.entropy()])
+    return (weights * found).sum(), found
+
+  whole = lambda h, w: Categorical(h @ w)
+  got, want = (
+    jax.jit(jax.value_and_grad(
+      lambda *x, m=m: total(m, *x), (0, 1), has_aux=True
+    ))((h, w), (g, u))
+    for m in (make, whole)
+  )  # fmt: skip
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    got, want,
+  )  # fmt: skip
+  keys = jax.random.split(jax.random.key(0), 2)
+  draw = jax.jit(lambda hw: [m(*hw).sample(keys) for m in (make, whole)])
+  np.testing.assert_array_equal(*draw((h, w)))
+
+
+def test_a_head_in_chunks_holds_a_chunk():
+  def bytes_of(chunk):
+    (h, w), _, make = head_pair(chunk, k=64, v=2048)
+    actions = np.zeros((2, 64), np.int32)
+    loss = lambda h, w: make(h, w).log_prob(actions).sum()
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(h, w).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+  assert bytes_of(4) < 0.2 * bytes_of(64)

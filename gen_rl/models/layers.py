@@ -76,6 +76,10 @@ class TokenNet(NamedTuple):
   score: Callable[[Params, PyTree, Array], Array]
   null: Callable[[PyTree], PyTree]  # cond -> the unconditional cond
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
+  # `score` in two: (params, cond, actions) -> vectors [b k d], and (params,
+  # vectors [b s d]) -> logits [b s v] float32
+  hidden: Callable[[Params, PyTree, Array], Array] | None = None
+  logits: Callable[[Params, Array], Array] | None = None
 
 
 class MaskNet(NamedTuple):
@@ -106,8 +110,8 @@ def traced_once(net: Any) -> Any:
   Args:
     net: a Net, TokenNet or MaskNet of which there is one `sharding.Layout`.
   """
-  called = ('apply', 'encode', 'score', 'step')
-  made = {f: jax.jit(getattr(net, f)) for f in called if hasattr(net, f)}
+  called = ('apply', 'encode', 'score', 'step', 'hidden')
+  made = {f: jax.jit(getattr(net, f)) for f in called if getattr(net, f, None)}
   return net._replace(**made)
 
 

@@ -92,14 +92,17 @@ class Model(nn.Module):
 
   def score(self, cond: PyTree, actions: Array) -> Array:
     """Logits [b k v] of actions [b k], all at once."""
+    return self.logits(self.hidden(cond, actions))
+
+  def hidden(self, cond: PyTree, actions: Array) -> Array:
+    """What the logits of actions [b k] are read from, [b k d]."""
     x, visible = self.prompt(cond)
     prompt, (b, k) = visible, actions.shape
     visible = jnp.concatenate([visible, jnp.ones((b, k - 1), bool)], 1)
     x = jnp.concatenate([x, self.embed(actions[:, :-1], 0)], 1)
     h, _ = self.decoder(x, positions_of(visible), visible)
     length = prompt.shape[1]
-    h = jnp.concatenate([_last(h[:, :length], prompt), h[:, length:]], 1)
-    return self.logits(h)
+    return jnp.concatenate([_last(h[:, :length], prompt), h[:, length:]], 1)
 
   def prefill(self, cond: PyTree, length: int) -> tuple[Cache, Array]:
     """A cache with room for `length` actions, and the first one's logits."""
@@ -166,8 +169,9 @@ def as_net(
     return module.init(key, cond, actions, method='score')['params']
 
   return TokenNet(
-    init, vocab, run('prefill'), run('step'), run('score'), null, axes
-  )
+    init, vocab, run('prefill'), run('step'), run('score'), null, axes,
+    run('hidden'), run('logits'),
+  )  # fmt: skip
 
 
 class Head(Dense):

@@ -36,11 +36,19 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
-from gen_rl.distributions import Categorical
-from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
+from gen_rl.distributions import Categorical, HeadCategorical
+from gen_rl.fields import (
+  Count,
+  Fraction,
+  Index,
+  NonNegative,
+  Positive,
+  RowsOrAll,
+  Share,
+)
 from gen_rl.models.layers import PAD, TokenNet
 from gen_rl.policies import coded, guidance
-from gen_rl.types import Array, Params, Policy, Rows, Trajectory
+from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree
 
 
@@ -109,6 +117,7 @@ def tokens(
   null_prob: Fraction = 0.0,
   drop_truncated: bool = False,
   greedy_first: bool = False,
+  head_chunk: RowsOrAll = 0,
   pad: int = PAD,
 ) -> Policy:
   """A policy that says tokens. Log-probs are of single tokens.
@@ -126,6 +135,8 @@ def tokens(
     null_prob: share of rows that lose their prompt in `nll`, for guidance.
     drop_truncated: rows without an end token are not trained.
     greedy_first: the first row of a group has no chance and is not trained.
+    head_chunk: decisions of a row whose logits are held at a time when they are
+      scored, see `distributions.HeadCategorical`; 0: all.
     pad: id that fills a row behind its end; said before, it is a token.
 
   Raises:
@@ -138,6 +149,10 @@ def tokens(
       f'policy.length={length} tokens; use a tokenizer with an end'
     )
   guidance.check(guidance_gradient)
+  if head_chunk and net.hidden is None:
+    raise ConfigError(
+      f'policy.head_chunk={head_chunk}: this network has no head of its own'
+    )
   guided = guidance_scale != 1
 
   def mix(with_prompt: Array, without: Array | None) -> Array:
@@ -236,13 +251,41 @@ def tokens(
   def greedy(params: Params, rows: Rows) -> Array:
     return generate(params, rows, lambda logits, _: logits.argmax(-1))[0]
 
-  def dist(params: Params, traj: Trajectory) -> Categorical:
-    logits = net.score(params, traj.cond, traj.actions)
+  def sampled_as(logits: Array, null: Array | None = None) -> Array:
+    return mix(logits, null).astype(jnp.float32) / temperature
+
+  def scores(
+    asked: list[tuple[Params, PyTree]],
+    actions: Array,
+    read: Callable[..., Array],
+  ) -> Categorical | HeadCategorical:
+    """Of the logits given each cond, by its parameters, as `read` takes them.
+
+    Args:
+      asked: (parameters, cond) of each logits.
+      actions: [b k].
+      read: one of `heads`.
+    """
+    if not head_chunk:
+      return Categorical(read(*(net.score(*a, actions) for a in asked)))
+    hidden = tuple(net.hidden(*a, actions) for a in asked)
+    owners = tuple(params for params, _ in asked)
+    return HeadCategorical(hidden, owners, heads[read], head_chunk)
+
+  def head(read: Callable[..., Array]) -> Callable[[PyTree, PyTree], Array]:
+    return lambda owners, hidden: read(
+      *(net.logits(p, h) for p, h in zip(owners, hidden, strict=True))
+    )
+
+  plain = lambda logits: logits
+  heads = {read: head(read) for read in (sampled_as, plain)}
+
+  def dist(params: Params, traj: Trajectory) -> Categorical | HeadCategorical:
+    asked = [(params, traj.cond)]
     if guided and score == 'guided':
       free = guidance.unconditional(params, guidance_gradient)
-      null = net.score(free, net.null(traj.cond), traj.actions)
-      logits = mix(logits, null)
-    return Categorical(logits.astype(jnp.float32) / temperature)
+      asked += [(free, net.null(traj.cond))]
+    return scores(asked, traj.actions, sampled_as)
 
   def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
     x, cond = traj.sample, traj.cond
@@ -250,7 +293,7 @@ def tokens(
       drop_keys = rng.stream_keys(keys, 'null')
       drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
       cond = tree.where(drop, net.null(cond), cond)
-    log_prob = Categorical(net.score(params, cond, x)).log_prob(x)
+    log_prob = scores([(params, cond)], x, plain).log_prob(x)
     said = chosen(x, end) & (x >= 0)
     total = jnp.where(said, -log_prob, 0.0).sum(1)
     return total / jnp.maximum(said.sum(1), 1)
@@ -260,6 +303,10 @@ def tokens(
     return latent
 
   ops = dict(dist=dist, nll=nll, greedy=greedy)
+  if net.hidden is not None:
+    ops['features'] = lambda params, traj: net.hidden(
+      params, traj.cond, traj.actions
+    )
   return Policy(net.init, rollout, decode, ops, axes=net.axes)
 
 

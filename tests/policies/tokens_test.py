@@ -9,7 +9,7 @@ import pytest
 from scipy import special, stats
 
 from gen_rl import build, rollout, testing
-from gen_rl.models import vq, weights
+from gen_rl.models import lm, vq, weights
 from gen_rl.policies import tokens as tokens_lib
 
 KEY = jax.random.key(0)
@@ -319,3 +319,31 @@ def test_the_first_of_a_group_may_be_greedy():
   part = jax.tree.map(lambda x: x[3:13], rows.replace(key=None))
   cut = critical.rollout(params, part, 0)
   np.testing.assert_array_equal(cut.actions, traj.actions[3:13])
+
+
+@pytest.mark.parametrize('score', ['guided', 'cond'])
+def test_logits_a_few_decisions_at_a_time(score):
+  net = lm.lm(vocab=V, length=1, width=8, layers=1, heads=2)
+  options = dict(length=K, end=END, temperature=0.7, guidance_scale=2.0,
+                 score=score)  # fmt: skip
+  params = jax.jit(net.init)(KEY)
+  rows = make_rows(2)
+  said = np.array([[1, 2, 3, 5], [5, 0, 0, 0], [3, 3, 3, 3], [0, 5, 0, 0]])
+
+  def of(chunk):
+    policy = tokens_lib.tokens(net, head_chunk=chunk, **options)
+    traj = testing.given(said, rows.cond).replace(actions=said)
+
+    def loss(params):
+      log_prob = policy.ops['dist'](params, traj).log_prob(said)
+      nll = policy.ops['nll'](params, traj, rows.keys)
+      return (log_prob.sum(1) + nll).sum(), (log_prob, nll)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    of(3), of(0),
+  )  # fmt: skip
+  with pytest.raises(build.ConfigError, match='no head of its own'):
+    make(head_chunk=2)
