@@ -47,7 +47,7 @@ SD3 = FLOW | {
   'lora.rank': 32, 'lora.alpha': 64.0,
   'advantage.std': 'global', 'advantage.drop_zero': True,
   'objective.pg.clip': 1e-4, 'objective.kl.scale': 'dt',
-  'objective.kl.weight': 0.01, 'objective.kl.direction': 'forward',
+  'objective.kl.weight': 0.01, 'objective.kl.kind': 'reverse',
   'eval.steps': 40, 'eval.every': 60, 'checkpoint.every': 60,
 }  # fmt: skip
 FAST = SD3 | {

@@ -3,7 +3,7 @@ r"""Regularizers: stay near a reference, or stay random.
 With p the current policy and q the frozen copy named `ref`, at the stored
 states:
 
-  (1) kl           KL(p || q), in closed form per decision
+  (1) kl           KL(p || q), in closed form per decision: the reverse KL
   (2) velocity_kl  mean over the event of (v_p - v_q)^2
   (3) entropy      -H(p)
 
@@ -66,7 +66,7 @@ def _term(value: Array, mask: Array, name: str) -> tuple[Term, Metrics]:
 
 def kl(
   ref: CopyName = 'ref',
-  direction: Literal['forward', 'reverse'] = 'forward',
+  kind: Literal['reverse', 'forward'] = 'reverse',
   scale: Literal['exact', 'dt'] = 'exact',
   path: bool = False,
 ) -> Objective:
@@ -74,8 +74,8 @@ def kl(
 
   Args:
     ref: name of the copy, 'ref', 'old' or 'ema'.
-    direction: 'forward' is KL(params || ref), 'reverse' KL(ref || params).
-      Equal for Gaussians of one deviation, not for categoricals.
+    kind: 'reverse' is KL(params || ref), 'forward' KL(ref || params). Equal for
+      Gaussians of one deviation, not for categoricals.
     scale: 'exact', or 'dt' for Flow-GRPO's published form, equation (4).
     path: charge an action for the divergences that follow, equation (5). The
       value stays that of equation (1).
@@ -84,12 +84,10 @@ def kl(
     Objective with value and mask [b k], in nats ('exact'), and metric `kl`.
 
   Raises:
-    ValueError: for an unknown direction or scale.
+    ValueError: for an unknown kind or scale.
   """
-  if direction not in ('forward', 'reverse'):
-    raise ValueError(
-      f"direction is {direction!r}: it is either 'forward' or 'reverse'."
-    )
+  if kind not in ('reverse', 'forward'):
+    raise ValueError(f"kind is {kind!r}: it is either 'reverse' or 'forward'.")
   if scale not in ('exact', 'dt'):
     raise ValueError(f"scale is {scale!r}: it is either 'exact' or 'dt'.")
 
@@ -99,7 +97,7 @@ def kl(
     del keys
     new = replay.ask('params', 'dist')
     frozen = jax.lax.stop_gradient(replay.ask(ref, 'dist'))
-    value = new.kl(frozen) if direction == 'forward' else frozen.kl(new)
+    value = new.kl(frozen) if kind == 'reverse' else frozen.kl(new)
     if scale == 'dt':
       value = value * (exp.traj.times[..., 0] - exp.traj.times[..., 1])
     mask = exp.traj.mask

@@ -67,14 +67,14 @@ def logit(p):
 
 
 def test_kl_directions_table():
-  # P 1/2, Q 1/4: forward .5 ln 2 + .5 ln(2/3) = .143841
-  # reverse .25 ln .5 + .75 ln 1.5 = .130812
+  # P 1/2, Q 1/4: KL(P || Q) = .5 ln 2 + .5 ln(2/3) = .143841
+  # KL(Q || P) = .25 ln .5 + .75 ln 1.5 = .130812
   replay = answers(params=Bernoulli(logit(0.5)), ref=Bernoulli(logit(0.25)))
   exp = experience([[1.0]])
   term, metrics = testing.term_of(objectives.kl(), replay, exp)
   np.testing.assert_allclose(term.value, [[0.143841]], atol=1e-6)
   np.testing.assert_allclose(metrics['kl'], [[0.143841]], atol=1e-6)
-  term, _ = testing.term_of(objectives.kl(direction='reverse'), replay, exp)
+  term, _ = testing.term_of(objectives.kl(kind='forward'), replay, exp)
   np.testing.assert_allclose(term.value, [[0.130812]], atol=1e-6)
 
 
@@ -129,14 +129,14 @@ def test_kl_of_paths_has_the_gradient_of_the_whole():
   np.testing.assert_allclose(of(testing.grad, False)(ab)[0], a, rtol=1e-4)
 
 
-@pytest.mark.parametrize('direction', ['forward', 'reverse'])
-def test_kl_of_self_is_zero_and_flat(direction):
+@pytest.mark.parametrize('kind', ['forward', 'reverse'])
+def test_kl_of_self_is_zero_and_flat(kind):
   x = jax.random.normal(jax.random.key(0), (3, 4))
   exp = experience(np.ones((3, 4)))
 
   def loss(x, frozen):
     replay = answers(params=Bernoulli(x), ema=Bernoulli(frozen))
-    term, _ = testing.term_of(objectives.kl('ema', direction), replay, exp)
+    term, _ = testing.term_of(objectives.kl('ema', kind), replay, exp)
     return term.value.sum()
 
   assert loss(x, x) == 0
@@ -204,7 +204,7 @@ def test_entropy_sign():
 
 
 def test_errors_name_the_choices():
-  with pytest.raises(ValueError, match="'forward' or 'reverse'"):
-    objectives.kl(direction='both')
+  with pytest.raises(ValueError, match="'reverse' or 'forward'"):
+    objectives.kl(kind='both')
   with pytest.raises(ValueError, match="'exact' or 'dt'"):
     objectives.kl(scale='flow')
