@@ -189,12 +189,21 @@ def fields() -> dict[str, Any]:
     optimizer=part(name='adamw', lr=1e-3, b1=0.5),  # as below
     reals=part(name='shapes_pictures'),
   )
+  # {label: dict(name, optimizer, every, ...)}: functions of learners, networks
+  # that are trained beside the policy. optimizer: dict(name, ...), as below;
+  # every: optimizer steps of the policy between two of its own.
+  c.learners = labelled()
   c.advantage = part(name='grpo', std='global')  # a function of advantages
   c.objective = labelled()  # {label: dict(name, weight, ...)}
   # A function of gen_rl.aggregate: how the losses of decisions become one.
   # token_mean, seq_mean_token_mean, seq_mean_token_sum or const; for rows of
   # one length only seq_mean_token_sum, their sums, is another.
   c.aggregate = 'token_mean'
+
+  # A rollout and an update compute the same log-probs by other programs; the
+  # metric sampler_gap says how far apart. Above 0, a decision's advantage is
+  # weighted by min(p_update / p_rollout, this), truncated importance sampling.
+  c.importance_cap = field(0.0, NonNegative)
 
   c.optimizer = part(
     name='adamw',  # a function of optim

@@ -24,11 +24,11 @@ from ml_collections import config_dict
 
 from configs import base
 
-VARIANTS = ('tiny', 'nokl')
+VARIANTS = ('tiny', 'nokl', 'ppo')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variants: nokl (the blobs collapse to points), tiny."""
+  """Variants: nokl (the blobs collapse to points), ppo (values), tiny."""
   variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
   c.name = 'toy' + (f':{arg}' if arg else '')
@@ -41,6 +41,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.policy.transition.name = 'ddim'
   c.rewards.distance = config_dict.create(name='mixture_distance', weight=1.0)
   c.advantage = config_dict.create(name='dr_grpo')
+  if 'ppo' in variants:
+    c.learners.value = config_dict.create(
+      name='value', model=c.model.to_dict(), lam=0.95
+    )
+    c.advantage = config_dict.create(name='gae', lam=0.95, whiten=False)
   beta = config_dict.FieldReference(0.0 if 'nokl' in variants else 0.2)
   c.objective.pg = config_dict.create(name='clipped_pg', clip=0.2, weight=1.0)
   c.objective.kl = config_dict.create(name='kl', weight=beta, path=True)

@@ -23,6 +23,7 @@ from gen_rl import (
   assemble,
   build,
   export,
+  initial,
   metrics,
   results,
   sharding,
@@ -73,11 +74,9 @@ def vmapped_runs(
     raise build.ConfigError('a reward that needs the host cannot be vmapped')
   step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   evaluate, eval_batch = assemble.make_evaluator(config, built)
-  bases = [
-    jax.device_get(assemble.initial_params(c, built.policy)) for c in configs
-  ]
+  bases = [jax.device_get(initial.params(c, built.policy)) for c in configs]
   states = stack([
-    assemble.initial_state(c, built, base, tx, advantage)
+    initial.state(c, built, base, tx, advantage)
     for c, base in zip(configs, bases)
   ])  # fmt: skip
   batches = [feeds.training(c, built) for c in configs]

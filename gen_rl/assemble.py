@@ -1,14 +1,11 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
 from collections.abc import Collection, Mapping
-import re
 from typing import Any, Literal, NamedTuple
 
 from absl import logging
-import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from gen_rl import (
   advantages,
@@ -16,6 +13,7 @@ from gen_rl import (
   build,
   chunks,
   fits,
+  learners,
   models,
   objectives,
   optim,
@@ -23,6 +21,7 @@ from gen_rl import (
   rewards,
   schema,
   sharding,
+  specs,
   train_state,
   train_step,
 )
@@ -36,11 +35,10 @@ from gen_rl.data import (
   prompts,
   tokenizers,
 )
-from gen_rl.models import layers, lora, weights
+from gen_rl.models import layers
 from gen_rl.policies import ode
 from gen_rl.rewards import combine
-from gen_rl.types import Advantage, Params, Policy
-from gen_rl.utils import rng, tree
+from gen_rl.types import Learner, Policy
 
 
 class Setup(NamedTuple):
@@ -57,6 +55,7 @@ class Setup(NamedTuple):
   view: Any  # what the policy is shown, see rollout.make_rows; None: prompts
   reader: pipeline.Reader | None  # what judges read prompts with
   embed: embeddings.Embed | None  # prompts as the network is given them
+  learners: dict[str, Learner]  # that are no rewards
 
 
 # What is not built to search, and to sample.
@@ -130,6 +129,14 @@ def setup(
   monitors = {}
   if running:
     monitors = build.build_all(rewards, config.monitors, **bound)
+  trained = {}
+  if running:
+    trained = build.build_all(
+      learners,
+      {k: _own(spec) for k, spec in config.learners.items()},
+      vocab=tokenizer.size,
+      length=config.data.length,
+    )
   return Setup(
     source,
     tokenizer,
@@ -142,7 +149,13 @@ def setup(
     view,
     reader,
     feeds.embed(config),
+    trained,
   )
+
+
+def _own(spec: build.Spec) -> dict[str, Any]:
+  """A learner's own keywords."""
+  return {k: v for k, v in spec.items() if k not in specs.LEARNER_KEYS}
 
 
 def _sampler(
@@ -191,55 +204,6 @@ def _all_decisions(spec: build.Spec) -> dict[str, Any]:
   return {key: changed(key, value) for key, value in build.plain(spec).items()}
 
 
-def initial_params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
-  """Parameters a run starts from: `config.init` or `config.released`, or drawn.
-
-  With the adapters that `config.lora` asks for, new ones or those of a file.
-  """
-  key = jax.random.key(config.seed)
-  if config.released and not config.init:
-    # Full precision where all of them are trained.
-    frozen = config.lora.pattern and config.trainable == lora.TRAINABLE
-    params = policy.load(
-      config.released, config.frozen_dtype if frozen else 'float32'
-    )
-  elif config.init:
-    shapes = jax.eval_shape(policy.init, key)
-    params, _ = weights.load(weights.find(config.init), shapes, cast=True)
-    params = jax.tree.map(jnp.asarray, params)
-  else:
-    params = jax.jit(policy.init)(key)
-  params = with_adapters(config, params)
-  if config.lora.start:
-    params = policy.adapt(config.lora.start, params)
-  return params
-
-
-def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
-  """Adds the adapters `config.lora` asks for, which change nothing yet.
-
-  What is not trained then is of type `frozen_dtype`.
-  """
-  if config.lora.pattern:
-    key = rng.stream_keys(jax.random.key(config.seed), 'lora')
-    drawn = {k: v for k, v in config.lora.items() if k != 'start'}
-    params = lora.add(params, **drawn, key=key)
-  trained, rest = tree.split(params, config.trainable)
-  return tree.merge(
-    trained,
-    jax.tree.map(lambda x: x.astype(config.frozen_dtype, copy=False), rest),
-  )
-
-
-def param_shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
-  """ShapeDtypeStructs of `initial_params`, without a file or memory."""
-
-  def init():
-    return with_adapters(config, policy.init(jax.random.key(0)))
-
-  return jax.eval_shape(init)
-
-
 def encoder(
   config: ml_collections.ConfigDict,
   tokenizer: tokenizers.Tokenizer,
@@ -273,7 +237,7 @@ def comparable_rewards(
   """
   if config.rollout.name != 'policy' or not built.rewards:
     return None
-  kept = {k: v for k, v in built.rewards.items() if v[0].critic is None}
+  kept = {k: v for k, v in built.rewards.items() if v[0].learner is None}
   missing = sorted(set(built.source.extra) - set(columns))
   _, on_host = combine.split(kept)
   if missing and on_host:
@@ -420,7 +384,8 @@ def make_step(
     whole_groups=whole_groups,
     view=built.view,
     aggregate=build.find(aggregate, config.aggregate),
-    critic_tx=build.build(optim, config.critic.optimizer),
+    learners=taught(config, built),
+    importance_cap=config.importance_cap,
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size
     ),
@@ -429,57 +394,18 @@ def make_step(
   return step, tx, advantage
 
 
-def parameter_copies(config: ml_collections.ConfigDict) -> list[str]:
-  """Names of the copies of the parameters that objectives and EMA need."""
-  names = {*schema.copies_named(config).values()}
-  names |= {*config.copies, config.behaviour}
-  names -= {'ema', 'old', 'params'}
-  return sorted(names) + (['ema'] if config.ema else [])
-
-
-def still_copies(config: ml_collections.ConfigDict) -> list[str]:
-  """Those of `parameter_copies` that stay what training began with."""
-  moved = {'ema', *config.copies}
-  return [name for name in parameter_copies(config) if name not in moved]
-
-
-# No loss reaches autoencoders, see `models.latent` and `policies.coded`.
-_FIXED = r'^(second/)?(vae|codec)/'
-
-
-def initial_state(
-  config: ml_collections.ConfigDict,
-  built: Setup,
-  params: Params,
-  tx: optax.GradientTransformation,
-  advantage: Advantage | None,
-) -> train_state.TrainState:
-  """The state before the first step; what to train and to copy is config's.
-
-  Raises:
-    ConfigError: `trainable` takes parameters that no loss reaches.
-  """
-  trained = tree.named(tree.split(params, config.trainable)[0])
-  if fixed := [name for name in trained if re.search(_FIXED, name)]:
-    raise build.ConfigError(
-      f'trainable={config.trainable!r} takes {len(fixed)} parameters of the '
-      f'autoencoder ({fixed[0]}, ...), which no loss reaches: weight decay '
-      'alone would move them; set trainable="^net/" or less'
-    )
+def taught(
+  config: ml_collections.ConfigDict, built: Setup
+) -> dict[str, train_state.Taught]:
+  """{label: what is trained beside the policy}, rewards among it."""
   device_rewards, _ = combine.split(built.rewards or {})
-  return train_state.create(
-    params,
-    tx,
-    advantage,
-    trainable=config.trainable,
-    refs=parameter_copies(config),
-    reward_params=combine.params(
-      {
-        **device_rewards,
-        **combine.split(built.monitors)[0],
-      }
-    ),
-    critics=combine.critics(device_rewards),
-    critic_tx=build.build(optim, config.critic.optimizer),
-    key=rng.stream_keys(jax.random.key(config.seed), 'critics'),
-  )
+  steps = config.steps * config.updates * config.epochs
+  found = {}
+  for label, learner in combine.learners(device_rewards).items():
+    tx = build.build(optim, config.critic.optimizer, steps=steps)
+    found[label] = train_state.Taught(learner, tx)
+  for label, learner in built.learners.items():
+    spec = config.learners[label]
+    tx = build.build(optim, spec.get('optimizer', specs.LEARNS), steps=steps)
+    found[label] = train_state.Taught(learner, tx, spec.get('every', 1))
+  return found

@@ -16,6 +16,9 @@ follows here are the dots.
   velocity_at  (Noised) -> [b k ...] there, of the network without guidance
   finish       (cut [b], detach_inputs) -> samples [b ...], equal to the stored
                ones, with gradients through the network calls from `cut` on
+  value        () -> [b k], the return a policy expects from each stored state
+  features     () -> [b k d], what a decision is read from: the vectors before
+               the head of a network that says tokens
   correct      () -> bool [b]: are all labels of a row right?
 
 and of what is not stored:
@@ -44,6 +47,8 @@ MEANING = dict(
   noised='samples with noise: it has to denoise',
   velocity_at='velocities of samples with noise: it has to denoise',
   finish='gradients through samples: it has to denoise',
+  value='the value of its states',
+  features='the vectors its decisions are read from',
   correct='labels that are right or wrong',
   greedy='the most likely sample',
   complete='a sample that is finished without noise: it has to denoise',

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl import assemble, train_state
+from gen_rl import assemble, initial, train_state
 from gen_rl.data import embeddings, feeds
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
@@ -103,9 +103,9 @@ def abstract(
   built = assemble.setup(config)
   layout = assemble.make_layout(config, built, devices)
   step, tx, advantage = assemble.make_step(config, built, layout)
-  shapes = assemble.param_shapes(config, built.policy)
+  shapes = initial.shapes(config, built.policy)
   state = jax.eval_shape(
-    lambda p: assemble.initial_state(config, built, p, tx, advantage), shapes
+    lambda p: initial.state(config, built, p, tx, advantage), shapes
   )
 
   def on(x, sharding):

@@ -26,6 +26,7 @@ from gen_rl import (
   build,
   checkpoint,
   export,
+  initial,
   run_folder,
   search,
 )
@@ -80,7 +81,7 @@ def load_params(
   """
   folder = _checkpoints(workdir)
   if step is None and not checkpoint.steps(folder):
-    params = assemble.initial_params(config, policy)
+    params = initial.params(config, policy)
     origin = config.init or config.released
     origin = origin or f'drawn from seed {config.seed}'
     return Loaded(
@@ -88,7 +89,7 @@ def load_params(
       None,
       f'initial parameters ({origin}): there is no checkpoint in {folder}',
     )
-  shapes_of = assemble.param_shapes(config, policy)
+  shapes_of = initial.shapes(config, policy)
   copy, rest = 'refs/ema' if config.ema else 'params', 'frozen/policy'
   fields = dict(zip((copy, rest), tree.split(shapes_of, config.trainable),
                     strict=True))  # fmt: skip
@@ -124,33 +125,34 @@ def _checkpoints(workdir: str) -> str:
   return folder if '://' in folder else os.path.abspath(folder)
 
 
-def _critics(
+def _learners(
   rewards: combine.Weighted, workdir: str, step: int | None
 ) -> dict[str, Params]:
-  """{label: (parameters, the critic's)} of the rewards that are trained.
+  """{label: (parameters, the learner's)} of the rewards that are trained.
 
   Raises:
     ConfigError: there are some, and no checkpoint that holds them.
   """
-  critics = combine.critics(rewards)
-  if not critics:
+  learners = combine.learners(rewards)
+  if not learners:
     return {}
   if step is None:
     raise ConfigError(
-      f'--best_of chooses by the reward {", ".join(critics)}, which is trained '
-      'with the policy, and there is no checkpoint that holds it; train first, '
-      f'or leave it out (--config.rewards.{next(iter(critics))}.weight=0)'
+      f'--best_of chooses by the reward {", ".join(learners)}, which is '
+      'trained with the policy, and there is no checkpoint that holds it; '
+      'train first, '
+      f'or leave it out (--config.rewards.{next(iter(learners))}.weight=0)'
     )
   fields = {
-    f'aux/{label}/params': jax.eval_shape(critic.init, jax.random.key(0))
-    for label, critic in critics.items()
+    f'aux/{label}/params': jax.eval_shape(learner.init, jax.random.key(0))
+    for label, learner in learners.items()
   }
   found = checkpoint.restore_params(
     _checkpoints(workdir), fields, fields, step
   ).state
   return {
     label: (rewards[label][0].params, found[f'aux/{label}/params'])
-    for label in critics
+    for label in learners
   }
 
 
@@ -163,9 +165,7 @@ def _frozen(
   config = config.copy_and_resolve_references()
   # Of the run: here it chooses the noise of samples.
   config.seed = restored.config.get('seed', config.seed)
-  _, frozen = tree.split(
-    assemble.initial_params(config, policy), config.trainable
-  )
+  _, frozen = tree.split(initial.params(config, policy), config.trainable)
   if tree.checksum(frozen) != restored.extra['frozen']:
     origin = config.init or config.released or f'seed {config.seed}'
     raise checkpoint.CheckpointError(
@@ -388,7 +388,7 @@ def sample(
 
   reward_params = ()
   if judge:
-    reward_params = judge.params | _critics(device, workdir, loaded.step)
+    reward_params = judge.params | _learners(device, workdir, loaded.step)
   media, correct, score = jax.device_get(
     draw(loaded.params, reward_params, rows)
   )

@@ -1,6 +1,7 @@
 """What an objective may ask of the policy, for one microbatch."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from gen_rl.build import ConfigError
 from gen_rl.types import Array, Experience, Params, Policy, Replay, RewardOut
 from gen_rl.utils import tree
 
+Ops = Mapping[str, Callable[..., Any]]
+
 
 def make(
   policy: Policy,
@@ -17,12 +20,14 @@ def make(
   exp: Experience,
   first: Array | bool = False,
   score: Callable[..., RewardOut] | None = None,
+  learners: Mapping[str, tuple[Ops, Params]] = MappingProxyType({}),
+  live: str = 'params',
 ) -> Replay:
   """Answers about stored decisions and samples; see `types.Replay`.
 
   A question that several objectives ask alike is answered, and differentiated,
   once: alike are those of the same copy, capability and arguments, numbers by
-  value and arrays by identity. Only "params" carries gradients.
+  value and arrays by identity. Only `live` carries gradients.
 
   Args:
     policy: what is trained.
@@ -31,31 +36,39 @@ def make(
     first: [] the old parameters are the current ones, and so are the answers,
       to the bit.
     score: (copies["params"], samples, info, keys) -> RewardOut.
+    learners: {label: (capabilities, parameters)}.
+    live: "params", or the learner that is "self".
   """
   # The questions are kept beside the answers, so that no id comes back.
   known: dict[tuple, tuple[tuple, Any]] = {}
 
   def ask(which: str, op: str, *args: Any) -> Any:
+    which = live if which == 'self' else which
     question = (which, op, *(_identity(x) for x in args))
     if question not in known:
       known[question] = args, answer(which, op, args)
     return known[question][1]
 
   def answer(which: str, op: str, args: tuple) -> Any:
-    if which not in copies:
+    if which in learners:
+      ops, params = learners[which]
+    elif which in copies:
+      ops, params = policy.ops, copies[which]
+    else:
+      beside = f', and learners {", ".join(learners)}' if learners else ''
       raise ConfigError(
         f'asks for the parameter copy {which!r}; this run keeps '
-        f'{", ".join(copies)}'
+        f'{", ".join(copies)}{beside}'
       )
-    if op == 'log_prob' and op not in policy.ops:
+    if op == 'log_prob' and op not in ops:
       return ask(which, 'dist').log_prob(exp.traj.actions)
-    function = capabilities.find(policy.ops, op)
+    function = capabilities.find(ops, op)
     if op in _OF_DECISIONS and not exp.traj.mask.shape[-1]:
       raise ConfigError(
         "asks for decisions, and data hold none: rollout.name='policy' has them"
       )
-    x = function(copies[which], exp.traj, *args)
-    if which == 'params':
+    x = function(params, exp.traj, *args)
+    if which == live:
       return x
     x = jax.lax.stop_gradient(x)
     if which != 'old':
@@ -72,10 +85,13 @@ def make(
       )
     return score(copies['params'], sample, exp.info, keys)
 
-  return Replay(ask, score_samples)
+  def asked(which: str, op: str) -> bool:
+    return (which, op) in known
+
+  return Replay(ask, asked, score_samples)
 
 
-_OF_DECISIONS = ('dist', 'log_prob', 'velocity')
+_OF_DECISIONS = ('dist', 'log_prob', 'velocity', 'value')
 
 
 def _identity(x: Any) -> tuple:

@@ -16,6 +16,7 @@ from gen_rl import (
   checks,
   commands,
   export,
+  initial,
   metrics,
   report,
   results,
@@ -75,7 +76,7 @@ class Run:
       f'{workdir}/checkpoints', config.checkpoint.keep
     )
     # On the host: the state's own copy is donated to the step.
-    self._base = jax.device_get(assemble.initial_params(config, built.policy))
+    self._base = jax.device_get(initial.params(config, built.policy))
     _, self._on_host = combine.split(
       {**(built.rewards or {}), **built.monitors}
     )
@@ -105,7 +106,7 @@ class Run:
     self._frozen = tree.checksum(self.state.frozen['policy'])
     self.state = self._layout.put(self.state)
     # What never moves was made here, and is the run's if its origin is.
-    still = assemble.still_copies(config)
+    still = initial.still_copies(config)
     self._given = ['frozen', *(f'refs/{name}' for name in still)]
     restored = checkpoint.restore_latest(
       self._manager, self.state, config.to_dict(), self._given

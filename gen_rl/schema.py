@@ -18,7 +18,7 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from gen_rl import build, fields, objectives, policies, specs
+from gen_rl import advantages, build, fields, objectives, policies, specs
 from gen_rl.fields import Field
 
 
@@ -82,6 +82,8 @@ def parts(config: Any) -> Iterator[Part]:
     named = value.items() if _of_parts(field) else [('', value)]
     for label, spec in named if _is_part(field) else ():
       where = f'{path}.{label}' if label else path
+      if path == 'learners':
+        spec = {k: v for k, v in spec.items() if k not in specs.LEARNER_KEYS}
       name = spec.get('name')
       if (
         name
@@ -163,7 +165,22 @@ def _labelled(path: str, node: Any) -> Iterator[Mistake]:
       yield _mistake(
         f'{where}.weight', f'is {weight!r:.60}; it must be {wrong}'
       )
-    yield from _part(where, spec, ('weight',) if weighted else ())
+    if path == 'learners' and isinstance(spec, Mapping):
+      yield from _learner(where, spec)
+    else:
+      yield from _part(where, spec, ('weight',) if weighted else ())
+
+
+def _learner(path: str, spec: Mapping[str, Any]) -> Iterator[Mistake]:
+  """Mistakes of a learner and of how it is trained."""
+  wrong = fields.misfit(spec.get('every', 1), fields.Count)
+  if wrong is not None:
+    yield _mistake(
+      f'{path}.every', f'is {spec["every"]!r:.60}; it must be {wrong}'
+    )
+  yield from _part(f'{path}.optimizer', spec.get('optimizer', specs.LEARNS))
+  own = {k: v for k, v in spec.items() if k not in specs.LEARNER_KEYS}
+  yield from _part(path, own)
 
 
 def _part(
@@ -226,6 +243,26 @@ def _at(config: Any, path: str) -> Any:
 
 
 # Rules between fields. Each is called if nothing is wrong with what it reads.
+
+
+def _learners_are_there(config: Mapping[str, Any]) -> list[str]:
+  """Labels of learners mean one thing, and whoever is asked is there."""
+  taken = {'params', 'old', 'ema', 'ref', 'self', *config['copies']}
+  taken |= {*config['rewards'], *config['monitors']}
+  found = [
+    f'config.learners.{label} has the name of a reward or of a copy of the '
+    'parameters; call it something else'
+    for label in config['learners']
+    if label in taken
+  ]
+  asked = build.argument(advantages, config['advantage'], 'values')
+  valid = ['params', *config['learners']]
+  if asked is not None and asked not in valid:
+    found.append(
+      f'config.advantage.values is {asked!r}, and nobody of that name has '
+      f'values{build.did_you_mean(asked, valid)}; valid: {", ".join(valid)}'
+    )
+  return found
 
 
 def _something_is_trained(config: Mapping[str, Any]) -> list[str]:
@@ -333,6 +370,7 @@ def _features_are_the_networks(config: Mapping[str, Any]) -> list[str]:
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('objective',), _something_is_trained),
   (('objective', 'copies', 'ema', 'behaviour'), _copies_are_there),
+  (('learners', 'advantage', 'copies', 'rewards'), _learners_are_there),
   (('offload', 'ema'), _average_is_there),
   (('data',), _rows_can_be_counted),
   (('objective', 'policy', 'rollout'), _decisions_are_made),

@@ -65,7 +65,7 @@ def verifier(
     policy: as the next one, whose latents they are.
     params: see policy.
     reward: what scores.
-    reward_params: its parameters; of one that is trained, with the critic's.
+    reward_params: its parameters; of one that is trained, with the learner's.
     group_size: candidates of a prompt that are scored side by side, for rewards
       that compare them; chunks of a search have to hold them together.
   """

@@ -9,6 +9,7 @@ from typing import Any
 from gen_rl import (
   advantages,
   build,
+  learners,
   models,
   objectives,
   optim,
@@ -46,7 +47,13 @@ SPECS = {
   'copies.*': optim,
   'critic.optimizer': optim,
   'critic.reals': pictures,
+  'learners.*': learners,
+  'learners.*.optimizer': optim,
 }
+
+# Keys of a learner's part that are of its training, and its default optimizer.
+LEARNER_KEYS = ('optimizer', 'every')
+LEARNS = dict(name='adamw', lr=1e-3)
 
 # The same of keywords that take parts, of functions anywhere.
 INNER = {
@@ -63,6 +70,7 @@ INNER = {
 # What those who build them give the functions of a module; no config can.
 BOUND = {
   advantages: ('group_size', 'reward_weights'),
+  learners: ('vocab', 'length'),
   models: ('vocab', 'length'),
   objectives: ('group_size', 'on_policy'),
   optim: ('steps',),
@@ -78,6 +86,7 @@ RETURNS = {
   'copies.*': 'Callable',
   'optimizer': 'GradientTransformation',
   'critic.optimizer': 'GradientTransformation',
+  'learners.*.optimizer': 'GradientTransformation',
 }
 
 # Parts that may be '', none.

@@ -237,7 +237,7 @@ def ragged(seed: int, groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 # Of nets and policies, what takes arrays alone, and what takes a number, too.
 _CALLED = (
   'init', 'encode', 'apply', 'null', 'decode', 'compress', 'step', 'score',
-  'rollout',
+  'hidden', 'logits', 'rollout',
 )  # fmt: skip
 _STATIC = dict(prefill=2, noised=3, finish=3)  # {name: place of the number}
 

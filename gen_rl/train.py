@@ -9,14 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gen_rl import (
-  assemble,
-  build,
-  checks,
-  export,
-  metrics,
-  run_folder,
-)
+from gen_rl import assemble, build, checks, export, initial, metrics, run_folder
 from gen_rl.evaluate import Evaluation
 from gen_rl.rewards import combine
 from gen_rl.run import Run
@@ -60,10 +53,10 @@ def train_and_evaluate(
   except build.ConfigError as error:
     raise checks.explain(error, config) from None
   init = functools.partial(
-    assemble.initial_state, config, built, tx=tx, advantage=advantage
+    initial.state, config, built, tx=tx, advantage=advantage
   )
   with checks.together():
-    shapes = assemble.param_shapes(config, built.policy)
+    shapes = initial.shapes(config, built.policy)
   checks.memory(jax.eval_shape(init, shapes), layout)
   with run_folder.owned(workdir):
     run = Run(config, workdir, built, layout, step, init, started)

@@ -5,7 +5,7 @@ began, which are made anew from the config.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_rl.types import Advantage, Array, Critic, Params, PyTree
+from gen_rl.types import Advantage, Array, Learner, Params, PyTree
 from gen_rl.utils import tree
 
 
@@ -25,13 +25,23 @@ class TrainState(struct.PyTreeNode):
 
   step: Array  # [] int32, rollouts done
   params: Params  # trained
-  frozen: PyTree  # {"policy": untrained leaves, "rewards": {label: params}}
+  # {"policy": untrained leaves, "rewards": {label: params}}, and "learners"
+  # of those that are not rewards
+  frozen: PyTree
   opt_state: PyTree
   refs: dict[str, Params]  # copies of `params`: "ref", "ema"
   adv_state: PyTree  # of the advantage
-  aux: dict[str, PyTree]  # {reward: {"params", "opt_state"} of its critic}
+  aux: dict[str, PyTree]  # {learner: {"params", "opt_state"}}
   skipped: Array  # [] int32, updates dropped because not finite
   skipped_in_a_row: Array  # [] int32
+
+
+class Taught(NamedTuple):
+  """A learner and how it is trained."""
+
+  learner: Learner
+  tx: optax.GradientTransformation
+  every: int = 1  # optimizer steps of the policy between two of its own
 
 
 def create(
@@ -42,8 +52,7 @@ def create(
   trainable: str = '',
   refs: Iterable[str] = (),
   reward_params: PyTree = (),
-  critics: Mapping[str, Critic] | None = None,
-  critic_tx: optax.GradientTransformation | None = None,
+  learners: Mapping[str, Taught] | None = None,
   key: Array | None = None,
 ) -> TrainState:
   """The state before the first step.
@@ -55,8 +64,8 @@ def create(
     trainable: regular expression on parameter names; '' trains all.
     refs: names of the parameter copies to keep.
     reward_params: {label: params} of the device rewards.
-    critics: {label: critic} of rewards that are trained too.
-    critic_tx: their optimizer.
+    learners: {label: what is trained beside the policy}; those of rewards have
+      the reward's label.
     key: their parameters are drawn from.
   """
   # Copies throughout: the state is donated to the step, which deletes its
@@ -72,14 +81,17 @@ def create(
   train, copies, opt_state = started(train)
   # What is on the host stays there until each device is given its part.
   rest, reward_params = jax.tree.map(_copy, (rest, reward_params))
-  aux = {}
-  for i, (label, critic) in enumerate((critics or {}).items()):
-    drawn = jax.jit(critic.init)(jax.random.fold_in(key, i))
-    aux[label] = dict(params=drawn, opt_state=jax.jit(critic_tx.init)(drawn))
+  aux, frozen = {}, dict(policy=rest, rewards=reward_params)
+  for i, (label, taught) in enumerate((learners or {}).items()):
+    drawn = jax.jit(taught.learner.init)(jax.random.fold_in(key, i))
+    aux[label] = dict(params=drawn, opt_state=jax.jit(taught.tx.init)(drawn))
+    if label not in reward_params:
+      held = jax.tree.map(_copy, taught.learner.params)
+      frozen.setdefault('learners', {})[label] = held
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=train,
-    frozen=dict(policy=rest, rewards=reward_params),
+    frozen=frozen,
     opt_state=opt_state,
     refs=copies,
     adv_state=() if advantage is None else advantage.init(),

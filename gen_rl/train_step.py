@@ -29,7 +29,7 @@ from gen_rl.step import judge as judge_lib
 from gen_rl.step import learn as learn_lib
 from gen_rl.step import sample as sample_lib
 from gen_rl.step.recipe import Recipe, View
-from gen_rl.train_state import TrainState
+from gen_rl.train_state import Taught, TrainState
 from gen_rl.types import (
   Advantage,
   Array,
@@ -72,7 +72,8 @@ def make(
   behaviour: str = 'params',
   whole_groups: bool = False,
   aggregate: aggregate_lib.Aggregator = aggregate_lib.token_mean,
-  critic_tx: optax.GradientTransformation | None = None,
+  learners: Mapping[str, Taught] | None = None,
+  importance_cap: float = 0.0,
   reals: View | None = None,
   view: View | None = None,
   layout: sharding.Layout | None = None,
@@ -103,9 +104,12 @@ def make(
     whole_groups: minibatches hold whole groups, for objectives that compare
       their rows.
     aggregate: how values become a loss, a function of `gen_rl.aggregate`.
-    critic_tx: optimizer of the rewards that are trained too (critics).
-    reals: rows -> (latents, cond), a function of `data.pictures`: what critics
-      learn to tell from samples.
+    learners: {label: what is trained beside the policy}; those of rewards have
+      the reward's label.
+    importance_cap: largest weight of a decision by how much likelier the
+      update finds it than the rollout did; 0 weighs all alike.
+    reals: rows -> (latents, cond), a function of `data.pictures`: what learners
+      that need it tell from samples.
     view: what the policy is shown of the rows, see `rollout.make_rows`.
     layout: where rows and parameters live; None: all on one device.
 
@@ -114,7 +118,7 @@ def make(
 
   Raises:
     ConfigError: rewards without an advantage, or the other way round; a
-      step-wise advantage or a critic without what it needs; monitors without
+      step-wise advantage or a learner without what it needs; monitors without
       rewards, or with a label of theirs.
   """
   recipe = Recipe(
@@ -135,7 +139,8 @@ def make(
     behaviour=behaviour,
     whole_groups=whole_groups,
     aggregate=aggregate,
-    critic_tx=critic_tx,
+    learners=dict(learners or {}),
+    importance_cap=importance_cap,
     reals=reals,
     view=view,
     layout=layout or sharding.one_device(),
@@ -149,10 +154,8 @@ def make(
     state, exp, metrics = judge_lib.judge(
       recipe, state, traj, dict(inputs.info), outs
     )
-    state, trained = judge_lib.train_critics(
-      recipe, state, batch, inputs.media, exp, key
-    )
-    return state, exp, {**metrics, **trained}
+    exp = judge_lib.show(recipe, state, batch, inputs.media, exp, key)
+    return state, exp, metrics
 
   def update(state, exp, key):
     return learn_lib.update(recipe, state, exp, key)

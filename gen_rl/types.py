@@ -130,7 +130,9 @@ class RewardOut(struct.PyTreeNode):
   score: Array  # [b] float32
   parts: dict[str, Array]  # {name: [b]} logged one by one
   valid: Array  # [b] bool; False: left out of group statistics and loss
-  dense: Array | None = None  # [b h w] optional per-pixel reward
+  # [b k] optional: what each decision earned beside the score, which the last
+  # one earns; for advantages of decisions, such as `gae`
+  steps: Array | None = None
   # [b k] optional: the score of the row, had it been finished without noise
   # from the state before each decision; NaN where not valid
   before: Array | None = None
@@ -139,18 +141,10 @@ class RewardOut(struct.PyTreeNode):
   applies: Array | None = None
 
 
-class Critic(NamedTuple):
-  """The part of a reward that is trained while the policy is."""
-
-  init: Callable[[Array], Params]  # key -> params
-  # (Reward.params, params, real media, fake media, keys [b]) -> [b]
-  loss: Callable[..., Array]
-
-
 class Reward(NamedTuple):
   """`device` rewards are pure and jittable; `host` ones take numpy arrays.
 
-  With a critic, `score` gets (params, the critic's) in place of params.
+  With a learner, `score` gets (params, the learner's) in place of params.
   """
 
   name: str
@@ -158,7 +152,7 @@ class Reward(NamedTuple):
   score: Callable[..., RewardOut]  # (params, RewardInputs, key) -> RewardOut
   where: Literal['device', 'host'] = 'device'
   differentiable: bool = False
-  critic: Critic | None = None
+  learner: 'Learner | None' = None  # its parameters, and how they are trained
   verdict: bool = False  # the score is 1 for right and 0 for wrong
 
 
@@ -170,6 +164,9 @@ class Advantage(NamedTuple):
   # metrics)
   update: Callable[..., tuple[Array, Array, PyTree, Metrics]]
   stepwise: bool = False  # asks for RewardOut.before
+  # Whom it asks for the values of the stored states, 'params' or a learner; ''
+  # asks nobody. `update` then takes (..., state, mask [b k], values [b k]).
+  values: str = ''
 
 
 class Experience(struct.PyTreeNode):
@@ -180,6 +177,19 @@ class Experience(struct.PyTreeNode):
   weight: Array  # [b] 0: the advantage says nothing (invalid, or zero)
   rewards: RewardOut
   info: dict[str, Array] = struct.field(default_factory=dict)  # of the rows
+  values: PyTree = ()  # [b k] that the advantage asked for
+  # [b k] log-probs as the rollout had them: those of `traj` are recomputed by
+  # the update where its parameters may not be those that sampled
+  sampled: PyTree = ()
+  shown: PyTree = ()  # Shown, for learners that need it
+
+
+class Shown(struct.PyTreeNode):
+  """Samples beside what is real, for those who learn to tell them apart."""
+
+  fake: PyTree  # [b ...] media of the policy, in [0, 1]
+  real: PyTree  # [b ...] media of the same prompts
+  mask: Array  # [b] 0 where one of the two is not finite
 
 
 class Replay(NamedTuple):
@@ -187,11 +197,14 @@ class Replay(NamedTuple):
 
   `ask(which, op, *args)` is what the capability `op` of the policy (see
   `gen_rl.capabilities`) says of the stored samples with the parameter copy
-  `which`: "params" (differentiated), "ref", "old", "ema" (no gradient). Each
+  `which`: "params" (differentiated), "ref", "old", "ema" (no gradient). It may
+  be the label of a learner, too, which has capabilities of its own. In the loss
+  of a learner "self" is that learner, differentiated in place of "params". Each
   question is answered once per microbatch, however many objectives ask it.
   """
 
   ask: Callable[..., Any]
+  asked: Callable[[str, str], bool] = lambda which, op: False
   # (samples, keys [b]) -> RewardOut of the device rewards, with gradients
   score: Callable[..., RewardOut] | None = None
 
@@ -209,3 +222,15 @@ class Term(struct.PyTreeNode):
 
 # (Replay, Experience, RowKeys) -> (Term, {name: [b k] unreduced})
 Objective = Callable[[Replay, Experience, RowKeys], tuple[Term, Metrics]]
+
+
+class Learner(NamedTuple):
+  """A network that is trained beside the policy, on the same rollouts."""
+
+  init: Callable[[Array], Params]  # key -> what is trained
+  loss: Objective  # asks for what is trained as "self"
+  # {capability: ((params, trained), Trajectory, ...) -> answer}
+  ops: Mapping[str, Callable[..., Any]]
+  # Not trained; of the learner of a reward it is the reward's.
+  params: PyTree = ()
+  shown: bool = False  # the loss reads Experience.shown

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import alignprop, ar_grpo, flow_grpo, vlm_grpo
-from gen_rl import assemble, sharding
+from gen_rl import assemble, initial, sharding
 from gen_rl import build as builder
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, prompts
@@ -31,18 +31,16 @@ def test_frozen_parameters_in_half_the_memory():
   config = flow_grpo.get_config('lora,tiny')
   config.frozen_dtype = 'bfloat16'
   built = assemble.setup(config)
-  params = tree.named(assemble.initial_params(config, built.policy))
+  params = tree.named(initial.params(config, built.policy))
   for name, x in params.items():
     trained = name.endswith(('_lora_a', '_lora_b'))
     assert x.dtype == (jnp.float32 if trained else jnp.bfloat16), name
-  shapes = tree.named(assemble.param_shapes(config, built.policy))
+  shapes = tree.named(initial.shapes(config, built.policy))
   assert {k: (x.shape, x.dtype) for k, x in params.items()} == {
     k: (x.shape, x.dtype) for k, x in shapes.items()
   }
   step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
-  state = assemble.initial_state(
-    config, built, tree.nest(params), tx, advantage
-  )
+  state = initial.state(config, built, tree.nest(params), tx, advantage)
   batch, _ = next(feeds.training(config, built))
   key = jax.random.key(0)
   traj, inputs, _ = jax.eval_shape(step.sample, state, batch, key)
@@ -60,13 +58,11 @@ def test_an_autoencoder_is_not_trained():
   config = ar_grpo.get_config('tiny')
   config.trainable = ''
   built = assemble.setup(config)
-  shapes = assemble.param_shapes(config, built.policy)
+  shapes = initial.shapes(config, built.policy)
   _, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   with pytest.raises(ConfigError, match='of the autoencoder.*"\\^net/"'):
     jax.eval_shape(
-      lambda params: assemble.initial_state(
-        config, built, params, tx, advantage
-      ),
+      lambda params: initial.state(config, built, params, tx, advantage),
       shapes,
     )
 
@@ -142,7 +138,7 @@ def test_pictures_of_the_data_are_seen_in_evaluation(monkeypatch):
   config.data.view = dict(name='given')
   built = assemble.setup(config)
   run, batch = assemble.make_evaluator(config, built)
-  params = assemble.initial_params(config, built.policy)
+  params = initial.params(config, built.policy)
   found = run(params)
   np.testing.assert_allclose(found.seen[:, 1], batch['media'], atol=1e-6)
   assert batch['media'].std((0, 1, 2)).min() > 0.2

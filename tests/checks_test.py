@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import flow_grpo, flow_grpo_2b, sd3_flow_grpo
-from gen_rl import assemble, build, checks, sharding, testing, train
+from gen_rl import assemble, build, checks, initial, sharding, testing, train
 from gen_rl.utils import chips
 
 
@@ -74,9 +74,9 @@ def test_a_state_that_is_too_large_is_refused_before_it_is_made():
   layout = sharding.one_device()
   layout = layout._replace(axes=built.policy.axes)
   _, tx, advantage = assemble.make_step(config, built, layout)
-  shapes = assemble.param_shapes(config, built.policy)
+  shapes = initial.shapes(config, built.policy)
   state = jax.eval_shape(
-    lambda p: assemble.initial_state(config, built, p, tx, advantage), shapes
+    lambda p: initial.state(config, built, p, tx, advantage), shapes
   )
   gpu = chips.Chip('gpu', 24 * 2**30, None, None, None)
   with pytest.raises(build.ConfigError) as error:

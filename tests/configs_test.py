@@ -6,12 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl import (
-  assemble,
-  estimate,
-  main,
-  sharding,
-)
+from gen_rl import assemble, estimate, initial, main, sharding
 from gen_rl.data import feeds
 from gen_rl.rewards import combine, detections
 from gen_rl.rewards import evaluate as host
@@ -66,8 +61,8 @@ def _two_steps(config):
   built = assemble.setup(config)
   layout = assemble.make_layout(config, built, jax.devices()[:1])
   step, tx, advantage = assemble.make_step(config, built, layout)
-  params = assemble.initial_params(config, built.policy)
-  state = assemble.initial_state(config, built, params, tx, advantage)
+  params = initial.params(config, built.policy)
+  state = initial.state(config, built, params, tx, advantage)
   state = layout.put(state)  # its model says what every dimension is
   batches = feeds.training(config, built)
   _, host_rewards = combine.split(built.rewards or {})

@@ -21,9 +21,8 @@ BATCH = dict(
 
 def labelled(correct, encode):
   refuse = lambda *_: 1 / 0
-  policy = Policy(
-    refuse, refuse, refuse, refuse, lambda _, x: x, correct=correct
-  )
+  ops = dict(correct=correct) if correct else {}
+  policy = Policy(refuse, refuse, lambda _, x: x, ops)
   return build.build(
     evaluate,
     'labelled',
@@ -46,8 +45,8 @@ def test_labelled():
     return x, {'label': rows.info['label']}
 
   # Prompt i is labelled params[member]: right where that is i.
-  correct = lambda params, x, cond: (
-    params[x[:, 0, 0, 0].astype(int)] == cond['label']
+  correct = lambda params, traj: (
+    params[traj.sample[:, 0, 0, 0].astype(int)] == traj.cond['label']
   )
   result = labelled(correct, encode)(jnp.array([0, 2]))
   np.testing.assert_array_equal(result.gold, [[1, 0], [0, 0], [0, 1]])

@@ -14,6 +14,7 @@ from gen_rl import (
   build,
   checkpoint,
   inference,
+  initial,
   search,
   sharding,
 )
@@ -48,7 +49,7 @@ def _checkpoint(workdir, config, values, given=(), extra=()):
   _, tx, advantage = assemble.make_step(config, built, sharding.one_device())
   with_manager = checkpoint.open_manager(f'{workdir}/checkpoints', 5)
   for step, (trained, ema, frozen) in values.items():
-    state = assemble.initial_state(
+    state = initial.state(
       config, built, _params(built.policy, frozen), tx, advantage
     )
 
@@ -116,7 +117,7 @@ def test_frozen_parameters_come_with_the_trained_ones(tmp_path, policy):
 
 def test_what_was_not_trained_is_made_as_the_run_made_it(tmp_path, policy):
   config = _config(trainable='text')
-  base = assemble.initial_params(config, policy)
+  base = initial.params(config, policy)
   trained, frozen = tree.split(base, config.trainable)
   extra = dict(frozen=tree.checksum(frozen))
   _checkpoint(tmp_path, config, {1: (1, 2, 9)}, ['frozen', 'refs/ref'], extra)
@@ -126,7 +127,7 @@ def test_what_was_not_trained_is_made_as_the_run_made_it(tmp_path, policy):
   assert tree.equal(loaded.params, tree.merge(twos, frozen))
   # a run that began from other parameters than the config names now
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(assemble, 'initial_params', lambda *_: _params(policy, 3))
+    patch.setattr(initial, 'params', lambda *_: _params(policy, 3))
     with pytest.raises(checkpoint.CheckpointError, match='began from others'):
       inference.load_params(config, str(tmp_path), policy)
 
@@ -154,7 +155,7 @@ def test_without_a_checkpoint_the_initial_parameters(
   tmp_path, policy, monkeypatch
 ):
   wanted = _params(policy, 4)
-  monkeypatch.setattr(assemble, 'initial_params', lambda *_: wanted)
+  monkeypatch.setattr(initial, 'params', lambda *_: wanted)
   loaded = inference.load_params(_config(), str(tmp_path), policy)
   assert loaded.step is None and loaded.params is wanted
   assert 'drawn from seed 0' in loaded.source
@@ -227,9 +228,7 @@ def test_evaluate_for_real(tmp_path, monkeypatch):
   """A net that is 0 everywhere takes mid-grey for the clean image."""
   config = _config()
   config.eval.update(num_prompts=2, samples=2)
-  monkeypatch.setattr(
-    assemble, 'initial_params', lambda _, policy: _params(policy, 0)
-  )
+  monkeypatch.setattr(initial, 'params', lambda _, policy: _params(policy, 0))
   result = inference.evaluate(config, str(tmp_path / 'new'))
   assert result.strict == 0 and result.media.shape == (2, 2, 24, 24, 3)
   np.testing.assert_allclose(result.media, 0.5, atol=1e-5)
@@ -263,9 +262,7 @@ def painter(monkeypatch):
     'setup',
     lambda c, **k: setup(c, **k)._replace(sampler=sampler, segments=segments),
   )
-  monkeypatch.setattr(
-    assemble, 'initial_params', lambda _, policy: _params(policy, 0)
-  )
+  monkeypatch.setattr(initial, 'params', lambda _, policy: _params(policy, 0))
 
 
 def test_sample_is_judged_by_the_oracle(tmp_path, painter, capsys):
@@ -320,7 +317,7 @@ def test_best_of_by_a_reward_that_is_trained(tmp_path, monkeypatch):
   found = inference.sample(config, *args, best_of=3)
   assert found.media.shape == (1, 24, 24, 3)
   reward = assemble.setup(config).rewards['real'][0]
-  head = jax.eval_shape(reward.critic.init, jax.random.key(0))
+  head = jax.eval_shape(reward.learner.init, jax.random.key(0))
   assert seen == [(jax.tree.structure((reward.params, head)), 3)]
 
 

@@ -17,6 +17,7 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  initial,
   main,
   sharding,
   train,
@@ -407,7 +408,7 @@ def test_oracle_on_prompts_that_say_nothing_about_themselves(tmp_path):
 
   def first_step():
     params = built.policy.init(key)
-    state = assemble.initial_state(config, built, params, tx, advantage)
+    state = initial.state(config, built, params, tx, advantage)
     batch = dict(
       tokens=np.zeros((4, config.data.length), np.int32),
       prompt_id=np.arange(4),
@@ -433,8 +434,8 @@ def test_another_config_in_the_same_workdir(tmp_path, monkeypatch):
   (_, tx, advantage), built = _builds(config)
   shapes = jax.eval_shape(built.policy.init, jax.random.key(0))
   params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-  monkeypatch.setattr(assemble, 'initial_params', lambda *_: params)
-  state = assemble.initial_state(config, built, params, tx, advantage)
+  monkeypatch.setattr(initial, 'params', lambda *_: params)
+  state = initial.state(config, built, params, tx, advantage)
   manager = checkpoint.open_manager(f'{tmp_path}/checkpoints')
   checkpoint.save(manager, 1, state, config.to_dict(), {})
   checkpoint.close(manager)

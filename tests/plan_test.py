@@ -11,7 +11,7 @@ from ml_collections import config_dict
 import pytest
 
 from configs import flow_grpo, flow_grpo_2b
-from gen_rl import assemble, build, estimate, plan, sharding
+from gen_rl import assemble, build, estimate, initial, plan, sharding
 from gen_rl.data import feeds
 from gen_rl.utils import chips
 
@@ -46,10 +46,8 @@ def test_state_is_that_of_real_buffers():
   built, layout, step, state, batch, key = estimate.abstract(config, devices)
   parts = estimate.state_bytes(state)
   _, tx, advantage = assemble.make_step(config, built, layout)
-  params = assemble.initial_params(config, built.policy)
-  real = layout.put(
-    assemble.initial_state(config, built, params, tx, advantage)
-  )
+  params = initial.params(config, built.policy)
+  real = layout.put(initial.state(config, built, params, tx, advantage))
   size = lambda x: sum(leaf.nbytes for leaf in jax.tree.leaves(x))
   assert parts['parameters'] == size(real.params) > 0
   assert parts['optimizer'] == size(real.opt_state) > 0
@@ -86,7 +84,7 @@ def test_what_four_chips_hold_and_send(on_tpu):
   assert p.fits and p.chips == 4 and p.mesh == dict(data=1, fsdp=4, tensor=1)
   config = _config(trainable='')
   built = assemble.setup(config)
-  shapes = assemble.param_shapes(config, built.policy)
+  shapes = initial.shapes(config, built.policy)
   whole = sum(4 * x.size for x in jax.tree.leaves(shapes))
   assert p.parameters == (whole // 4, whole // 4)
   # Small parameters stay whole; the rest is in four.

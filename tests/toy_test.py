@@ -4,11 +4,7 @@ import jax
 import numpy as np
 
 from configs import toy
-from gen_rl import (
-  assemble,
-  sharding,
-  train_state,
-)
+from gen_rl import assemble, initial, sharding, train_state
 from gen_rl.data import pipeline
 from gen_rl.rewards import combine
 
@@ -23,7 +19,7 @@ def test_a_short_run_raises_the_reward():
   config.eval.update(samples=128, steps=12)
   built = assemble.setup(config)
   step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
-  base = assemble.initial_params(config, built.policy)
+  base = initial.params(config, built.policy)
   before_params = jax.tree.map(np.array, base)
   state = train_state.create(
     base,

@@ -25,6 +25,7 @@ from gen_rl import (
   build,
   checkpoint,
   checkpoint_format,
+  initial,
   run_folder,
   sharding,
   train,
@@ -218,11 +219,9 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
     train.train_and_evaluate(config, str(tmp_path))
   assert partial.exists()  # being written by the other, for all we know
   built = assemble.setup(config)
-  params = jax.tree.map(
-    lambda x: x + 1, assemble.initial_params(config, built.policy)
-  )
+  params = jax.tree.map(lambda x: x + 1, initial.params(config, built.policy))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(assemble, 'initial_params', lambda *_: params)
+    patch.setattr(initial, 'params', lambda *_: params)
     with pytest.raises(checkpoint.CheckpointError, match='other parameters'):
       train.train_and_evaluate(config, str(tmp_path))
 
@@ -249,7 +248,7 @@ def test_run_stops_after_updates_that_are_not_finite(tmp_path):
   assert last_step(tmp_path) == 3
   # what was saved on the way is still the base
   saved = checkpoint.restore_params(tmp_path / 'checkpoints').state['params']
-  base = assemble.initial_params(config, assemble.setup(config).policy)
+  base = initial.params(config, assemble.setup(config).policy)
   assert tree.differing(saved, base) == []
 
 
@@ -262,10 +261,10 @@ def test_geometry_that_does_not_fit_says_what_would():
 
 def test_parameter_copies_are_those_that_are_asked_for():
   config = tiny_config(ema=0.0)
-  assert assemble.parameter_copies(config) == ['ref']  # of its KL term
+  assert initial.copies(config) == ['ref']  # of its KL term
   config.objective.kl.weight = 0.0
-  assert assemble.parameter_copies(config) == []
+  assert initial.copies(config) == []
   config.ema = 0.9
-  assert assemble.parameter_copies(config) == ['ema']
+  assert initial.copies(config) == ['ema']
   config.objective.kl = dict(name='velocity_kl', ref='old', weight=1.0)
-  assert assemble.parameter_copies(config) == ['ema']
+  assert initial.copies(config) == ['ema']

@@ -43,9 +43,7 @@ STUDY = study.Study(
   title='Adv-GRPO: a reward that is trained',
   arms=ARMS,
   claims=CLAIMS,
-  code={
-    'Adv-GRPO': (CONFIG, 'gen_rl/rewards/critic.py', 'gen_rl/critics.py:step')
-  },
+  code={'Adv-GRPO': (CONFIG, 'gen_rl/rewards/adversarial.py')},
 )
 
 if __name__ == '__main__':

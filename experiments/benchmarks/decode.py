@@ -71,7 +71,7 @@ def seconds(function) -> float:
 def ours(net, params, batch: int, greedy: bool):
   """(function that decodes a batch, its tokens)."""
   policy = tokens.tokens(net, length=SAID)
-  run = policy.greedy if greedy else (
+  run = policy.ops['greedy'] if greedy else (
     lambda params, rows: policy.rollout(params, rows, jnp.int32(0)).actions
   )  # fmt: skip
   run = jax.jit(run)

@@ -151,15 +151,15 @@ def run_ours(size: str, problem: str, steps: int, fields: str) -> dict:
   import jax  # noqa: PLC0415
   import jax.numpy as jnp  # noqa: PLC0415
 
-  from gen_rl import assemble, sharding  # noqa: PLC0415
+  from gen_rl import assemble, initial, sharding  # noqa: PLC0415
   from gen_rl.utils import flops  # noqa: PLC0415
 
   c, s = our_config(size, problem, fields), SIZES[size]
   built = assemble.setup(c)
   layout = sharding.one_device()
   step, tx, advantage = assemble.make_step(c, built, layout)
-  params = assemble.initial_params(c, built.policy)
-  state = assemble.initial_state(c, built, params, tx, advantage)
+  params = initial.params(c, built.policy)
+  state = initial.state(c, built, params, tx, advantage)
   del params
   key = jax.random.key(0)
 

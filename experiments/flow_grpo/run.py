@@ -65,7 +65,7 @@ def of_pictures(workdir: pathlib.Path, arm: str, seed: str) -> dict:
   del arm, seed
   import numpy as np
 
-  from gen_rl import assemble, inference
+  from gen_rl import assemble, inference, initial
   from gen_rl.rewards import jpeg
 
   config = study.load_config(workdir)
@@ -83,7 +83,7 @@ def of_pictures(workdir: pathlib.Path, arm: str, seed: str) -> dict:
       f'{prefix}background_sd': np.std([background(x) for x in media]),
     }
 
-  base = assemble.initial_params(config, built.policy)
+  base = initial.params(config, built.policy)
   trained = inference.load_params(config, workdir, built.policy)
   return look(base, 'base_') | look(trained.params, '')
 

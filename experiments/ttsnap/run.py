@@ -26,7 +26,16 @@ from report import ARMS, FEW, FIELDS, METRICS
 from scipy import stats
 
 from configs import flow_grpo
-from gen_rl import assemble, build, models, rewards, rollout, search, selection
+from gen_rl import (
+  assemble,
+  build,
+  initial,
+  models,
+  rewards,
+  rollout,
+  search,
+  selection,
+)
 from gen_rl.data import feeds, pipeline
 from gen_rl.rewards import combine
 from gen_rl.utils import system
@@ -66,7 +75,7 @@ def make_lab(steps: int, shift: float) -> Lab:
   config.eval.update(steps=steps, num_prompts=PROMPTS)
   config.policy.shift = shift
   built = assemble.setup(config)
-  params = assemble.initial_params(config, built.policy)
+  params = initial.params(config, built.policy)
   (reward, _), segments = built.rewards['detector'], built.segments
   gold = combine.combine(
     {k: (r, 1.0) for k, r in build.build_all(rewards, config.eval.gold).items()}

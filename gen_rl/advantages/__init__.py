@@ -36,6 +36,13 @@ trend s_j = sign(d_j) sign(Delta):
       r_j = R_k                                             mode 'outcome'
       A_ij = (r_ij - mean_g r_j) / (sd_g r_j + eps), each decision by itself
 
+By values, with V_j what a value function expects at the state of decision j,
+r_j what that decision earned (`RewardOut.steps`, and the score at the last one)
+and j + 1 the next decision of the row, after whose last one there is nothing:
+
+  (12) gae      A_j = d_j + gamma lambda A_{j+1},
+                d_j = r_j + gamma V_{j+1} - V_j
+
 and, where `clip` is given, A_i is clipped to [-clip, clip].
 
 Sources: (1) GRPO, arXiv:2402.03300, as used by Flow-GRPO, arXiv:2505.05470
@@ -46,7 +53,8 @@ arXiv:2508.20751; with `whiten`, GDPO as in NVIDIA's published code; (7) what
 the best of G samples (pass@k for scores of 0 and 1) would lose without the row,
 which is 0 for all rows but one; (8) REINFORCE++, arXiv:2501.03262; (9) DAPO's
 dynamic sampling, arXiv:2503.14476, in a fixed shape; (11) Rennie et al.,
-arXiv:1612.00563, whose baseline is the likeliest sample.
+arXiv:1612.00563, whose baseline is the likeliest sample; (12) Schulman et al.,
+arXiv:1506.02438.
 
 Every factory returns a `types.Advantage`. Its `update` takes
 (rewards: RewardOut, group: prompt id [b] int32, state) and returns
@@ -85,12 +93,14 @@ from gen_rl.advantages.group import (
 )
 from gen_rl.advantages.history import history
 from gen_rl.advantages.informative import informative
+from gen_rl.advantages.returns import gae
 from gen_rl.advantages.steps import turning_points, turning_rewards
 
 __all__ = [
   'best_margin',
   'best_worst',
   'dr_grpo',
+  'gae',
   'grpo',
   'history',
   'informative',

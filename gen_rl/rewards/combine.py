@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from gen_rl.rewards import outcomes
 from gen_rl.types import (
   Array,
-  Critic,
+  Learner,
   Metrics,
   Params,
   Reward,
@@ -72,12 +72,12 @@ def params(rewards: Weighted) -> dict[str, Params]:
   return {label: reward.params for label, (reward, w) in rewards.items() if w}
 
 
-def critics(rewards: Weighted) -> dict[str, Critic]:
-  """{label: critic} of the rewards that are trained."""
+def learners(rewards: Weighted) -> dict[str, Learner]:
+  """{label: learner} of the rewards that are trained."""
   return {
-    label: reward.critic
+    label: reward.learner
     for label, (reward, weight) in rewards.items()
-    if weight and reward.critic is not None
+    if weight and reward.learner is not None
   }
 
 
@@ -90,14 +90,14 @@ def given(label: str, reward: Reward, params: Params) -> Params:
   """The parameters a reward is scored with, checked.
 
   Raises:
-    ValueError: the reward is trained, and its critic's parameters are not among
-      them.
+    ValueError: the reward is trained, and its learner's parameters are not
+      among them.
   """
   whole = isinstance(params, tuple) and len(params) == 2
-  if reward.critic is not None and not whole:
+  if reward.learner is not None and not whole:
     raise ValueError(
       f'the reward {label!r} is trained with the policy: it scores with '
-      "(its parameters, its critic's), which a checkpoint holds"
+      "(its parameters, its learner's), which a checkpoint holds"
     )
   return params
 
@@ -119,8 +119,8 @@ def merge(
 
   Returns:
     score [b] float32; parts {label: [b], label/part: [b]}, unweighted, 0 where
-    the reward does not apply; valid [b]; dense: the weighted sum of those that
-    have one, or None; before: the weighted sum, or None unless all have it.
+    the reward does not apply; valid [b]; steps: the weighted sum of those that
+    have some, or None; before: the weighted sum, or None unless all have it.
 
   Raises:
     RewardError: a reward answered with something else than scores of b rows.
@@ -141,15 +141,15 @@ def merge(
     used |= dict.fromkeys(named, outcomes.scored(out))
   valid = jnp.stack([jnp.asarray(out.valid) for out in outs.values()]).all(0)
   valid &= jnp.stack([used[label] for label in outs]).any(0)
-  dense = []
+  steps = []
   for label, out in outs.items():
-    if out.dense is not None:
-      applies = True if out.applies is None else out.applies[:, None, None]
-      dense.append(weights[label] * jnp.where(applies, out.dense, 0))
-  dense = sum(dense) if dense else None
-  if dense is not None:
-    valid &= jnp.isfinite(dense).all((1, 2))
-    dense = jnp.where(valid[:, None, None], dense, 0)
+    if out.steps is not None:
+      applies = True if out.applies is None else out.applies[:, None]
+      steps.append(weights[label] * jnp.where(applies, out.steps, 0))
+  steps = sum(steps) if steps else None
+  if steps is not None:
+    valid &= jnp.isfinite(steps).all(1)
+    steps = jnp.where(valid[:, None], steps, 0)
   # Part by part: where(valid) around the sum alone would leave a NaN in the
   # gradient.
   parts = {
@@ -162,7 +162,7 @@ def merge(
     if out.before is not None
   ]
   before = sum(before) if len(before) == len(outs) else None
-  return RewardOut(score, parts, valid, dense, before)
+  return RewardOut(score, parts, valid, steps, before)
 
 
 def combine(rewards: Weighted) -> Reward:

@@ -239,13 +239,13 @@ def _concatenate(
   """Joins calls by row; failed ones get NaN scores and valid=False.
 
   Raises:
-    RewardError: pictures of rewards have several shapes.
+    RewardError: rewards of steps have several shapes.
   """
   good = [a for a in answers if isinstance(a, RewardOut)]
-  shapes = {a.dense.shape[1:] for a in good if a.dense is not None}
+  shapes = {a.steps.shape[1:] for a in good if a.steps is not None}
   if len(shapes) > 1:
     raise outcomes.RewardError(
-      f'the reward {label!r} answered with dense rewards of several shapes, '
+      f'the reward {label!r} answered with rewards of steps of several shapes, '
       f'{" and ".join(map(str, map(list, sorted(shapes))))}'
     )
 
@@ -257,8 +257,8 @@ def _concatenate(
     if not isinstance(answer, RewardOut):
       answer = RewardOut(missing(n), {}, np.zeros(n, bool))
     for shape in shapes:
-      if answer.dense is None:
-        answer = answer.replace(dense=missing(n, *shape))
+      if answer.steps is None:
+        answer = answer.replace(steps=missing(n, *shape))
     if answer.applies is None and any(a.applies is not None for a in good):
       answer = answer.replace(applies=np.ones(n, bool))
     whole.append(

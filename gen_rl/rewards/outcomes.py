@@ -59,9 +59,9 @@ def checked(label: str, out: Any, rows: int) -> RewardOut:
     name: _float32(_numbers(label, f'the part {name!r}', x, rows))
     for name, x in out.parts.items()
   }
-  dense, before = out.dense, out.before
-  if dense is not None:
-    dense = _float32(_numbers(label, 'dense', dense, rows, 3))
+  steps, before = out.steps, out.before
+  if steps is not None:
+    steps = _float32(_numbers(label, 'steps', steps, rows, 2))
   if before is not None:
     before = _float32(_numbers(label, 'before', before, rows, 2))
   score, applies = _float32(score), out.applies
@@ -69,7 +69,7 @@ def checked(label: str, out: Any, rows: int) -> RewardOut:
     applies = _flags(label, 'applies', applies, rows)
     where = np.where if isinstance(score, np.ndarray) else jnp.where
     score, valid = where(applies, score, 0), valid | ~applies
-  return RewardOut(score, parts, valid, dense, before, applies)
+  return RewardOut(score, parts, valid, steps, before, applies)
 
 
 def _kind(x: Any) -> str:

@@ -1,13 +1,15 @@
-"""The second station: scores -> advantages, and critics that learn."""
+"""The second station: scores -> advantages."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from gen_rl import critics as critics_lib
 from gen_rl import rollout as rollout_lib
+from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
+from gen_rl.step import ask
 from gen_rl.step.recipe import Recipe
 from gen_rl.step.sample import make_rows
 from gen_rl.train_state import TrainState
@@ -17,6 +19,7 @@ from gen_rl.types import (
   Metrics,
   PyTree,
   RewardOut,
+  Shown,
   Trajectory,
 )
 from gen_rl.utils import tree
@@ -54,34 +57,59 @@ def judge(
   out = combine.merge(scored, recipe.reward_weights)
   # 0 * NaN is NaN: a backward pass must not see the row at all.
   traj = tree.zero_rows(traj, out.valid)
+  values = _values(recipe, state, traj, out, info)
+  asked = (traj.mask, values) if recipe.advantage.values else ()
   adv, weight, adv_state, metrics = recipe.advantage.update(
-    out, traj.group, state.adv_state
+    out, traj.group, state.adv_state, *asked
   )
   watched = combine.watch(watched, adv, out.valid, recipe.group_size)
   metrics = {**combine.summarize(out, scored), **metrics, **watched}
   state = state.replace(adv_state=adv_state)
-  return state, Experience(traj, adv, weight, out, info), metrics
+  exp = Experience(traj, adv, weight, out, info, values)
+  return state, exp, metrics
 
 
-def train_critics(
+def _values(
+  recipe: Recipe,
+  state: TrainState,
+  traj: Trajectory,
+  out: RewardOut,
+  info: Mapping[str, Array],
+) -> PyTree:
+  """Values [b k] that the advantage asks for; () if it asks for none."""
+  if not recipe.advantage.values:
+    return ()
+  b = traj.group.shape[0]
+  blank = jnp.zeros((b, 1)), jnp.zeros(b)
+  exp = Experience(traj, *blank, out, info)
+  old = recipe.behaviour_params(state)
+
+  def values(piece: Experience) -> Array:
+    replay = ask.replay(recipe, state, old, piece)
+    return replay.ask(recipe.advantage.values, 'value')
+
+  try:
+    return ask.in_pieces(recipe, exp, values)
+  except ConfigError as error:
+    raise ConfigError(f'config.advantage: {error}') from None
+
+
+def show(
   recipe: Recipe,
   state: TrainState,
   batch: Mapping[str, Any],
   media: PyTree,
   exp: Experience,
   key: Array,
-) -> tuple[TrainState, Metrics]:
-  """One step of the rewards that learn to tell samples from real pictures."""
-  if not recipe.critics:
-    return state, {}
+) -> Experience:
+  """Adds what is real, for learners that tell it from samples."""
+  if not any(taught.learner.shown for taught in recipe.learners.values()):
+    return exp
   rows = make_rows(recipe, state, batch, key)
   real = rollout_lib.media_of(recipe.reals(rows)[0], media)
-  return critics_lib.step(
-    recipe.critics,
-    recipe.critic_tx,
-    state,
-    real,
-    media,
-    rows.keys,
-    exp.rewards.valid,
+  real, media = jax.lax.stop_gradient((real, media))
+  fine = exp.rewards.valid & tree.finite_rows(
+    (real, media), rows.group.shape[0]
   )
+  fake, real = tree.zero_rows((media, real), fine)
+  return exp.replace(shown=Shown(fake, real, fine.astype(jnp.float32)))

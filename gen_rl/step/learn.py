@@ -28,20 +28,22 @@ import optax
 
 from gen_rl import aggregate as aggregate_lib
 from gen_rl import minibatch
-from gen_rl import replay as replay_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, evaluate
+from gen_rl.step import ask
 from gen_rl.step.recipe import Recipe
 from gen_rl.train_state import TrainState
 from gen_rl.types import (
   Array,
   Experience,
   Metrics,
+  Objective,
   Params,
+  PyTree,
+  Replay,
   RewardInputs,
   RewardOut,
   RowKeys,
-  Trajectory,
 )
 from gen_rl.utils import rng, tree
 
@@ -64,8 +66,17 @@ def update(
   order_key = rng.stream_keys(key, 'order')
   row_keys = _row_keys(key, exp.traj.group)
   old = recipe.behaviour_params(state)
+  exp = exp.replace(sampled=exp.traj.log_prob)
   if recipe.recompute and exp.traj.log_prob.size:
-    exp = exp.replace(traj=_rescore(recipe, recipe.full(old, state), exp))
+    # Old log-probs by this program, at the geometry of the updates.
+    log_prob = ask.in_pieces(
+      recipe,
+      exp,
+      lambda piece: ask.replay(recipe, state, old, piece, params=old).ask(
+        'params', 'log_prob'
+      ),
+    )
+    exp = exp.replace(traj=exp.traj.replace(log_prob=log_prob))
   logs = []
   carry = (state, old)
   for epoch in range(recipe.epochs):
@@ -111,21 +122,16 @@ def _after(recipe: Recipe, state: TrainState) -> TrainState:
   return state.replace(step=state.step + 1)
 
 
-def _rescore(recipe: Recipe, params: Params, exp: Experience) -> Trajectory:
-  """Old log-probs by this program, at the microbatch geometry."""
+class _Lesson(NamedTuple):
+  """Whose parameters move, and by which losses."""
 
-  def one(_, piece):
-    replay = replay_lib.make(recipe.policy, dict(params=params), piece)
-    return (), replay.ask('params', 'log_prob')
-
-  pieces = recipe.cut(exp, recipe.updates * recipe.microbatches)
-  _, log_prob = recipe.fold(one, (), pieces)
-  log_prob = recipe.layout.rows(minibatch.join(log_prob, recipe.unit))
-  return exp.traj.replace(log_prob=jax.lax.stop_gradient(log_prob))
+  live: str  # "params", or a learner
+  objectives: Mapping[str, tuple[Objective, float]]  # {label: (., weight)}
+  aggregate: aggregate_lib.Aggregator
 
 
 def _minibatch_step(recipe: Recipe, carry, xs):
-  """One optimizer step.
+  """One optimizer step, of the policy and of the learners beside it.
 
   Args:
     recipe: of the step.
@@ -135,32 +141,37 @@ def _minibatch_step(recipe: Recipe, carry, xs):
   state, old = carry
   exp, keys, number = xs
   first = (number == 0) & (recipe.behaviour == 'params')
-  copies = recipe.copies_of(state, old, state.params)
-  # Masks do not depend on parameters: the compiler drops the networks here.
-  whole = _terms(recipe, state, copies, exp, keys, first)
-  totals = {
-    label: aggregate_lib.totals(recipe.aggregate, term.mask)
-    for label, term in whole.items()
-  }
-  grads, sums, peaks = _gradients(recipe, state, old, exp, keys, first, totals)
+  lesson = _Lesson('params', recipe.objectives, recipe.aggregate)
+  grads, sums, peaks, decisions = _gradients(
+    recipe, lesson, state.params, state, old, exp, keys, first
+  )
   new, norms = _move(recipe, state, grads, number)
   metrics = {
     **sums,
-    **{f'{label}/decisions': term.decisions for label, term in whole.items()},
+    **{f'{label}/decisions': n for label, n in decisions.items()},
     **norms,
   }
+  taught, said = _teach(recipe, state, old, exp, keys, first, number)
+  if taught:
+    new, metrics = new.replace(aux=taught), {**metrics, **said}
   return (new, old), (metrics, peaks)
 
 
-def _gradients(recipe, state, old, exp, keys, first, totals):
-  """(gradients, metric sums, metric peaks) of a minibatch, in microbatches."""
-  grad_fn = jax.grad(_microbatch_loss, argnums=1, has_aux=True)
+def _gradients(recipe, lesson, params, state, old, exp, keys, first):
+  """(gradients, metric sums, metric peaks, decisions a row) of a minibatch."""
+  # Masks do not depend on parameters: the compiler drops the networks here.
+  whole = _terms(recipe, lesson, params, state, old, exp, keys, first)
+  totals = {
+    label: aggregate_lib.totals(lesson.aggregate, term.mask)
+    for label, term in whole.items()
+  }
+  grad_fn = jax.grad(_microbatch_loss, argnums=2, has_aux=True)
   pieces = (
     recipe.cut(exp, recipe.microbatches), recipe.cut(keys, recipe.microbatches)
   )  # fmt: skip
   grad, shapes, _ = minibatch.trace(
     lambda *piece: grad_fn(
-      recipe, state.params, state, old, first, *piece, totals
+      recipe, lesson, params, state, old, first, *piece, totals
     ),
     *jax.tree.map(lambda a: a[0], pieces),
   )
@@ -169,21 +180,26 @@ def _gradients(recipe, state, old, exp, keys, first, totals):
     grads, sums, peaks = carry
     g, (s, p) = grad(*piece)
     grads, sums = jax.tree.map(jnp.add, (grads, sums), (g, s))
-    grads = recipe.layout.constrain(state.replace(params=grads)).params
+    if lesson.live == 'params':
+      grads = recipe.layout.constrain(state.replace(params=grads)).params
     return (grads, sums, jax.tree.map(jnp.maximum, peaks, p)), None
 
   start = (shapes[0], *shapes[1])
   start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
-  return recipe.fold(accumulate, start, pieces)[0]
+  grads, sums, peaks = recipe.fold(accumulate, start, pieces)[0]
+  decisions = {label: term.decisions for label, term in whole.items()}
+  return grads, sums, peaks, decisions
 
 
-def _microbatch_loss(recipe, params, state, old, first, exp, keys, totals):
+def _microbatch_loss(
+  recipe, lesson, params, state, old, first, exp, keys, totals
+):
   """Equation (1) restricted to a microbatch, and its metric sums."""
-  copies = recipe.copies_of(state, old, params)
   loss, sums, peaks = jnp.zeros(()), {}, {}
-  for label, term in _terms(recipe, state, copies, exp, keys, first).items():
+  terms = _terms(recipe, lesson, params, state, old, exp, keys, first)
+  for label, term in terms.items():
     part, means, tops = aggregate_lib.reduce(
-      recipe.aggregate, term.value, term.mask, term.metrics, totals[label]
+      lesson.aggregate, term.value, term.mask, term.metrics, totals[label]
     )
     loss += term.weight * part
     sums |= {f'{label}/{k}': x for k, x in ({'loss': part} | means).items()}
@@ -203,31 +219,59 @@ class _Weighted(NamedTuple):
 
 def _terms(
   recipe: Recipe,
+  lesson: _Lesson,
+  params: Params,
   state: TrainState,
-  copies: Mapping[str, Params],
+  old: Params,
   exp: Experience,
   keys: RowKeys,
   first: Array,
 ) -> dict[str, _Weighted]:
-  """Every objective's term."""
+  """Every objective's term, with the parameters `params` of who learns."""
   score = _scorer(recipe, state)
-  replay = replay_lib.make(recipe.policy, copies, exp, first, score)
-  if recipe.recompute and exp.traj.log_prob.size:
+  replay = ask.replay(
+    recipe, state, old, exp, first, score, lesson.live, params
+  )
+  ours = lesson.live == 'params'
+  if ours and recipe.recompute and exp.traj.log_prob.size:
     own = jax.lax.stop_gradient(replay.ask('params', 'log_prob'))
     own = jnp.where(first, own, exp.traj.log_prob)
     exp = exp.replace(traj=exp.traj.replace(log_prob=own))
-  out = {}
-  for label, (objective, weight) in recipe.objectives.items():
+  if ours and recipe.importance_cap and exp.traj.log_prob.size:
+    weights = jnp.exp(_log_ratio_of_sampler(recipe, replay, exp))
+    exp = exp.replace(adv=exp.adv * jnp.minimum(weights, recipe.importance_cap))
+  out, compared = {}, not ours
+  for label, (objective, weight) in lesson.objectives.items():
     try:
       term, metrics = objective(replay, exp, keys)
     except ConfigError as error:
-      raise ConfigError(f'config.objective.{label}: {error}') from None
+      place = 'objective' if ours else 'learners'
+      raise ConfigError(f'config.{place}.{label}: {error}') from None
+    decides = term.mask.shape == exp.traj.mask.shape
+    if decides and not compared and replay.asked('params', 'log_prob'):
+      gap = jnp.abs(_log_ratio_of_sampler(recipe, replay, exp))
+      metrics = {**metrics, 'sampler_gap': gap, 'sampler_gap_max': gap}
+      compared = True
     valid = exp.rewards.valid.astype(jnp.float32)
     rows = valid if term.every_row else exp.weight * valid
     mask = jax.lax.stop_gradient(term.mask * rows[:, None])
     decisions = term.mask.sum(-1).mean()
     out[label] = _Weighted(term.value, mask, weight, metrics, decisions)
   return out
+
+
+def _log_ratio_of_sampler(
+  recipe: Recipe, replay: Replay, exp: Experience
+) -> Array:
+  """Log p of the update less that of the rollout, [b k], by equal parameters.
+
+  The two are the same numbers by different programs: with cached keys and in
+  steps there, in one pass here.
+  """
+  ours = exp.traj.log_prob  # recomputed
+  if not recipe.recompute:
+    ours = jax.lax.stop_gradient(replay.ask('params', 'log_prob'))
+  return jnp.where(exp.traj.mask > 0, ours - exp.sampled, 0.0)
 
 
 def _scorer(
@@ -248,6 +292,57 @@ def _scorer(
     return combine.merge(outs, recipe.reward_weights)
 
   return score
+
+
+def _teach(
+  recipe: Recipe,
+  state: TrainState,
+  old: Params,
+  exp: Experience,
+  keys: RowKeys,
+  first: Array,
+  number: Array,
+) -> tuple[dict[str, PyTree], Metrics]:
+  """({label: parameters and optimizer states}, metrics) of the learners.
+
+  All of them learn from what the policy learns from, by the parameters before
+  its step.
+  """
+  aux, metrics, skipped = dict(state.aux), {}, jnp.zeros(())
+  for i, (label, taught) in enumerate(recipe.learners.items()):
+    lesson = _Lesson(
+      label, {label: (taught.learner.loss, 1.0)}, aggregate_lib.token_mean
+    )
+    own = RowKeys(*(rng.stream_keys(k, f'learner {i}') for k in keys))
+    held = state.aux[label]
+
+    def step(held, lesson=lesson, tx=taught.tx, own=own):
+      grads, sums, _, _ = _gradients(
+        recipe, lesson, held['params'], state, old, exp, own, first
+      )
+      deltas, opt_state = tx.update(grads, held['opt_state'], held['params'])
+      params = optax.apply_updates(held['params'], deltas)
+      finite = jnp.isfinite(optax.tree.norm(deltas))
+      moved = dict(params=params, opt_state=opt_state)
+      return tree.where(finite, moved, held), (sums, 1.0 - finite)
+
+    if taught.every > 1:  # metrics are 0 where there is no step
+      done = state.step * recipe.updates * recipe.epochs + number
+      _, like = jax.eval_shape(step, held)
+      nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+      aux[label], (sums, bad) = jax.lax.cond(
+        done % taught.every == 0,
+        step,
+        lambda held, none=nothing: (held, none),
+        held,
+      )
+    else:
+      aux[label], (sums, bad) = step(held)
+    skipped += bad
+    metrics |= {f'learner/{name}': x for name, x in sums.items()}
+  if recipe.learners:
+    metrics['learner/skipped'] = skipped
+  return aux, metrics
 
 
 def _move(

@@ -10,11 +10,10 @@ from gen_rl import aggregate as aggregate_lib
 from gen_rl import minibatch, sharding
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
-from gen_rl.train_state import TrainState
+from gen_rl.train_state import Taught, TrainState
 from gen_rl.types import (
   Advantage,
   Array,
-  Critic,
   Objective,
   Params,
   Policy,
@@ -48,7 +47,8 @@ class Recipe:
   behaviour: str
   whole_groups: bool
   aggregate: aggregate_lib.Aggregator
-  critic_tx: optax.GradientTransformation | None
+  learners: Mapping[str, Taught]
+  importance_cap: float
   reals: View | None
   view: View | None
   layout: sharding.Layout
@@ -76,12 +76,18 @@ class Recipe:
         'this advantage scores every decision: it goes with a policy that can '
         'finish a sample without noise, and with rewards on the device'
       )
-    if self.critics and (
-      self.reals is None or on_host or self.critic_tx is None
-    ):
+    shown = [k for k, taught in self.learners.items() if taught.learner.shown]
+    if shown and (self.reals is None or on_host):
       raise ConfigError(
-        f'the reward {", ".join(self.critics)} is trained: it needs '
-        'critic.reals, and rewards and monitors on the device only'
+        f'{", ".join(shown)} learns what is real: it needs critic.reals, and '
+        'rewards and monitors on the device only'
+      )
+    rewards = {k: reward for k, (reward, _) in self.device_rewards.items()}
+    if idle := [
+      k for k, x in rewards.items() if x.learner and k not in self.learners
+    ]:
+      raise ConfigError(
+        f'the reward {", ".join(idle)} is trained: it needs an optimizer'
       )
 
   @functools.cached_property
@@ -103,11 +109,6 @@ class Recipe:
   def reward_weights(self) -> dict[str, float]:
     """{label: weight} of all rewards."""
     return combine.weights({**self.device_rewards, **self.host_rewards})
-
-  @functools.cached_property
-  def critics(self) -> dict[str, Critic]:
-    """Rewards that are trained beside the policy."""
-    return combine.critics(self.device_rewards)
 
   @property
   def stepwise(self) -> bool:
@@ -158,11 +159,18 @@ class Recipe:
     named = {**refs, 'old': old, 'params': params}
     return {name: self.full(p, state) for name, p in named.items()}
 
+  def held(self, state: TrainState, label: str) -> Params:
+    """What of a learner is not trained."""
+    if label in state.frozen['rewards']:
+      return state.frozen['rewards'][label]
+    return state.frozen['learners'][label]
+
   def reward_params(self, state: TrainState) -> dict[str, Params]:
-    """{label: parameters} of rewards and monitors; of critics both parts."""
+    """{label: parameters} of rewards and monitors; both parts of learners."""
     frozen = state.frozen['rewards']
     trained = {
       label: (frozen[label], state.aux[label]['params'])
-      for label in self.critics
+      for label in self.learners
+      if label in frozen
     }
     return {**frozen, **trained}

@@ -48,9 +48,8 @@ def table_policy():
   return Policy(
     init,
     rollout,
-    dist=lambda params, traj: Categorical(logits(params, traj.group)),
-    nll=None,
-    decode=lambda params, tokens: tokens,
+    lambda params, tokens: tokens,
+    dict(dist=lambda params, traj: Categorical(logits(params, traj.group))),
   )
 
 

@@ -58,7 +58,7 @@ def log_ratio_as_gradient(ratio):
 
   def wrapped(replay, exp, keys):
     term, metrics = objective(replay, exp, keys)
-    pull = replay.log_prob('params') * metrics['log_ratio_abs_max']
+    pull = replay.ask('params', 'log_prob') * metrics['log_ratio_abs_max']
     return term.replace(value=pull), metrics
 
   return wrapped

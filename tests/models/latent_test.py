@@ -77,15 +77,15 @@ def test_data_are_latents_from_the_rollout_on(params):
   pictures = jax.random.uniform(KEY, (4, 12, 20, 3))
   rows = rollout.make_rows(testing.batch((5, 2)), 2, KEY, jnp.int32(0))
   draw = lambda x: rollout.data_rollout(
-    lambda rows: (2 * x - 1, rows.cond), policy.compress
+    lambda rows: (2 * x - 1, rows.cond), policy.ops['compress']
   )(params, rows, 0)
   traj = draw(pictures)
   sized = jax.image.resize(pictures, (4, 16, 16, 3), 'linear')
-  want = make().compress(params, sized)
+  want = make().ops['compress'](params, sized)
   np.testing.assert_allclose(traj.sample, want, rtol=1e-4, atol=1e-5)
 
 
-def test_critics_see_data_as_they_are():
+def test_learners_see_data_as_they_are():
   """Not decoded once more, and of the size of the samples."""
   data = 2 * jax.random.uniform(KEY, (4, 6, 6, 3)) - 1
   seen = rollout.media_of(data, jnp.zeros((4, 12, 12, 3)))

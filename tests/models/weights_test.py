@@ -10,7 +10,7 @@ from safetensors import flax as safetensors_flax
 import safetensors.numpy
 
 from configs import flow_grpo
-from gen_rl import assemble
+from gen_rl import assemble, initial
 from gen_rl.models import weights
 from gen_rl.utils import tree as tree_lib
 
@@ -144,5 +144,5 @@ def test_the_shipped_base_draws():
   config.eval.samples = 2
   built = assemble.setup(config)
   evaluate, _ = assemble.make_evaluator(config, built)
-  result = evaluate(assemble.initial_params(config, built.policy))
+  result = evaluate(initial.params(config, built.policy))
   assert 0.45 < result.strict < 0.8  # 0.55-0.70, and two standard errors

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import flow_grpo
-from gen_rl import assemble
+from gen_rl import assemble, initial
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, tokenizers
 from gen_rl.models import open_clip, vit
@@ -311,8 +311,8 @@ def test_one_step_of_a_run(saved, config):
   built = assemble.setup(config)
   layout = assemble.make_layout(config, built, jax.devices()[:1])
   step, tx, advantage = assemble.make_step(config, built, layout)
-  params = assemble.initial_params(config, built.policy)
-  state = assemble.initial_state(config, built, params, tx, advantage)
+  params = initial.params(config, built.policy)
+  state = initial.state(config, built, params, tx, advantage)
   batch, texts = next(feeds.training(config, built))
   key = jax.random.key(config.seed)
   # The rewards of the rollout are those of its pictures and its prompts.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import sd3_flow_grpo
-from gen_rl import assemble, build, export, train
+from gen_rl import assemble, build, export, initial, train
 from gen_rl.data import feeds
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.models import lora, mmdit_files, peft, t5
@@ -49,7 +49,7 @@ def config(sd3_pipeline, tmp_path_factory):
 def sampled(config):
   """(what the config builds, parameters, rows, samples of the ODE)."""
   built = assemble.setup(config)
-  params = assemble.initial_params(config, built.policy)
+  params = initial.params(config, built.policy)
   # On the host, until each device is given its part.
   read = [x for n, x in tree.named(params).items() if '_lora_' not in n]
   assert all(type(x) is np.ndarray for x in read)
@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_adapters(config, sampled, tmp_path):
   peft.save(path, given['net'], mmdit_files.names_of(3, 1, True))
   c = config.copy_and_resolve_references()
   c.lora.start = str(path)
-  started = assemble.initial_params(c, assemble.setup(c).policy)
+  started = initial.params(c, assemble.setup(c).policy)
   kernel = 'net/blocks/attn/to_q/kernel'
   leaves = tree.named(started)
   a, b, scale = (leaves[f'{kernel}_lora_{x}'] for x in ('a', 'b', 'scale'))
@@ -229,9 +229,9 @@ def test_another_model_than_the_config_says(config):
   c.model.net.layers = 4
   built = assemble.setup(c)
   with pytest.raises(build.ConfigError, match='there layers=3 and not 4'):
-    assemble.initial_params(c, built.policy)
+    initial.params(c, built.policy)
   c.model.net.layers = 3
   c.model.vae.scale = 1.0
   built = assemble.setup(c)
   with pytest.raises(build.ConfigError, match=r'vae holds .* scale=1\.5305'):
-    assemble.initial_params(c, built.policy)
+    initial.params(c, built.policy)

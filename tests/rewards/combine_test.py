@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl.rewards import combine
-from gen_rl.types import Critic, Reward, RewardInputs, RewardOut
+from gen_rl.types import Learner, Reward, RewardInputs, RewardOut
 
 KEY = jax.random.key(0)
 INPUTS = RewardInputs(np.full((4, 2, 2, 3), 0.5, np.float32), {}, 2)
@@ -62,17 +62,17 @@ def test_invalid_rows_have_no_gradient():
   np.testing.assert_allclose(grad, [0.75, 1.5])
 
 
-def test_dense_parts_add_up():
-  dense = np.arange(16, dtype=np.float32).reshape(4, 2, 2)
+def test_rewards_of_steps_add_up():
+  steps = np.arange(8, dtype=np.float32).reshape(4, 2)
   plain = RewardOut(np.ones(4), {}, np.ones(4, bool))
-  outs = {'a': plain.replace(dense=dense), 'b': plain}
+  outs = {'a': plain.replace(steps=steps), 'b': plain}
   out = combine.merge(outs, {'a': 0.5, 'b': 1.0})
-  np.testing.assert_allclose(out.dense, dense / 2)
-  assert combine.merge({'b': plain}, {'b': 1.0}).dense is None
-  dense[2, 0, 0] = np.nan
+  np.testing.assert_allclose(out.steps, steps / 2)
+  assert combine.merge({'b': plain}, {'b': 1.0}).steps is None
+  steps[2, 0] = np.nan
   out = combine.merge(outs, {'a': 0.5, 'b': 1.0})
   assert np.asarray(out.valid).tolist() == [True, True, False, True]
-  assert np.isfinite(out.dense).all()
+  assert np.isfinite(out.steps).all()
 
 
 def test_split_and_places():
@@ -193,8 +193,9 @@ def test_says_what_is_wrong():
     combine.merge({}, {'a': 1.0})
 
 
-def test_a_trained_reward_without_its_critic():
-  critic = Critic(lambda key: 0.0, lambda *_: 0.0)
-  reward = combine.combine({'real': (_const('a', [1] * 4, critic=critic), 1.0)})
+def test_a_trained_reward_without_its_learner():
+  learner = Learner(lambda key: 0.0, lambda *_: 0.0, {})
+  held = _const('a', [1] * 4, learner=learner)
+  reward = combine.combine({'real': (held, 1.0)})
   with pytest.raises(ValueError, match="'real' is trained with the policy"):
     reward.score(reward.params, INPUTS, KEY)

@@ -171,11 +171,11 @@ def test_what_a_reward_writes_is_seen_by_nobody_else():
     np.testing.assert_allclose(out.score, EXPECTED, rtol=1e-6)
 
 
-def test_dense_rewards_of_several_shapes():
+def test_rewards_of_steps_of_several_shapes():
   def score(params, inputs, key):
     side = 2 + (inputs.info['target'][0] == 0)
-    dense = np.ones((2, side, 2), np.float32)
-    return _mean(params, inputs, key).replace(dense=dense)
+    steps = np.ones((2, side), np.float32)
+    return _mean(params, inputs, key).replace(steps=steps)
 
   with pytest.raises(outcomes.RewardError, match="'a' .* several shapes"):
     evaluate.evaluate_host(

@@ -35,8 +35,8 @@ GOOD = RewardOut(np.arange(3.0), {}, ONES)
     (GOOD.replace(valid=np.full(3, np.nan)), 'valid of type float64'),
     (GOOD.replace(valid=np.array(['False'] * 3)), 'valid of type <U5'),
     (GOOD.replace(valid=[2, 0, 1]), 'valid of type int64'),
-    (GOOD.replace(dense='x'), r'dense of shape \[\]'),
-    (GOOD.replace(dense=np.ones((2, 4, 4))), r'dense of shape \[2, 4, 4\]'),
+    (GOOD.replace(steps='x'), r'steps of shape \[\]'),
+    (GOOD.replace(steps=np.ones((2, 4))), r'steps of shape \[2, 4\]'),
     (GOOD.replace(applies=np.ones(2)), r'applies of shape \[2\]'),
   ],
 )

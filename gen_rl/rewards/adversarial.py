@@ -26,11 +26,18 @@ from gen_rl.models import detector
 from gen_rl.models import weights as weights_lib
 from gen_rl.types import (
   Array,
-  Critic,
+  Experience,
+  Learner,
+  Metrics,
   Params,
+  PyTree,
+  Replay,
   Reward,
   RewardInputs,
   RewardOut,
+  RowKeys,
+  Term,
+  Trajectory,
 )
 
 
@@ -49,7 +56,7 @@ def adversarial(
     frozen: only the head is trained, not the features.
 
   Returns:
-    A Reward with a critic; parts `picture` and `patches`.
+    A Reward with a learner; parts `picture` and `patches`.
   """
   net = detector.shapes_detector()
   like = jax.eval_shape(net.init, jax.random.key(0))
@@ -74,34 +81,44 @@ def adversarial(
     hidden = jax.nn.gelu(features @ params['up'] + params['up_bias'])
     return hidden @ params['down'] + params['down_bias']
 
-  def both(held: Params, params: Params, media: Array) -> tuple[Array, Array]:
+  def both(whole: PyTree, media: Array) -> tuple[Array, Array]:
     """h(f_c) [b] and h(f_p) [b patches]."""
+    held, params = whole
     features = net.features(held if frozen else params['trunk'], media)
     features = features.reshape(features.shape[0], -1, size)
     return head(params, features.mean(1)), head(params, features)
 
+  def reality(
+    whole: PyTree, traj: Trajectory, media: Array
+  ) -> tuple[Array, Array]:
+    del traj
+    return both(whole, media)
+
   def loss(
-    held: Params, params: Params, real: Array, fake: Array, keys: Array
-  ) -> Array:
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
     del keys
     picture, patches = (
       jax.nn.relu(1.0 - is_real) + jax.nn.relu(1.0 + is_fake)
       for is_real, is_fake in zip(
-        both(held, params, real), both(held, params, fake), strict=True
+        replay.ask('self', 'reality', exp.shown.real),
+        replay.ask('self', 'reality', exp.shown.fake),
+        strict=True,
       )
     )
-    return (picture + patch_weight * patches.mean(1)) / 2
+    value = (picture + patch_weight * patches.mean(1)) / 2
+    return Term(value[:, None], exp.shown.mask[:, None], every_row=True), {}
 
   def score(params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
-    held, trained = params
     finite = jnp.isfinite(inputs.media).all((1, 2, 3))
     media = jnp.where(finite[:, None, None, None], inputs.media, 0.0)
-    picture, patches = both(held, trained, media)
+    picture, patches = both(params, media)
     patches = patches.mean(1)
     value = (1.0 - patch_weight) * picture + patch_weight * patches
     return RewardOut(value, dict(picture=picture, patches=patches), finite)
 
+  learner = Learner(init, loss, dict(reality=reality), shown=True)
   return Reward(
-    'adversarial', loaded, score, differentiable=True, critic=Critic(init, loss)
+    'adversarial', loaded, score, differentiable=True, learner=learner
   )

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from gen_rl.rewards import critic
-from gen_rl.types import RewardInputs
+from gen_rl import testing
+from gen_rl.rewards import adversarial as lib
+from gen_rl.types import Experience, RewardInputs, Shown
 from gen_rl.worlds import grammar, shapes
 
 KEY = jax.random.key(0)
@@ -20,13 +21,25 @@ def score_of(reward, params, inputs):
   return jax.jit(score)(params, inputs.media)
 
 
+def loss_of(reward, params, real, fake):
+  """[b] of the learner's loss."""
+  ones = np.ones(len(real), np.float32)
+  blank = (None, np.zeros((len(real), 1)), ones, None)
+  exp = Experience(*blank, shown=Shown(fake, real, ones))
+  ask = reward.learner.ops['reality']
+  replay = testing.answers(
+    reality=lambda which, media: ask((reward.params, params), None, media)
+  )
+  return reward.learner.loss(replay, exp, None)[0].value[:, 0]
+
+
 def test_loss_and_score_by_hand():
   """A head that ignores the picture: h = 0.5 everywhere."""
-  reward = critic.adversarial(patch_weight=0.25)
-  params = jax.jit(reward.critic.init)(KEY)
+  reward = lib.adversarial(patch_weight=0.25)
+  params = jax.jit(reward.learner.init)(KEY)
   params = dict(params, down=0 * params['down'], down_bias=jnp.float32(0.5))
   media = jax.random.uniform(KEY, (2, 24, 24, 3))
-  loss = jax.jit(reward.critic.loss)(reward.params, params, media, media, None)
+  loss = jax.jit(lambda p: loss_of(reward, p, media, media))(params)
   # (relu(1 - 0.5) + relu(1 + 0.5)) / 2 = 1, and a quarter of it on top
   np.testing.assert_allclose(loss, 1.25, rtol=1e-6)
   inputs = RewardInputs(media.at[1, 0, 0, 0].set(jnp.nan), {}, 2)
@@ -36,7 +49,7 @@ def test_loss_and_score_by_hand():
 
 
 def test_it_learns_to_tell_renders_from_noisy_ones():
-  reward = critic.adversarial()
+  reward = lib.adversarial()
   texts = ('two red circles', 'a blue square above a cross')
   specs = [grammar.spec_arrays(grammar.parse(t)) for t in texts]
   spec = {k: np.repeat(np.stack([s[k] for s in specs]), 16, 0)
@@ -49,13 +62,11 @@ def test_it_learns_to_tell_renders_from_noisy_ones():
     return real, jnp.clip(real[::-1] + noise, 0, 1)
 
   real, fake = both(KEY, spec)
-  params, tx = jax.jit(reward.critic.init)(KEY), optax.adam(3e-3)
+  params, tx = jax.jit(reward.learner.init)(KEY), optax.adam(3e-3)
 
   @jax.jit
   def step(params, opt_state):
-    loss = lambda p: reward.critic.loss(
-      reward.params, p, real, fake, None
-    ).mean()
+    loss = lambda p: loss_of(reward, p, real, fake).mean()
     value, grads = jax.value_and_grad(loss)(params)
     deltas, opt_state = tx.update(grads, opt_state)
     return optax.apply_updates(params, deltas), opt_state, value
@@ -70,13 +81,13 @@ def test_it_learns_to_tell_renders_from_noisy_ones():
 
 
 def test_the_detector_may_be_frozen():
-  assert jax.eval_shape(critic.adversarial().critic.init, KEY)['trunk']
-  reward = critic.adversarial(frozen=True)
+  assert jax.eval_shape(lib.adversarial().learner.init, KEY)['trunk']
+  reward = lib.adversarial(frozen=True)
   media = jax.random.uniform(KEY, (2, 24, 24, 3))
-  params = jax.jit(reward.critic.init)(KEY)
-  loss = lambda p: reward.critic.loss(reward.params, p, media, media, None)
+  params = jax.jit(reward.learner.init)(KEY)
+  loss = lambda p: loss_of(reward, p, media, media)
   grads = jax.jit(jax.grad(lambda p: loss(p).sum()))(params)
   assert params['trunk'] == {}  # the head's alone
   assert np.abs(grads['up']).max() > 0
   with pytest.raises(Exception, match='nowhere'):
-    critic.adversarial('nowhere.safetensors')
+    lib.adversarial('nowhere.safetensors')

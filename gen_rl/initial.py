@@ -1,0 +1,118 @@
+"""What a run starts from: parameters, copies of them, and the whole state."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from gen_rl import assemble, build, schema, train_state
+from gen_rl.models import lora, weights
+from gen_rl.rewards import combine
+from gen_rl.types import Advantage, Params, Policy
+from gen_rl.utils import rng, tree
+
+
+def params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
+  """Parameters a run starts from: `config.init` or `config.released`, or drawn.
+
+  With the adapters that `config.lora` asks for, new ones or those of a file.
+  """
+  key = jax.random.key(config.seed)
+  if config.released and not config.init:
+    # Full precision where all of them are trained.
+    frozen = config.lora.pattern and config.trainable == lora.TRAINABLE
+    params = policy.load(
+      config.released, config.frozen_dtype if frozen else 'float32'
+    )
+  elif config.init:
+    shapes = jax.eval_shape(policy.init, key)
+    params, _ = weights.load(weights.find(config.init), shapes, cast=True)
+    params = jax.tree.map(jnp.asarray, params)
+  else:
+    params = jax.jit(policy.init)(key)
+  params = with_adapters(config, params)
+  if config.lora.start:
+    params = policy.adapt(config.lora.start, params)
+  return params
+
+
+def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
+  """Adds the adapters `config.lora` asks for, which change nothing yet.
+
+  What is not trained then is of type `frozen_dtype`.
+  """
+  if config.lora.pattern:
+    key = rng.stream_keys(jax.random.key(config.seed), 'lora')
+    drawn = {k: v for k, v in config.lora.items() if k != 'start'}
+    params = lora.add(params, **drawn, key=key)
+  trained, rest = tree.split(params, config.trainable)
+  return tree.merge(
+    trained,
+    jax.tree.map(lambda x: x.astype(config.frozen_dtype, copy=False), rest),
+  )
+
+
+def shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
+  """ShapeDtypeStructs of `params`, without a file or memory."""
+
+  def init():
+    return with_adapters(config, policy.init(jax.random.key(0)))
+
+  return jax.eval_shape(init)
+
+
+def copies(config: ml_collections.ConfigDict) -> list[str]:
+  """Names of the copies of the parameters that objectives and EMA need."""
+  names = {*schema.copies_named(config).values()}
+  names |= {*config.copies, config.behaviour}
+  names -= {'ema', 'old', 'params'}
+  return sorted(names) + (['ema'] if config.ema else [])
+
+
+def still_copies(config: ml_collections.ConfigDict) -> list[str]:
+  """Those of `copies` that stay what training began with."""
+  moved = {'ema', *config.copies}
+  return [name for name in copies(config) if name not in moved]
+
+
+# No loss reaches autoencoders, see `models.latent` and `policies.coded`.
+_FIXED = r'^(second/)?(vae|codec)/'
+
+
+def state(
+  config: ml_collections.ConfigDict,
+  built: assemble.Setup,
+  params: Params,
+  tx: optax.GradientTransformation,
+  advantage: Advantage | None,
+) -> train_state.TrainState:
+  """The state before the first step; what to train and to copy is config's.
+
+  Raises:
+    ConfigError: `trainable` takes parameters that no loss reaches.
+  """
+  trained = tree.named(tree.split(params, config.trainable)[0])
+  if fixed := [name for name in trained if re.search(_FIXED, name)]:
+    raise build.ConfigError(
+      f'trainable={config.trainable!r} takes {len(fixed)} parameters of the '
+      f'autoencoder ({fixed[0]}, ...), which no loss reaches: weight decay '
+      'alone would move them; set trainable="^net/" or less'
+    )
+  device_rewards, _ = combine.split(built.rewards or {})
+  return train_state.create(
+    params,
+    tx,
+    advantage,
+    trainable=config.trainable,
+    refs=copies(config),
+    reward_params=combine.params(
+      {
+        **device_rewards,
+        **combine.split(built.monitors)[0],
+      }
+    ),
+    learners=assemble.taught(config, built),
+    key=rng.stream_keys(jax.random.key(config.seed), 'critics'),
+  )

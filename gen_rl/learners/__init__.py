@@ -1,0 +1,3 @@
+"""Networks that are trained beside the policy: `types.Learner`s by name."""
+
+BUILDS = ('Learner',)
