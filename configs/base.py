@@ -247,9 +247,14 @@ def fields() -> dict[str, Any]:
     steps=field(8, Count),  # denoising steps of the ode
     solver=field('euler', Literal['euler', 'dpm2']),  # of them
     seed=field(1234, Seed),  # of the initial noise
+    guidance_scale=field(None, NonNegative | None),  # None: the policy's
     gold=labelled(oracle=dict(name='shapes_strict')),  # the verdict; {}: none
     shown=field(14, Count),  # prompts in grids
   )
+  # {label: changes to eval}: further evaluations beside it, each with prompts,
+  # samplers, judges and a cadence of its own, as dict(every=100, num_prompts=
+  # 200, prompts=dict(name='txt', path='drawn.txt'), gold={}).
+  c.evals = labelled(dict, NOTES)
   # Devices along each axis of the mesh; one may be -1, all that are left.
   c.mesh = section(
     MEMORY,

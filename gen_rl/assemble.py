@@ -12,6 +12,7 @@ from gen_rl import (
   aggregate,
   build,
   chunks,
+  evaluations,
   fits,
   learners,
   models,
@@ -44,6 +45,7 @@ from gen_rl.types import Learner, Policy
 class Setup(NamedTuple):
   """What a config builds; shared by train, eval and sample."""
 
+  net: Any  # of the policy
   source: prompts.Prompts | None  # None: none are needed
   tokenizer: tokenizers.Tokenizer
   policy: Policy
@@ -60,8 +62,8 @@ class Setup(NamedTuple):
 
 # What is not built to search, and to sample.
 _UNUSED = dict(
-  search=('data.prompts', 'eval.prompts', 'monitors'),
-  sample=('data.prompts', 'eval', 'monitors', 'rewards'),
+  search=('data.prompts', 'eval.prompts', 'evals', 'monitors'),
+  sample=('data.prompts', 'eval', 'evals', 'monitors', 'rewards'),
 )
 
 
@@ -117,6 +119,8 @@ def setup(
   }
   weighted |= own_rewards or {}
   errors = fits.drawn_judges(config) if judged else []
+  for c in evaluations.configs(config).values() if running else [config]:
+    errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
   errors += fits.answers(config, source)
   if running and config.rollout.name == 'policy' and not weighted:
@@ -138,6 +142,7 @@ def setup(
       length=config.data.length,
     )
   return Setup(
+    net,
     source,
     tokenizer,
     policy,
@@ -174,7 +179,9 @@ def _sampler(
     net,
     config.eval.steps,
     config.policy.get('shift', 1.0),
-    config.policy.get('guidance_scale', 1.0),
+    config.policy.get('guidance_scale', 1.0)
+    if config.eval.guidance_scale is None
+    else config.eval.guidance_scale,
   )
   grid = dict(grid=config.policy.get('grid'))
   sampler = ode.sampler(*sampling, config.eval.solver, **grid)
@@ -265,7 +272,7 @@ def make_evaluator(
     evaluate_lib,
     config.eval.name,
     policy=built.policy,
-    sampler=built.sampler,
+    sampler=_sampler(config, built.policy, built.net)[0],
     encode=encoder(config, built.tokenizer, config.eval.rollout),
     batch=batch,
     texts=texts,

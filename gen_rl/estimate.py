@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl import assemble, initial, train_state
+from gen_rl import assemble, evaluations, initial, train_state
 from gen_rl.data import embeddings, feeds
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
@@ -295,7 +295,11 @@ def _evaluation(config, built, layout, state) -> tuple[float, str]:
   """(bytes of an evaluation beside the train state, why it was refused)."""
   blank = built.embed and embeddings.blank(built.embed)
   built = built._replace(embed=blank)
-  evaluate, batch = assemble.make_evaluator(config, built, layout)
+  made = {
+    label: assemble.make_evaluator(c, built, layout)
+    for label, c in evaluations.configs(config).items()
+  }
+  _, batch = made[evaluations.MAIN]
   kl = assemble.make_kl_from_base(config, built, batch, layout)
   params = train_state.full_params(state, 'ema' if config.ema else 'params')
   params = jax.tree.map(
@@ -303,7 +307,7 @@ def _evaluation(config, built, layout, state) -> tuple[float, str]:
     params,
     layout.params(params),
   )
-  programs = [evaluate.trace(params)]
+  programs = [evaluate.trace(params) for evaluate, _ in made.values()]
   programs += [kl.trace(params, params)] if kl else []
   compiled, error = _compiled(programs, layout)
   held = sum(state_bytes(dict(params=params)).values())  # a part of the state

@@ -67,21 +67,41 @@ class Evaluation(NamedTuple):
   invalid: dict[str, int] = {}
   judged: bool = True  # False: there is no gold reward, and strict is NaN
 
-  def metrics(self) -> dict[str, float]:
-    """Scalars for the log."""
-    out = {'eval/diversity': self.diversity}
+  def metrics(self, label: str = '') -> dict[str, float]:
+    """Scalars for the log, below "eval", or "evals/<label>"."""
+    out = {'diversity': self.diversity}
     if self.judged:
-      out['eval/strict'] = self.strict
+      out['strict'] = self.strict
     if self.proxy is not None:
-      out['eval/proxy'] = self.proxy
+      out['proxy'] = self.proxy
     for name, count in self.invalid.items():
-      out['eval/invalid' + ('' if name == 'gold' else f'/{name}')] = count
+      out['invalid' + ('' if name == 'gold' else f'/{name}')] = count
     per_task = self.strict_per_task.items()
-    out |= {f'eval/strict/{task}': value for task, value in per_task}
+    out |= {f'strict/{task}': value for task, value in per_task}
     monitors = self.monitors.items()
-    out |= {f'eval/monitor/{label}': value for label, value in monitors}
-    parts = self.parts.items()
-    return out | {f'eval/gold/{part}': value for part, value in parts}
+    out |= {f'monitor/{name}': value for name, value in monitors}
+    out |= {f'gold/{part}': value for part, value in self.parts.items()}
+    if self.judged and self.gold.shape[1] > 1:
+      best, worst = self.extremes()
+      out |= {'best': best, 'worst': worst}
+    place = f'evals/{label}' if label else 'eval'
+    return {f'{place}/{name}': value for name, value in out.items()}
+
+  def extremes(self) -> tuple[float, float]:
+    """Mean gold of the best and of the worst of a prompt's n samples.
+
+    Of verdicts the best is pass@n. A sample that was not judged is wrong; of
+    scores it is left out, NaN where none of a prompt was.
+    """
+    if self.verdict:
+      gold = np.nan_to_num(self.gold)
+      return float(gold.max(1).mean()), float(gold.min(1).mean())
+    kept = self.gold[np.isfinite(self.gold).any(1)]
+    if not len(kept):
+      return float('nan'), float('nan')
+    return (
+      float(np.nanmax(kept, 1).mean()), float(np.nanmin(kept, 1).mean())
+    )  # fmt: skip
 
   def shown(self, prompts: int) -> 'Shown':
     """Of the first prompts; points are drawn into one picture a prompt."""
@@ -118,9 +138,15 @@ class Evaluation(NamedTuple):
       parts=self.parts | self.monitors,
       proxy=self.proxy,
       diversity=self.diversity,
+      **self._of_n(),
       evaluated=self.gold.size,
       invalid=self.invalid,
     )
+
+  def _of_n(self) -> dict[str, float]:
+    if not self.judged or self.gold.shape[1] < 2:
+      return {}
+    return dict(zip(('best', 'worst'), self.extremes(), strict=True))
 
 
 class Shown(NamedTuple):

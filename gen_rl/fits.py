@@ -10,16 +10,21 @@ from gen_rl.data import prompts
 from gen_rl.types import Policy
 
 
+def sampler(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
+  """What an evaluation asks of a policy that it has not."""
+  needs = dict(ode='velocity', policy=None, greedy='greedy')
+  offers = [k for k, op in needs.items() if op is None or op in built.ops]
+  if config.eval.name != 'sampled' or config.eval.sampler in offers:
+    return []
+  return [
+    f'config.eval.sampler is {config.eval.sampler!r}; the policy '
+    f'{config.policy.name} offers {", ".join(offers)}'
+  ]
+
+
 def policy(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
   """What is asked of a policy or its network that they have not."""
   errors = []
-  needs = dict(ode='velocity', policy=None, greedy='greedy')
-  offers = [k for k, op in needs.items() if op is None or op in built.ops]
-  if config.eval.name == 'sampled' and config.eval.sampler not in offers:
-    errors.append(
-      f'config.eval.sampler is {config.eval.sampler!r}; the policy '
-      f'{config.policy.name} offers {", ".join(offers)}'
-    )
   if config.released and built.load is None:
     errors.append(
       f'config.released={config.released!r} is the folder of a released model, '

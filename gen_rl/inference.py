@@ -25,6 +25,7 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
+  evaluations,
   export,
   initial,
   run_folder,
@@ -223,8 +224,10 @@ def evaluate(
     config_name, eval_seed, prompts, samples (per prompt), denoising_steps
     step      updates done; null: initial parameters
     source    which parameters, in words
-    gold, strict, strict_per_task, parts, proxy, diversity, evaluated, invalid:
+    gold, strict, strict_per_task, parts, proxy, diversity, best, worst,
+    evaluated, invalid:
               see `results`; null where nobody measured
+    evals     {label: the same} of config.evals, if there are some
 
   Args:
     config: of the run.
@@ -237,10 +240,14 @@ def evaluate(
   """
   os.makedirs(workdir, exist_ok=True)
   built = assemble.setup(config)
-  run, _ = assemble.make_evaluator(config, built)
+  runs = {
+    label: assemble.make_evaluator(c, built)[0]
+    for label, c in evaluations.configs(config).items()
+  }
   loaded = load_params(config, workdir, built.policy, step)
   print(f'Evaluating {loaded.source}', flush=True)
-  result = run(loaded.params)
+  found = {label: run(loaded.params) for label, run in runs.items()}
+  result = found.pop(evaluations.MAIN)
   record = dict(
     config_name=config.name,
     eval_seed=config.eval.seed,
@@ -250,8 +257,11 @@ def evaluate(
     step=loaded.step,
     source=loaded.source,
     **result.summary(),
+    **(dict(evals={k: x.summary() for k, x in found.items()}) if found else {}),
   )
   print(table(result), flush=True)
+  for label, other in found.items():
+    print(f'{label}\n{table(other)}', flush=True)
   path = pathlib.Path(workdir) / 'eval.json'
   text = json.dumps(files.plain(record), indent=2, allow_nan=False)
   files.write_text(path, text + '\n')

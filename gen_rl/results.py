@@ -20,9 +20,14 @@ result.json, schema_version 1. A number nobody measured is null.
                         the monitors; optional. A part is named label/part
                         where another part or a monitor is called the same
     diversity           mean distance between samples of one prompt
+    best, worst         mean gold reward of the best and of the worst of a
+                        prompt's samples; of verdicts the best is pass@n;
+                        optional
     evaluated           how many samples there were; optional
     invalid             {gold, proxy, monitor/LABEL: how many of them it could
                         not score}; optional
+  evals               {label: {base, trained, trained_on}} of the evaluations
+                      beside the main one (config.evals); optional
   trained_on          share of these prompts that training draws, too; 0: they
                       are held out; null: not known; optional, without it 0
   kl                  from the base to the trained policy, nats per sample
@@ -239,4 +244,13 @@ def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
   out.append(
     ('KL to base (nats)', words.fixed(0.0), words.fixed(result['kl']), '')
   )
+  for label, other in (result.get('evals') or {}).items():
+    a, b = other['base'], other['trained']
+    name = 'strict' if gold(a) is not None else 'proxy'
+    kind = 'gold' if name == 'strict' else name
+    change = words.to_float(b[name]) - words.to_float(a[name])
+    out.append(
+      (f'{label} ({kind})', words.fixed(a[name]), words.fixed(b[name]),
+       words.signed(change))
+    )  # fmt: skip
   return out

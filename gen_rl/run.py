@@ -1,6 +1,6 @@
 """A run: its state, what it writes on the way, and what it ends with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import io
 import statistics
 import sys
@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from gen_rl import (
   assemble,
   checkpoint,
   checks,
   commands,
+  evaluations,
   export,
   initial,
   metrics,
@@ -27,9 +29,12 @@ from gen_rl import (
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
+from gen_rl.evaluations import MAIN
 from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.types import Params
 from gen_rl.utils import hosts, image, progress, rng, system, tree, words
+
+Evaluations = dict[str, evaluate_lib.Evaluation]  # by label, see `evaluations`
 
 
 class Run:
@@ -72,6 +77,7 @@ class Run:
     self._key = rng.training_key(config.seed)
     self._batches = feeds.training(config, built)
     self._averaged = 'ema' if config.ema else 'params'
+    self._evals = evaluations.configs(config)
     self._manager = checkpoint.open_manager(
       f'{workdir}/checkpoints', config.checkpoint.keep
     )
@@ -157,13 +163,23 @@ class Run:
   def prepare(self) -> None:
     """Traces what will run: mistakes show before anything is written."""
     config, built, layout = self.config, self.built, self._layout
-    self._evaluate, batch = assemble.make_evaluator(config, built, layout)
+    made = {
+      label: assemble.make_evaluator(c, built, layout)
+      for label, c in self._evals.items()
+    }
+    self._evaluators = {label: run for label, (run, _) in made.items()}
+    _, batch = made[MAIN]
     self._kl = assemble.make_kl_from_base(config, built, batch, layout)
     if not self._on_host:
       with layout.scope():
         first, _ = next(feeds.training(config, built))
         checks.step(self._step.train_step, self.state, first, self._key)
     self._trained_on = feeds.trained_on(config, built.source)
+    self._others_trained_on = {
+      label: feeds.trained_on(c, built.source)
+      for label, c in self._evals.items()
+      if label != MAIN
+    }
     self._where = results.evaluated_on(self._trained_on)
     if self._trained_on:
       self.line.note(
@@ -180,44 +196,53 @@ class Run:
     near = self._layout.near(self.state)
     return train_state.full_params(near, self._averaged)
 
+  def due(self, done: int) -> list[str]:
+    """Evaluations that come after `done` updates."""
+    return [k for k, c in self._evals.items() if done % c.eval.every == 0]
+
   def evaluate(
-    self, writer: metrics.Writer, at: int, params: Params | None = None
-  ) -> tuple[evaluate_lib.Evaluation, float | None]:
+    self,
+    writer: metrics.Writer,
+    at: int,
+    params: Params | None = None,
+    labels: Sequence[str] | None = None,
+  ) -> tuple[Evaluations, float | None]:
     """Evaluates and logs; also returns the KL from the base, if defined.
 
     Args:
       writer: of the metrics.
       at: updates done.
       params: what to evaluate; None: the base.
+      labels: which evaluations; None: all.
     """
     evaluated = self._placed(self._base) if params is None else params
-    kl = None
+    found, kl, scalars = {}, None, {}
     with self._clock.stage('eval'):
-      result = self._evaluate(evaluated)
-      if self._kl:
+      for label in self._evaluators if labels is None else labels:
+        found[label] = self._evaluators[label](evaluated)
+        scalars |= found[label].metrics(label)
+      if self._kl and MAIN in found:
         kl = 0.0
         if params is not None:
           kl = self._kl(params, self._placed(self._base))
-    kl_metrics = {} if kl is None else {'kl/base': kl}
-    writer.write_scalars(at, {**result.metrics(), **kl_metrics})
-    name, value = results.gold(result.summary()), result.strict
-    if name is None:
-      name, value = 'proxy', result.proxy
-    self.line.note(f'step {at}: {self._where} {name} {words.fixed(value)}')
+        scalars['kl/base'] = kl
+    writer.write_scalars(at, scalars)
     self._first_metric = self._first_metric or self._wall()
-    shown = result.shown(self.config.eval.shown)
-    samples = image.grid(
-      shown.pictures[:, 0],
-      captions=result.texts[: self.config.eval.shown],
-      rewards=shown.reward[:, 0],
-      correct=None if shown.correct is None else shown.correct[:, 0],
-    )
-    writer.write_images(at, {'samples': samples})
-    return result, kl
+    for label, result in found.items():
+      name, value = results.gold(result.summary()), result.strict
+      if name is None:
+        name, value = 'proxy', result.proxy
+      where = label or self._where
+      self.line.note(f'step {at}: {where} {name} {words.fixed(value)}')
+      grid = 'samples' + (f'_{label}' if label else '')
+      count = self._evals[label].eval.shown
+      writer.write_images(at, {grid: _grid(result, count)})
+    return found, kl
 
-  def evaluate_base(self) -> evaluate_lib.Evaluation:
+  def evaluate_base(self) -> Evaluations:
     """What the report compares with, where it was not evaluated by this run."""
-    return self._evaluate(self._placed(self._base))
+    base = self._placed(self._base)
+    return {label: run(base) for label, run in self._evaluators.items()}
 
   def _placed(self, params: Params) -> Params:
     """Parameters from the host on all devices; others are there."""
@@ -343,25 +368,34 @@ class Run:
 
   def finish(
     self,
-    base: evaluate_lib.Evaluation,
-    trained: evaluate_lib.Evaluation,
+    base: Evaluations,
+    trained: Evaluations,
     kl: float | None,
   ) -> dict[str, Any]:
     """Writes result.json and the report; returns what the first holds.
 
     Args:
-      base: evaluation of the parameters a run began with.
+      base: evaluations of the parameters a run began with.
       trained: of those it ends with.
       kl: of these from those.
     """
     environment = system.environment()
+    others = {
+      label: dict(
+        base=base[label].summary(),
+        trained=trained[label].summary(),
+        trained_on=share,
+      )
+      for label, share in self._others_trained_on.items()
+    }
     result = dict(
       schema_version=results.SCHEMA_VERSION,
       config_name=self.config.name,
       seed=self.config.seed,
       steps=int(self.state.step),
-      base=base.summary(),
-      trained=trained.summary(),
+      base=base[MAIN].summary(),
+      trained=trained[MAIN].summary(),
+      **(dict(evals=others) if others else {}),
       trained_on=self._trained_on,
       kl=kl,
       wall_seconds=self._wall(),
@@ -380,9 +414,10 @@ class Run:
         result,
         report.read_history(self.workdir),
         {
-          f'{self._where.capitalize()} prompts, before and after': _comparison(
-            base, trained, self.config.eval.shown
+          f'{(label or self._where).capitalize()} prompts, before and after': (
+            _comparison(base[label], trained[label], c.eval.shown)
           )
+          for label, c in self._evals.items()
         },
         self.config,
         environment,
@@ -393,6 +428,17 @@ class Run:
       print(results.table(result))
       print(f'Report: {path}')
     return result
+
+
+def _grid(result: evaluate_lib.Evaluation, count: int) -> np.ndarray:
+  """A picture of the first sample of the first prompts."""
+  shown = result.shown(count)
+  return image.grid(
+    shown.pictures[:, 0],
+    captions=result.texts[:count],
+    rewards=shown.reward[:, 0],
+    correct=None if shown.correct is None else shown.correct[:, 0],
+  )
 
 
 def _comparison(

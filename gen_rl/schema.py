@@ -88,7 +88,7 @@ def parts(config: Any) -> Iterator[Part]:
       if (
         name
         and build.weight(spec)
-        and where not in specs.CHANGES
+        and specs.changes(where) is None
         and (where, name) != ('rollout', 'policy')
       ):
         yield Part(where, specs.module(where), spec)
@@ -127,6 +127,8 @@ def _section(
       yield _mistake(where, 'is missing; start from base.get_config()')
     elif isinstance(field, Mapping):
       yield from _section(field, node[key], where, root)
+    elif where == 'evals':
+      yield from _evaluations(node[key], root)
     elif field.annotation == fields.Spec:
       yield from _whole_part(where, node[key], root)
     elif _of_parts(field):
@@ -139,10 +141,11 @@ def _whole_part(
   path: str, spec: Any, root: Mapping[str, Any]
 ) -> Iterator[Mistake]:
   """Mistakes of a part that no label names, and may change another one."""
-  if path not in specs.CHANGES or not isinstance(spec, Mapping):
+  changed = specs.changes(path)
+  if changed is None or not isinstance(spec, Mapping):
     yield from _part(path, spec)
     return
-  of = _at(root, specs.CHANGES[path])
+  of = _at(root, changed)
   if not isinstance(of, Mapping) or spec.get('name', '') == '' and not spec:
     return
   if of.get('name') == 'policy':
@@ -169,6 +172,26 @@ def _labelled(path: str, node: Any) -> Iterator[Mistake]:
       yield from _learner(where, spec)
     else:
       yield from _part(where, spec, ('weight',) if weighted else ())
+
+
+def _evaluations(node: Any, root: Mapping[str, Any]) -> Iterator[Mistake]:
+  """Mistakes of the changes that further evaluations make to `eval`."""
+  if not isinstance(node, Mapping):
+    yield _mistake('evals', f'is {node!r:.60}; it is {{label: dict(...)}}')
+    return
+  if not isinstance(root.get('eval'), Mapping):
+    return  # what they change is wrong itself
+  known = base()['fields']()['eval']
+  for label, changes in node.items():
+    if not isinstance(changes, Mapping):
+      yield _mistake(f'evals.{label}', f'is {changes!r:.60}; it has fields')
+      continue
+    path = f'evals.{label}'
+    for mistake in _section(known, {**root['eval'], **changes}, path, root):
+      # What it does not change is a mistake of `eval`.
+      field = mistake.path.removeprefix(path).strip('.').partition('.')[0]
+      if not field or field in changes:
+        yield mistake
 
 
 def _learner(path: str, spec: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -30,6 +30,9 @@ SPECS = {
   'eval.prompts': prompts,
   'eval.rollout': pictures,
   'eval.gold.*': rewards,
+  'evals.*.prompts': prompts,
+  'evals.*.rollout': pictures,
+  'evals.*.gold.*': rewards,
   'model': models,
   'model.net': models,
   'model.vae': models,
@@ -99,7 +102,12 @@ OPTIONAL = (
 )
 
 # Parts that change the keywords of another one, where they name no other.
-CHANGES = {'eval.prompts': 'data.prompts', 'eval.rollout': 'rollout'}
+CHANGES = {
+  'eval.prompts': 'data.prompts',
+  'eval.rollout': 'rollout',
+  'evals.*.prompts': 'data.prompts',
+  'evals.*.rollout': 'rollout',
+}
 
 # Labels whose parts have a weight, of which 0 removes them.
 WEIGHTED = ('rewards', 'monitors', 'objective')
@@ -112,6 +120,11 @@ def module(path: str) -> types.ModuleType | None:
   if found is None and key in INNER and above and module(above) is not None:
     return INNER[key]
   return found
+
+
+def changes(path: str) -> str | None:
+  """The part that one at `path` changes; None: it stands for itself."""
+  return _match(CHANGES, path)
 
 
 def keywords(path: str, name: str | None) -> list[str] | None:

@@ -10,9 +10,9 @@ import jax
 import ml_collections
 
 from gen_rl import assemble, build, checks, export, initial, metrics, run_folder
-from gen_rl.evaluate import Evaluation
+from gen_rl.evaluations import MAIN
 from gen_rl.rewards import combine
-from gen_rl.run import Run
+from gen_rl.run import Evaluations, Run
 
 
 def train_and_evaluate(
@@ -67,7 +67,7 @@ def train_and_evaluate(
       return run.finish(*_loop(run))
 
 
-def _loop(run: Run) -> tuple[Evaluation, Evaluation, float | None]:
+def _loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
   """(evaluations of the base and of what was trained, KL between them)."""
   config, asked = run.config, []
   with contextlib.ExitStack() as stack:
@@ -89,8 +89,9 @@ def _loop(run: Run) -> tuple[Evaluation, Evaluation, float | None]:
     run.line.note('compiling the update, and running the first')
     for done in range(run.start + 1, config.steps + 1):
       run.update(writer, done)
-      if done % config.eval.every == 0 and done < config.steps:
-        run.evaluate(writer, done, run.trained())
+      due = run.due(done)
+      if due and done < config.steps:
+        run.evaluate(writer, done, run.trained(), due)
       if done % config.checkpoint.every == 0 or done == config.steps:
         run.save()
       run.check(stop=bool(asked))
@@ -107,6 +108,6 @@ def _loop(run: Run) -> tuple[Evaluation, Evaluation, float | None]:
         run.built.policy,
         params,
         config.steps,
-        trained.summary(),
+        trained[MAIN].summary(),
       )
   return base, trained, kl

@@ -187,6 +187,7 @@ def test_evaluation_is_repeatable_and_its_numbers_are_means():
   assert set(a.metrics()) == {
     'eval/strict', 'eval/diversity', 'eval/proxy',
     'eval/strict/x', 'eval/strict/y', 'eval/invalid', 'eval/invalid/proxy',
+    'eval/best', 'eval/worst',
   }  # fmt: skip
   assert a.summary()['strict_per_task'] == a.strict_per_task
   # In chunks of three prompts, of which the last holds one and two again.

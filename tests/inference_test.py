@@ -209,6 +209,8 @@ def test_evaluate_is_the_evaluation_of_training(tmp_path, monkeypatch, capsys):
   assert record == dict(
     config_name='flow_grpo:tiny',
     gold='accuracy',
+    best=0.0,
+    worst=0.0,
     evaluated=6,
     invalid={},
     eval_seed=1234,

@@ -419,7 +419,7 @@ def test_oracle_on_prompts_that_say_nothing_about_themselves(tmp_path):
   with pytest.raises(build.ConfigError) as error:
     jax.eval_shape(first_step)
   assert 'include_class' in str(error.value)
-  assert 'data.prompts.name="shapes"' in str(error.value)
+  assert 'data.prompts.name="world_prompts"' in str(error.value)
 
 
 def test_workdir_that_cannot_be_written(tmp_path):
