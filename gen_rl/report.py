@@ -23,6 +23,12 @@ from gen_rl.utils import image as image_lib
 # running mean. A panel without a match is left out.
 PANELS = (
   ('Evaluation: gold and proxy', ('eval/strict', 'eval/proxy'), None, 1),
+  (
+    'Other evaluations: gold and proxy',
+    ('evals/*/strict', 'evals/*/proxy'),
+    None,
+    1,
+  ),
   ('Evaluation: gold per task', ('eval/strict/*',), None, 1),
   (
     'Reward in training',
@@ -42,7 +48,9 @@ PANELS = (
   ('KL terms of the loss', ('*/kl', '*/kl_*'), None, 9),
   ('Gradient norm', ('*/grad_norm', '*/grad_norm_*'), None, 9),
   ('Clip fraction', ('*/clip_fraction', '*/clip_fraction_*'), None, 9),
-  ('Loss', ('loss/*', '*/loss'), None, 9),
+  ('Loss', ('loss/*', '*/loss', '!learner/*'), None, 9),
+  ('Losses of learners', ('learner/*/loss',), None, 9),
+  ('Values', ('advantage/value', 'advantage/return'), None, 9),
   ('Samples per second', ('speed/samples_per_second',), None, 9),
 )
 
