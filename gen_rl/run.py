@@ -88,6 +88,7 @@ class Run:
     )
     self._labels = combine.weights(built.rewards or {})
     self._silence, self._idle = {}, {}
+    self._running: tuple[int, Any] | None = None  # (number, metrics) of a step
     self._elapsed_before, self._first_metric, self._most_memory = 0.0, None, 0
     self.state = init(self._base)
     self.resumed = self._restore()
@@ -251,25 +252,45 @@ class Run:
     return sharding.put(params, self._layout.params(params))
 
   def update(self, writer: metrics.Writer, done: int) -> None:
-    """One step, logged and looked at.
+    """Starts a step; the one before is logged and looked at meanwhile.
 
     Args:
       writer: of the metrics.
       done: updates with this one.
 
     Raises:
-      FloatingPointError: too many updates in a row were not finite.
-      RewardError: a reward scored no row for too long.
+      FloatingPointError, RewardError: see `settle`.
     """
-    config = self.config
-    rows = config.data.prompts_per_step * config.data.group_size
     batch, _ = next(self._batches)
     with self._clock.stage('step'):
       if self._on_host:
         self.state, logged = self._host_scored_step(batch)
       else:
         self.state, logged = self._step.train_step(self.state, batch, self._key)
-      logged = jax.device_get(logged)
+      before, self._running = self._running, (done, logged)
+      fetched = before and (before[0], jax.device_get(before[1]))
+    if fetched:
+      self._look_at(writer, *fetched)
+
+  def settle(self, writer: metrics.Writer) -> None:
+    """Waits for the step that was started last, logs it and looks at it.
+
+    Raises:
+      FloatingPointError: too many updates in a row were not finite.
+      RewardError: a reward scored no row for too long.
+    """
+    if not self._running:
+      return
+    with self._clock.stage('step'):
+      done, logged = self._running[0], jax.device_get(self._running[1])
+    self._running = None
+    self._look_at(writer, done, logged)
+
+  def _look_at(
+    self, writer: metrics.Writer, done: int, logged: dict[str, Any]
+  ) -> None:
+    config = self.config
+    rows = config.data.prompts_per_step * config.data.group_size
     self.line.update(
       done, reward=logged.get('reward/score'), samples_per_step=rows
     )
@@ -335,10 +356,11 @@ class Run:
         extra, given=self._given,
       )  # fmt: skip
 
-  def check(self, stop: bool) -> None:
+  def check(self, writer: metrics.Writer, stop: bool) -> None:
     """Raises what went wrong in writing a checkpoint; ends if asked to.
 
     Args:
+      writer: of the metrics.
       stop: whether this process was asked to end.
 
     Raises:
@@ -348,6 +370,7 @@ class Run:
     checkpoint.check(self._manager)
     if not hosts.any_process(stop):
       return
+    self.settle(writer)
     self.save()
     checkpoint.check(self._manager, wait=True)
     if self.primary:

@@ -85,22 +85,26 @@ def _loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
     base = None
     if run.start == 0:
       base, _ = run.evaluate(writer, 0)
-      run.check(stop=bool(asked))
+      run.check(writer, stop=bool(asked))
     run.line.note('compiling the update, and running the first')
     for done in range(run.start + 1, config.steps + 1):
       run.update(writer, done)
-      due = run.due(done)
-      if due and done < config.steps:
+      last = done == config.steps
+      due = [] if last else run.due(done)
+      saves = last or done % config.checkpoint.every == 0
+      if due or saves:
+        run.settle(writer)
+      if due:
         run.evaluate(writer, done, run.trained(), due)
-      if done % config.checkpoint.every == 0 or done == config.steps:
+      if saves:
         run.save()
-      run.check(stop=bool(asked))
+      run.check(writer, stop=bool(asked))
     run.line.close()
     params = run.trained()
     trained, kl = run.evaluate(writer, config.steps, params)
     if base is None:
       base = run.evaluate_base()
-    run.check(stop=bool(asked))
+    run.check(writer, stop=bool(asked))
     if config.export:
       export.write(
         config,
