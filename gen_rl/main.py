@@ -15,22 +15,18 @@ GEN_RL_TRACEBACK=1 in the environment the traceback comes as well. Anything
 else is a bug of ours and always shows its traceback.
 """
 
-from collections.abc import Mapping, Sequence
-import difflib
 import dis
 import errno
 import os
-import pathlib
-import re
-import runpy
 import sys
 import tempfile
 import types
 
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 import gen_rl
+from gen_rl import arguments
 from gen_rl.utils import memory, surroundings, terminal
 
 # Before jax is imported: TensorFlow and XLA are not to fill the terminal.
@@ -40,7 +36,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
   'Path or name of a config, with ":variant" if it has any.',
-  lock_config=False,  # `check_overrides` says which fields may be added
+  lock_config=False,  # `arguments` says which fields may be added
   accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -79,213 +75,6 @@ _PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0.')
 _CANNOT_WRITE = (
   errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG,
 )  # fmt: skip
-
-
-def installed_configs() -> dict[str, pathlib.Path]:
-  """{name: file} of the configs that stand beside this package."""
-  folder = pathlib.Path(__file__).resolve().parents[1] / 'configs'
-  files = {path.stem: path for path in sorted(folder.glob('*.py'))}
-  return {n: p for n, p in files.items() if n not in ('__init__', 'base')}
-
-
-def own_configs_first(path: str) -> None:
-  """Makes `configs` the package beside this one, wherever the command runs.
-
-  The names of the installed configs, `base` among them, are its own; what it
-  does not have is looked for in folders `configs` of the search path. A config
-  that stands in such a folder of somebody else has that one come first.
-
-  Args:
-    path: of the config to be run.
-  """
-  own = pathlib.Path(__file__).resolve().parents[1] / 'configs'
-  beside = pathlib.Path(path).resolve().parent
-  folders = [beside] if beside.name == 'configs' else []
-  folders += [
-    own,
-    *(pathlib.Path(p or '.').resolve() / 'configs' for p in sys.path),
-  ]
-  folders = [str(f) for f in dict.fromkeys(folders) if f.is_dir()]
-  package = sys.modules.get('configs')
-  if package is None or list(getattr(package, '__path__', ())) != folders:
-    package = types.ModuleType('configs', 'Configs, installed and others.')
-    package.__path__ = folders
-    for name in [n for n in sys.modules if n.startswith('configs.')]:
-      del sys.modules[name]
-    sys.modules['configs'] = package
-
-
-def find_config(value: str) -> str:
-  """The 'file.py:variant' a --config value names.
-
-  Args:
-    value: the path of a file; or NAME, NAME.py or configs/NAME.py of an
-      installed config, wherever the command runs; with ':variant' or without.
-
-  Raises:
-    ValueError: there is neither, listing the installed ones.
-  """
-  name, colon, variant = value.partition(':')
-  path = pathlib.Path(name)
-  known = installed_configs()
-  if not path.is_file():
-    if str(path.parent) not in ('.', 'configs') or path.stem not in known:
-      raise ValueError(
-        f'there is no config {name!r}: neither a file nor one of the installed '
-        f'{", ".join(known)}'
-      )
-    path = known[path.stem]
-  return f'{path}{colon}{variant}'
-
-
-def check_overrides(
-  config: config_dict.ConfigDict, overrides: Mapping[str, str | None]
-) -> None:
-  """Says which fields there are where an override names one that is not.
-
-  Besides those of the file, a part that names a function has the keywords of
-  that function.
-
-  Args:
-    config: as the config file gives it.
-    overrides: {path: value as text}, {'objective.pg.clip': '0.01'}.
-
-  Raises:
-    ValueError: naming the first wrong part of a path and what would be right.
-  """
-  for path, name in overrides.items():  # first: others set its keywords
-    if path.endswith('.name'):
-      _keywords(path.removesuffix('.name'), name)
-  for override in overrides:
-    node, seen = config, 'config'
-    parts = override.split('.')
-    if not all(part.isidentifier() for part in parts):
-      raise ValueError(
-        f'--config.{override} cannot be set: a field is names with dots '
-        'between them, such as optimizer.lr; one of a tuple is set with all '
-        'others'
-      )
-    if parts[:-1] == ['data', 'weights']:  # labels of tasks
-      continue
-    for i, part in enumerate(parts):
-      if not isinstance(node, config_dict.ConfigDict):
-        raise ValueError(
-          f'--config.{override} cannot be set: {seen} is a value '
-          f'({node!r}) without fields'
-        )
-      if part not in node:
-        path = '.'.join(parts[:i])
-        more = _keywords(path, overrides.get(f'{path}.name', node.get('name')))
-        if part in (more or ()) and i == len(parts) - 1:
-          node = None
-          break
-        valid = sorted({*node, *(more or ())})
-        close = difflib.get_close_matches(part, valid, n=1)
-        hint = f' (did you mean {close[0]!r}?)' if close else ''
-        raise ValueError(
-          f'--config.{override} cannot be set: {seen} has no field '
-          f'{part!r}{hint}; valid: {", ".join(valid) or "(none)"}'
-        )
-      node, seen = node[part], f'{seen}.{part}'
-    value = (overrides[override] or '').strip()
-    if isinstance(node, (tuple, list)) and not value.startswith(('(', '[')):
-      raise ValueError(
-        f'--config.{override}={value} cannot be set: {seen} is a tuple; write '
-        f'--config.{override}="({value!r},)"'
-      )
-    if isinstance(node, config_dict.ConfigDict) and not value.startswith('{'):
-      field = next(iter(node), 'name')
-      field = 'name' if 'name' in node else field
-      raise ValueError(
-        f'--config.{override}={value} cannot be set: {seen} has fields; set '
-        f'one of them, --config.{override}.{field}=...; valid: '
-        f'{", ".join(sorted(node)) or "(none)"}'
-      )
-
-
-def drop_leftovers(
-  config: config_dict.ConfigDict, overrides: Mapping[str, str | None]
-) -> None:
-  """Removes what another function took, where `name` was set by an override.
-
-  `--config.data.prompts.name=txt` leaves a `split` behind that `txt` does not
-  know, and weights of tasks it may not have; so does
-  `--config.data.prompts.tasks="('text',)"` of the tasks left out. What an
-  override set itself stays, to be complained about.
-  """
-  weighted = any(o.startswith('data.weights') for o in overrides)
-  if 'data.prompts.tasks' in overrides and not weighted:
-    tasks = config.data.prompts.tasks
-    kept = tasks if isinstance(tasks, (tuple, list)) else ()
-    for task in set(config.data.weights) - set(kept):
-      del config.data.weights[task]
-  for override in overrides:
-    path, _, field = override.rpartition('.')
-    if field != 'name' or not path:
-      continue
-    node = config
-    for part in path.split('.'):
-      node = node[part]
-    known = _keywords(path, node.get('name'))
-    if path == 'data.prompts' and not weighted:
-      config.data.weights = {}  # by tasks of the other source
-    for key in list(node) if known is not None else ():
-      asked = f'{path}.{key}' in overrides
-      if not asked and key not in ('name', 'weight', *known):
-        del node[key]
-
-
-def _keywords(path: str, name: str | None) -> list[str] | None:
-  from gen_rl import specs  # jax, which a typing error need not wait for
-
-  return specs.keywords(path, name)
-
-
-def overrides_of(argv: Sequence[str]) -> dict[str, str | None]:
-  """{path: value as text} of the --config.path arguments; None: a flag."""
-  found: dict[str, str | None] = {}
-  for i, arg in enumerate(argv):
-    if arg == '--':
-      break
-    flag, equals, value = arg.partition('=')
-    if match := re.match(r'--?(?:no)?config\.(.*)', flag):
-      after = argv[i + 1] if i + 1 < len(argv) else None
-      found[match[1]] = value if equals else after
-  return found
-
-
-def resolve(argv: list[str]) -> list[str]:
-  """Arguments with the config found, once it and its overrides are right.
-
-  Raises:
-    ValueError: no such config, variant or field.
-  """
-  argv, config = list(argv), None
-  for i, arg in enumerate(argv):
-    flag, equals, value = arg.partition('=')
-    if arg == '--':
-      break
-    if flag in ('-config', '--config'):
-      if equals:
-        config = find_config(value)
-        argv[i] = f'--config={config}'
-      elif i + 1 < len(argv):
-        config = argv[i + 1] = find_config(argv[i + 1])
-  if config:
-    # Loaded once more by its flag, which hides what went wrong in a file.
-    path, _, variant = config.partition(':')
-    own_configs_first(path)
-    try:
-      get_config = runpy.run_path(path).get('get_config')
-    except SyntaxError as error:
-      raise ValueError(
-        f'{error.filename}, line {error.lineno}: {error.msg}; a config is a '
-        'Python file with a function get_config(arg)'
-      ) from None
-    if get_config is None:
-      raise ValueError(f'{path} is no config: it defines no get_config(arg)')
-    check_overrides(get_config(variant), overrides_of(argv))
-  return argv
 
 
 def use_compilation_cache(folder: str | None) -> None:
@@ -342,9 +131,9 @@ def main(argv: list[str]) -> None:
   if config is None:
     raise ValueError(
       '--config says what to run: the path of a config, or one of the '
-      f'installed {", ".join(installed_configs())}'
+      f'installed {", ".join(arguments.installed_configs())}'
     )
-  drop_leftovers(config, overrides_of(sys.argv))
+  arguments.drop_leftovers(config, arguments.overrides_of(sys.argv))
   if _MODE.value == 'sample' and not _PROMPT.value:
     raise ValueError('--mode=sample needs --prompt="what to draw"')
   if (_WORKDIR.value or '').startswith('~'):
@@ -445,7 +234,7 @@ def cli() -> None:
   surroundings.keep_warnings_of_others()
   try:
     surroundings.check_xla_flags()
-    app.run(main, resolve(sys.argv), flags_parser=flags.FLAGS)
+    app.run(main, arguments.resolve(sys.argv), flags_parser=flags.FLAGS)
   except KeyboardInterrupt:
     if os.environ.get('GEN_RL_TRACEBACK'):
       raise

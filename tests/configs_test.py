@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl import assemble, estimate, initial, main, sharding
+from gen_rl import arguments, assemble, estimate, initial, sharding
 from gen_rl.data import feeds
 from gen_rl.rewards import combine, detections
 from gen_rl.rewards import evaluate as host
 
 CONFIGS = {
   name: importlib.import_module(f'configs.{name}')
-  for name in main.installed_configs()
+  for name in arguments.installed_configs()
 }
 VARIANTS = [
   (name, variant)

@@ -14,6 +14,7 @@ import pytest
 
 from configs import flow_grpo
 from gen_rl import (
+  arguments,
   assemble,
   build,
   checkpoint,
@@ -85,14 +86,16 @@ def test_help_needs_no_config(tmp_path):
 def test_finds_installed_configs_from_anywhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   installed = f'{ROOT}/configs/flow_grpo.py'
-  assert main.find_config('flow_grpo') == installed
-  assert main.find_config('configs/flow_grpo.py:fast') == f'{installed}:fast'
+  assert arguments.find_config('flow_grpo') == installed
+  assert (
+    arguments.find_config('configs/flow_grpo.py:fast') == f'{installed}:fast'
+  )
   (tmp_path / 'flow_grpo').mkdir()  # a folder of that name is no config
-  assert main.find_config('flow_grpo') == installed
+  assert arguments.find_config('flow_grpo') == installed
   (tmp_path / 'flow_grpo.py').write_text('')
-  assert main.find_config('flow_grpo.py:a,b') == 'flow_grpo.py:a,b'
+  assert arguments.find_config('flow_grpo.py:a,b') == 'flow_grpo.py:a,b'
   with pytest.raises(ValueError, match='elsewhere/flow_grpo.py'):
-    main.find_config('elsewhere/flow_grpo.py')
+    arguments.find_config('elsewhere/flow_grpo.py')
 
 
 def test_configs_import_gen_rls_base_beside_a_package_of_that_name(
@@ -119,23 +122,23 @@ def test_configs_import_gen_rls_base_beside_a_package_of_that_name(
   monkeypatch.setattr(sys, 'path', ['', *sys.path])
   importlib.import_module('configs.base')  # theirs, before ours is looked for
   seed = '--config.seed=1'
-  assert main.resolve(['main', '--config=toy:tiny', seed])[2] == seed
-  assert main.resolve(['main', '--config=mine.py', seed])[2] == seed
+  assert arguments.resolve(['main', '--config=toy:tiny', seed])[2] == seed
+  assert arguments.resolve(['main', '--config=mine.py', seed])[2] == seed
   # what stands in their package imports from it
   with pytest.raises(ValueError, match='their rate is 1'):
-    main.resolve(['main', '--config=configs/own.py'])
+    arguments.resolve(['main', '--config=configs/own.py'])
 
 
 def test_a_config_that_is_no_python_is_named_with_its_line(tmp_path):
   page = tmp_path / 'page.md'
   page.write_text('# Title\n\na line of words\n')
   with pytest.raises(ValueError, match=r'page\.md, line 3: .*a Python file'):
-    main.resolve(['main', f'--config={page}'])
+    arguments.resolve(['main', f'--config={page}'])
 
 
 def test_resolve_leaves_the_other_arguments_alone():
   argv = ['main', '--num=3', '--config', 'flow_grpo:tiny', '--', '--config=x']
-  resolved = main.resolve(argv)
+  resolved = arguments.resolve(argv)
   assert resolved[3] == f'{ROOT}/configs/flow_grpo.py:tiny'
   del argv[3], resolved[3]
   assert resolved == argv
@@ -157,22 +160,24 @@ def test_resolve_leaves_the_other_arguments_alone():
 )
 def test_overrides_of_fields_that_do_not_exist(override, words):
   with pytest.raises(ValueError) as error:
-    main.check_overrides(flow_grpo.get_config(), {'seed': '1', override: '1'})
+    arguments.check_overrides(
+      flow_grpo.get_config(), {'seed': '1', override: '1'}
+    )
   assert all(word in str(error.value) for word in (override, *words))
 
 
 def test_overrides_may_name_keywords_of_the_function():
   config = flow_grpo.get_config()
-  main.check_overrides(config, {'objective.pg.clip_high': '0.1'})
-  main.check_overrides(config, {'data.weights.text': '2'})
+  arguments.check_overrides(config, {'objective.pg.clip_high': '0.1'})
+  arguments.check_overrides(config, {'data.weights.text': '2'})
   file = {'data.prompts.path': 'x.txt'}
   with pytest.raises(ValueError, match="no field 'path'.*name, split, tasks"):
-    main.check_overrides(config, file)
-  main.check_overrides(config, {'data.prompts.name': 'txt', **file})
-  main.check_overrides(config, {'data.weights': "{'text': 2.0}"})
+    arguments.check_overrides(config, file)
+  arguments.check_overrides(config, {'data.prompts.name': 'txt', **file})
+  arguments.check_overrides(config, {'data.weights': "{'text': 2.0}"})
   # the name is wrong, whatever else is said
   with pytest.raises(ValueError, match="no 'text'.*mean 'txt'.*tfds, txt"):
-    main.check_overrides(config, {**file, 'data.prompts.name': 'text'})
+    arguments.check_overrides(config, {**file, 'data.prompts.name': 'text'})
 
 
 def test_overridden_name_drops_what_the_other_function_took():
@@ -180,14 +185,14 @@ def test_overridden_name_drops_what_the_other_function_took():
   config.data.prompts.name = 'txt'
   config.data.prompts.path = 'x.txt'
   overrides = {'data.prompts.name': 'txt', 'data.prompts.path': 'x.txt'}
-  main.drop_leftovers(config, overrides)
+  arguments.drop_leftovers(config, overrides)
   assert config.data.prompts.to_dict() == dict(name='txt', path='x.txt')
   assert config.data.weights.to_dict() == {}
   config.rewards.oracle.name = 'saturation'  # takes nothing
-  main.drop_leftovers(config, {'rewards.oracle.name': 'saturation'})
+  arguments.drop_leftovers(config, {'rewards.oracle.name': 'saturation'})
   assert set(config.rewards.oracle) == {'name', 'weight'}
   config.data.prompts.split = 'rl'  # asked for: an error of build, not silence
-  main.drop_leftovers(config, overrides | {'data.prompts.split': 'rl'})
+  arguments.drop_leftovers(config, overrides | {'data.prompts.split': 'rl'})
   assert config.data.prompts.split == 'rl'
 
 
@@ -195,18 +200,18 @@ def test_narrowed_tasks_drop_the_weights_of_the_others():
   config = flow_grpo.get_config()
   config.data.prompts.tasks = ('text', 'counting')
   overrides = {'data.prompts.tasks': "('text', 'counting')"}
-  main.drop_leftovers(config, overrides)
+  arguments.drop_leftovers(config, overrides)
   assert config.data.weights.to_dict() == dict(text=0.5, counting=2.0)
   # a weight that was asked for stays, to be complained about
   config = flow_grpo.get_config()
   config.data.prompts.tasks = ('text',)
-  main.drop_leftovers(config, overrides | {'data.weights.colors': '2'})
+  arguments.drop_leftovers(config, overrides | {'data.weights.colors': '2'})
   assert len(config.data.weights) == 7
 
 
 def test_overrides_of_an_argument_list():
   argv = ['main', '--config=x', '--config.a.b=1', '--noconfig.c', '--config.d']
-  assert main.overrides_of([*argv, '5', '--', '--config.e=1']) == {
+  assert arguments.overrides_of([*argv, '5', '--', '--config.e=1']) == {
     'a.b': '1', 'c': '--config.d', 'd': '5'
   }  # fmt: skip
 
@@ -239,7 +244,7 @@ def test_sentences_and_bugs():
     return main.sentence(_caught(function))
 
   # Raised by our code, whatever the class.
-  assert "'nope'" in says(lambda: main.find_config('nope'))
+  assert "'nope'" in says(lambda: arguments.find_config('nope'))
   assert 'valid:' in says(lambda: build.find(train_step, 'nope'))
   # Complaints of the system about a file, of absl about flags.
   assert says(lambda: pathlib.Path('/no/such/file').read_text()) == (

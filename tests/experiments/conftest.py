@@ -11,10 +11,9 @@ import re
 import runpy
 import subprocess
 
-from absl import flags
 import pytest
 
-from gen_rl import main, sharding
+from gen_rl import arguments, main, sharding
 from gen_rl.utils import hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -111,13 +110,13 @@ class Cluster:
 
   def check(self, argv, devices):
     """Every flag and field exists, the config builds, and its mesh fits."""
-    main.resolve(['main', *argv])
+    arguments.resolve(['main', *argv])
     for name in (a.removeprefix('--').partition('=')[0] for a in argv):
-      assert name.split('.')[0] in flags.FLAGS, name
-    file = main.find_config(self.flag(argv, 'config'))
+      assert name.split('.')[0] in main.flags.FLAGS, name
+    file = arguments.find_config(self.flag(argv, 'config'))
     path, _, variant = file.partition(':')
     c = runpy.run_path(path)['get_config'](variant)
-    overrides = main.overrides_of(argv).items()
+    overrides = arguments.overrides_of(argv).items()
     c.update_from_flattened_dict({k: ast.literal_eval(v) for k, v in overrides})
     assert c.mesh.data == -1 and devices % (c.mesh.fsdp * c.mesh.tensor) == 0
     assert not sharding.rows_error(
