@@ -93,7 +93,7 @@ def fields() -> dict[str, Any]:
   c.tokenizer = part(name='shapes_words')  # a function of data.tokenizers
   c.data = section(
     # a function of data.prompts: shapes, world_prompts, txt, table,
-    # metadata_jsonl, geneval, quoted, tfds
+    # metadata_jsonl, geneval, quoted, tfds; or mixed, several of these
     prompts=part(name='shapes', split='rl'),
     prompts_per_step=field(12, Count),  # P, different prompts per rollout
     group_size=field(8, Count),  # G, samples per prompt

@@ -273,6 +273,7 @@ def _task_weights(
   source: prompts.Prompts, weights: Mapping[str, float] | None, balance: bool
 ) -> dict[str, float] | None:
   """Checked weights by task, or None for plain uniform prompts."""
+  weights = weights or dict(source.weights)
   if not weights and (not balance or source.as_listed):
     return None
   tasks = list(dict.fromkeys(source.tasks))
@@ -352,7 +353,7 @@ def prompt_batches(
       contiguous P / count rows of the global batch.
     weights: relative frequency by task label; tasks left out are not drawn.
     balance: all tasks equally often (when `weights` is not given), but for
-      sources that have a mixture of their own (`Prompts.as_listed`).
+      sources that have a mixture of their own (`Prompts.weights`, `as_listed`).
     group_size: G, samples per prompt. Only recorded, so that a checkpoint is
       not continued with another.
     truncate: cut prompts that are longer than `length` tokens.

@@ -18,6 +18,7 @@ from gen_rl.data.prompts.files import (
   table,
   txt,
 )
+from gen_rl.data.prompts.mixed import mixed
 from gen_rl.data.prompts.source import Prompts
 from gen_rl.data.prompts.worlds import (
   mixture,

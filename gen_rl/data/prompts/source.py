@@ -29,6 +29,8 @@ class Prompts:
   # A mixture that is meant, such as a file: prompts are drawn as they stand,
   # not every task equally often.
   as_listed: bool = False
+  # {task: relative frequency} of a mixture, unless the config has weights
+  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.texts)
