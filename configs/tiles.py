@@ -1,14 +1,21 @@
-"""Flow-GRPO on tiles, the smallest world there is (gen_rl/worlds/tiles.py).
+r"""Tiles, the smallest world there is (gen_rl/worlds/tiles.py).
 
-A transformer of 8x8 pixels that has never seen a picture learns from the
-oracle's partial credit alone where the prompt wants which colour. What a new
-world needs in a config is what stands here: prompts, words, pictures and
-rewards of its name.
+A transformer of 8x8 pixels learns from renders (flow matching), of which a
+share shows something else than its caption says; `rl` then teaches it by the
+oracle to keep to the prompt (Flow-GRPO, arXiv 2505.05470). What a new world
+needs in a config is what stands here: prompts, words, pictures and rewards of
+its name.
 
   python -m gen_rl.main --config=configs/tiles.py
+  python -m gen_rl.main --config=configs/tiles.py:rl \
+    --config.init=runs/tiles/base.safetensors
+
+Two to three CPU minutes each. Seed 0, one run, 128 samples of 32 held-out
+prompts: 0.852 of the pictures are right after the first command, and all of
+them after 30 and 60 updates of the second.
 
 Variants:
-  data   learns from renders in place of rewards (flow matching)
+  rl     rewards in place of renders
   tiny   two quick steps, for tests
 """
 
@@ -17,7 +24,7 @@ from ml_collections import config_dict
 
 from configs import base
 
-VARIANTS = ('data', 'tiny')
+VARIANTS = ('rl', 'tiny')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -29,30 +36,41 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.prompts = config_dict.create(
     name='world_prompts', world='tiles', split='train'
   )
-  c.data.update(prompts_per_step=16, group_size=16, length=16)
   c.eval.prompts = config_dict.create(split='heldout')
   c.eval.gold.oracle = config_dict.create(name='world_verdict', world='tiles')
   c.model.update(
-    image=(8, 8, 3), patch=4, width=64, layers=2, heads=4, text_width=32,
+    image=(8, 8, 3), patch=4, width=48, layers=2, heads=4, text_width=32,
     text_layers=1,
   )  # fmt: skip
-  c.policy.update(steps=4, shift=1.0, noise=0.7)
-  c.policy.transition.name = 'flow_sde'
-  c.optimizer.update(lr=1e-3, decay='linear')
-  c.steps = 400
+  c.policy.time_mean = 0.5
   c.ema = 0.95
-  c.eval.update(every=100, num_prompts=40, samples=8, steps=4)
-  c.checkpoint.every = 100
-  if 'data' in variants:
-    c.rollout = config_dict.create(name='world_pictures', world='tiles')
-    c.objective.fm = config_dict.create(name='flow_matching', weight=1.0)
-  else:
+  c.eval.update(num_prompts=32, samples=4)
+  if 'rl' in variants:
+    c.steps = 60
+    c.data.update(prompts_per_step=16, group_size=12)
+    c.policy.transition.name = 'flow_sde'
+    c.policy.noise = 0.7
     c.rewards.oracle = config_dict.create(
       name='world_oracle', world='tiles', strict_weight=0.5, weight=1.0
     )
     c.objective.pg = config_dict.create(
-      name='clipped_pg', clip=1e-2, weight=1.0
+      name='clipped_pg', clip=1e-2, ratio='guard', weight=1.0
     )
+    c.optimizer.update(lr=5e-4, decay='linear')
+    c.eval.every = 30
+  else:
+    c.steps = 300
+    c.data.update(prompts_per_step=128, group_size=1)
+    c.rollout = config_dict.create(
+      name='world_pictures', world='tiles', caption_noise=0.3
+    )
+    c.objective.fm = config_dict.create(name='flow_matching', weight=1.0)
+    c.optimizer = config_dict.create(
+      name='muon', lr=2e-2, adam_lr=4e-3, grad_clip=1.0, warmup=20,
+      decay='linear',
+    )  # fmt: skip
+    c.eval.every = 150
+    c.export = 'base'
   if 'tiny' in variants:
     base.make_tiny(c)
   return c
