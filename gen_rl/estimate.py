@@ -327,7 +327,7 @@ def _programs(built, step, state, batch, key) -> list[Any]:
     jax.ShapeDtypeStruct((b,), np.bool_),
   )  # fmt: skip
   outs = outs | dict.fromkeys(host, score)
-  learn = step.learn.trace(state, traj, inputs.info, outs, key)
+  learn = step.learn.trace(state, traj, inputs, outs, key)
   return [step.sample.trace(state, batch, key), learn]
 
 

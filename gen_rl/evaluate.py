@@ -32,12 +32,12 @@ from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, outcomes
 from gen_rl.rewards import evaluate as reward_calls
+from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.types import (
   Array,
   Params,
   Policy,
   PyTree,
-  RewardInputs,
   RewardOut,
   Rows,
 )
@@ -235,6 +235,7 @@ def sampled(
   scored, on_host = {}, {}
   for kind, named in used.items():
     scored[kind], on_host[kind] = combine.split(named)
+  called = {(kind, k): r for kind in on_host for k, r in on_host[kind].items()}
   weights = combine.weights(used['proxy'])
   verdict = bool(gold) and combine.combine(gold).verdict
 
@@ -244,27 +245,30 @@ def sampled(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
     rows = layout.rows(rows) if layout else rows
-    media = policy.decode(params, sampler(params, rows))
-    inputs = RewardInputs(media, rows.info, samples)
+    latents = sampler(params, rows)
+    media = policy.decode(params, latents)
+    inputs = inputs_lib.of(rows, media, samples, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
     whole = finite(media)
     outs = {
       kind: reward_calls.evaluate(named, inputs, keys, reward_params[kind])
       for kind, named in scored.items()
     }
+    kept = inputs_lib.needed(inputs, called)
     seen = None if view is None else rows.media
-    return media, rows.info, seen, outs, whole, diversity(media, samples)
+    return kept, seen, outs, whole, diversity(media, samples)
 
   reward_params = {k: combine.params(named) for k, named in scored.items()}
 
   def summed(found) -> Evaluation:
-    media, info, seen, outs, whole, spread = found
-    seen_on_host = RewardInputs(media, info, samples)._replace(**(asked or {}))
+    inputs, seen, outs, whole, spread = found
+    media = inputs.media
+    inputs = inputs_lib.on_host(inputs, called, asked or {})
     for kind, named in on_host.items():
       if named:
         outs[kind] |= hosts.from_first(
           lambda named=named: reward_calls.evaluate_host(
-            named, seen_on_host, jax.random.key(seed), **(host_rewards or {})
+            named, inputs, jax.random.key(seed), **(host_rewards or {})
           )
         )[0]
     outs = {

@@ -35,7 +35,7 @@ def make(
     exp: the microbatch.
     first: [] the old parameters are the current ones, and so are the answers,
       to the bit.
-    score: (copies["params"], samples, info, keys) -> RewardOut.
+    score: (copies["params"], samples, exp, keys) -> RewardOut.
     learners: {label: (capabilities, parameters)}.
     live: "params", or the learner that is "self".
   """
@@ -83,7 +83,7 @@ def make(
         'asks for gradients through rewards, which have to be on the device '
         'and differentiable, such as shapes_detector or jpeg_compressibility'
       )
-    return score(copies['params'], sample, exp.info, keys)
+    return score(copies['params'], sample, exp, keys)
 
   def asked(which: str, op: str) -> bool:
     return (which, op) in known

@@ -30,7 +30,8 @@ def make_rows(
 
   Args:
     batch: {"tokens": [P l], "prompt_id": [P], "info": {name: [P ...]}} and
-      optionally "media" [P h w c] and "cond" {name: [P ...]}, features.
+      optionally "media" [P h w c], "cond" {name: [P ...]}, features, and
+      "source_id" [P], what rewards are told the prompt's id is.
     group_size: G, samples per prompt.
     seed_key: typed key of the run.
     step: [] int32.
@@ -58,6 +59,7 @@ def make_rows(
     key=rng.stream_keys(key, 'shared'),
     media=None if media is None else repeat(media),
     member=jnp.tile(jnp.arange(group_size), len(batch['prompt_id'])),
+    ids=repeat(batch['source_id']) if 'source_id' in batch else None,
   )
   if view is None:
     return rows

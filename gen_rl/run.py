@@ -31,6 +31,7 @@ from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.evaluations import MAIN
 from gen_rl.rewards import combine, evaluate, outcomes
+from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.types import Params
 from gen_rl.utils import hosts, image, progress, rng, system, tree, words
 
@@ -327,7 +328,8 @@ class Run:
     with self._clock.stage('host rewards'):
       group_size = self.config.data.group_size
       asked = self.built.source.asked(batch['prompt_id'], group_size)
-      seen = hosts.fetch(inputs)._replace(**asked)
+      seen = inputs_lib.joined(inputs, traj)
+      seen = inputs_lib.on_host(seen, self._on_host, asked)
       host_outs, _ = hosts.from_first(
         lambda: evaluate.evaluate_host(
           self._on_host,
@@ -337,7 +339,7 @@ class Run:
         )
       )
     outs = {**outs, **host_outs}
-    return self._step.learn(state, traj, inputs.info, outs, key)
+    return self._step.learn(state, traj, inputs, outs, key)
 
   def save(self) -> None:
     """Writes a checkpoint, in the background."""

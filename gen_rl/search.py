@@ -28,7 +28,8 @@ from jaxtyping import Float, Key
 
 from gen_rl import selection
 from gen_rl.policies.ode import Segments
-from gen_rl.types import Array, Params, Policy, Reward, RewardInputs, Rows
+from gen_rl.rewards import inputs as inputs_lib
+from gen_rl.types import Array, Params, Policy, Reward, Rows
 from gen_rl.utils import rng, tree
 
 # (latents [b ...], Rows) -> scores [b], or [b k] of k verifiers
@@ -72,7 +73,7 @@ def verifier(
 
   def verify(latents: Array, rows: Rows) -> Array:
     media = policy.decode(params, latents)
-    inputs = RewardInputs(media, rows.info, group_size)
+    inputs = inputs_lib.of(rows, media, group_size, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
     out = reward.score(reward_params, inputs, keys)
     valid = out.valid & jnp.isfinite(out.score)

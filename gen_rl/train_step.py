@@ -151,9 +151,7 @@ def make(
 
   def collect(state, batch, key):
     traj, inputs, outs = sample(state, batch, key)
-    state, exp, metrics = judge_lib.judge(
-      recipe, state, traj, dict(inputs.info), outs
-    )
+    state, exp, metrics = judge_lib.judge(recipe, state, traj, inputs, outs)
     exp = judge_lib.show(recipe, state, batch, inputs.media, exp, key)
     return state, exp, metrics
 
@@ -165,10 +163,8 @@ def make(
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 
-  def learn(state, traj, info, outs, key):
-    state, exp, collected = judge_lib.judge(
-      recipe, state, traj, dict(info), outs
-    )
+  def learn(state, traj, inputs, outs, key):
+    state, exp, collected = judge_lib.judge(recipe, state, traj, inputs, outs)
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 

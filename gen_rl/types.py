@@ -91,6 +91,7 @@ class Rows(struct.PyTreeNode):
   key: Array  # [] key of this step, for choices all rows share
   media: PyTree = None  # [b h w c] given pictures, for data batches
   member: PyTree = None  # [b] place in the group, int32
+  ids: PyTree = None  # [b] prompt id of the source, where `group` is another
 
 
 class Policy(NamedTuple):
@@ -112,16 +113,26 @@ class Policy(NamedTuple):
   adapt: Callable[[str, Params], Params] | None = None
 
 
-class RewardInputs(NamedTuple):
-  """What a reward may look at. Rows are prompt-major groups."""
+class RewardInputs(struct.PyTreeNode):
+  """What a reward may look at: rows, prompt-major groups.
+
+  `rewards.inputs` makes it, for whoever scores. On the device a field that no
+  reward reads costs nothing; on the host `said` and `seen` are there for
+  rewards that need them (`Reward.needs`), and () for others.
+  """
 
   media: PyTree  # [b h w c] float in [0, 1] for images, [b k] int for tokens
   info: Mapping[str, Array]  # {name: [b ...]} what the prompt asked for
-  group_size: int  # static
+  # Neighbours that are of one prompt: G, or 1 where groups are cut.
+  group_size: int = struct.field(pytree_node=False)
+  said: PyTree = ()  # [b ...] the policy's own sample: latents or tokens
+  seen: PyTree = ()  # {name: [b ...]} what it saw: prompt, "image", features
+  ids: PyTree = ()  # [b] int32, prompt ids
+  member: PyTree = ()  # [b] int32, place in the group
   # Of rewards on the host alone, numpy arrays, see `Prompts.asked`:
   texts: PyTree = ()  # [b] str, the prompts
-  ids: PyTree = ()  # [b] int32, their prompt ids
-  columns: Mapping[str, np.ndarray] | tuple = ()  # {name: [b]} of their file
+  # {name: [b]} of their file
+  columns: Mapping[str, np.ndarray] = struct.field(default_factory=dict)
 
 
 class RewardOut(struct.PyTreeNode):
@@ -154,6 +165,8 @@ class Reward(NamedTuple):
   differentiable: bool = False
   learner: 'Learner | None' = None  # its parameters, and how they are trained
   verdict: bool = False  # the score is 1 for right and 0 for wrong
+  # Of host rewards: what is copied to the host for them
+  needs: Sequence[Literal['said', 'seen']] = ()
 
 
 class Advantage(NamedTuple):
@@ -176,7 +189,8 @@ class Experience(struct.PyTreeNode):
   adv: Array  # [b 1] | [b k]
   weight: Array  # [b] 0: the advantage says nothing (invalid, or zero)
   rewards: RewardOut
-  info: dict[str, Array] = struct.field(default_factory=dict)  # of the rows
+  # What rewards see of the rows, but for what the trajectory holds
+  inputs: RewardInputs | None = None
   values: PyTree = ()  # [b k] that the advantage asked for
   # [b k] log-probs as the rollout had them: those of `traj` are recomputed by
   # the update where its parameters may not be those that sampled

@@ -73,7 +73,7 @@ def _two_steps(config):
       traj, inputs, outs = step.sample(state, batch, key)
       host_outs, _ = host.evaluate_host(host_rewards, inputs, key)
       outs = {**outs, **host_outs}
-      state, logged = step.learn(state, traj, inputs.info, outs, key)
+      state, logged = step.learn(state, traj, inputs, outs, key)
     else:
       state, logged = step.train_step(state, batch, key)
     logs.append(jax.device_get(logged))

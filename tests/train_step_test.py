@@ -282,7 +282,7 @@ def test_monitors_beside_a_host_reward(watched):
   assert list(outs) == ['red'] * (watched == 'device')
   called = combine.split(dict(color=(host, 1.0), red=(monitor, 1.0)))[1]
   more, _ = evaluate.evaluate_host(called, inputs, key)
-  _, split = step.learn(state, traj, inputs.info, {**outs, **more}, key)
+  _, split = step.learn(state, traj, inputs, {**outs, **more}, key)
   _, (fused, *_) = testing.run(
     *testing.make_step(monitors=dict(red=(red(), 1.0)))
   )
@@ -443,7 +443,7 @@ def test_decisions_get_the_scores_of_their_completions():
   done = policy.ops['complete'](state.params, rows, jnp.int32(0), traj)
   for j in range(3):
     media = policy.decode(state.params, done[:, j])
-    score = reward.score((), inputs._replace(media=media), KEY).score
+    score = reward.score((), inputs.replace(media=media), KEY).score
     np.testing.assert_allclose(outs['color'].before[:, j], score, atol=1e-5)
   _, exp, log = jax.jit(step.collect)(state, testing.batch(), KEY)
   assert exp.adv.shape == (16, 3)

@@ -197,7 +197,7 @@ def run_ours(size: str, problem: str, steps: int, fields: str) -> dict:
     drawn = jax.block_until_ready(step.sample(state, batch, key))
     middle = time.perf_counter()
     traj, inputs, outs = drawn
-    state, _ = step.learn(state, traj, inputs.info, outs, key)
+    state, _ = step.learn(state, traj, inputs, outs, key)
     jax.block_until_ready(state)
     timed |= dict(sample=middle - start, learn=time.perf_counter() - middle)
   memory = jax.local_devices()[0].memory_stats() or {}

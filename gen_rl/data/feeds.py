@@ -179,5 +179,6 @@ def evaluation_and_asked(
     tasks = [task_of[text] for text in texts]
   asked = source.asked(batch['prompt_id'], config.eval.samples)
   # A source with few prompts repeats some: each place is its own prompt here.
+  batch['source_id'] = batch['prompt_id']
   batch['prompt_id'] = np.arange(len(texts), dtype=np.int32)
   return batch, texts, tasks, asked

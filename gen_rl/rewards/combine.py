@@ -83,7 +83,7 @@ def learners(rewards: Weighted) -> dict[str, Learner]:
 
 def rows_of(inputs: RewardInputs) -> int:
   """B."""
-  return len(jax.tree.leaves((inputs.media, dict(inputs.info)))[0])
+  return len(jax.tree.leaves(inputs)[0])
 
 
 def given(label: str, reward: Reward, params: Params) -> Params:

@@ -79,8 +79,8 @@ def before(
   """
 
   def score(latent: Array) -> dict[str, Array]:
-    seen = inputs._replace(media=decode(latent))
-    outs = evaluate(rewards, seen, key, params)
+    finished = inputs.replace(media=decode(latent), said=latent)
+    outs = evaluate(rewards, finished, key, params)
     return {
       label: jnp.where(out.valid, out.score, jnp.nan)
       for label, out in outs.items()
@@ -106,8 +106,7 @@ def evaluate_host(
 
   Args:
     rewards: {label: (Reward, weight)}, all with where='host'.
-    inputs: of b rows, numpy or jax arrays; `texts`, `ids` and `columns` as
-      `Prompts.asked` gives them, where rewards are to read them.
+    inputs: of b rows, numpy or jax arrays, see `inputs.on_host`.
     key: one key, or per-row keys [b]; folded with each label.
     timeout: seconds a call may take.
     workers: calls running at a time.
@@ -125,14 +124,11 @@ def evaluate_host(
   """
   _check_place(rewards, 'host')
   used = {label: r for label, (r, weight) in rewards.items() if weight != 0}
-  columns = dict(inputs.columns or {})
-  seen = jax.tree.map(
-    np.asarray,
-    inputs._replace(info=dict(inputs.info), columns=columns, group_size=()),
-  )
-  group_size = int(inputs.group_size)  # an array if it went through jit
-  b = combine.rows_of(seen)
-  step = groups_per_call * group_size or b
+  info, columns = dict(inputs.info), dict(inputs.columns)
+  inputs = inputs.replace(info=info, columns=columns)
+  inputs = jax.tree.map(np.asarray, inputs)
+  b = combine.rows_of(inputs)
+  step = groups_per_call * inputs.group_size or b
   chunks = [slice(i, min(i + step, b)) for i in range(0, b, step)]
 
   calls, names = [], []
@@ -140,8 +136,7 @@ def evaluate_host(
     folded = combine.row_key(key, label)
     for i, rows in enumerate(chunks):
       # Copies: what a reward writes into them is seen by nobody else.
-      part = jax.tree.map(lambda x, rows=rows: x[rows].copy(), seen)
-      part = part._replace(group_size=group_size)
+      part = jax.tree.map(lambda x, rows=rows: x[rows].copy(), inputs)
       if folded.ndim:
         part_key = folded[rows]
       else:

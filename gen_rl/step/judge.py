@@ -18,6 +18,7 @@ from gen_rl.types import (
   Experience,
   Metrics,
   PyTree,
+  RewardInputs,
   RewardOut,
   Shown,
   Trajectory,
@@ -29,7 +30,7 @@ def judge(
   recipe: Recipe,
   state: TrainState,
   traj: Trajectory,
-  info: Mapping[str, Array],
+  inputs: RewardInputs,
   outs: Mapping[str, RewardOut],
 ) -> tuple[TrainState, Experience, Metrics]:
   """Compares scores within groups.
@@ -38,16 +39,17 @@ def judge(
     recipe: of the step.
     state: with the state of the advantage.
     traj: of `sample`.
-    info: of the rows, for rewards with gradients.
+    inputs: what rewards saw, kept for rewards with gradients.
     outs: {label: what it said} of all rewards and monitors.
   """
   b = traj.group.shape[0]
   fine = tree.finite_rows(traj, b)
+  inputs = inputs.replace(media=())  # replayed samples are decoded anew
   if recipe.advantage is None:
     out = RewardOut(jnp.zeros(b), {}, fine)
     traj = tree.zero_rows(traj, fine)
     adv, weight = jnp.zeros((b, 1)), fine.astype(jnp.float32)
-    return state, Experience(traj, adv, weight, out, info), {}
+    return state, Experience(traj, adv, weight, out, inputs), {}
   watched = {label: outs[label] for label in recipe.monitors}
   scored = {
     label: x.replace(valid=x.valid & fine)
@@ -57,7 +59,7 @@ def judge(
   out = combine.merge(scored, recipe.reward_weights)
   # 0 * NaN is NaN: a backward pass must not see the row at all.
   traj = tree.zero_rows(traj, out.valid)
-  values = _values(recipe, state, traj, out, info)
+  values = _values(recipe, state, traj, out, inputs)
   asked = (traj.mask, values) if recipe.advantage.values else ()
   adv, weight, adv_state, metrics = recipe.advantage.update(
     out, traj.group, state.adv_state, *asked
@@ -65,7 +67,7 @@ def judge(
   watched = combine.watch(watched, adv, out.valid, recipe.group_size)
   metrics = {**combine.summarize(out, scored), **metrics, **watched}
   state = state.replace(adv_state=adv_state)
-  exp = Experience(traj, adv, weight, out, info, values)
+  exp = Experience(traj, adv, weight, out, inputs, values)
   return state, exp, metrics
 
 
@@ -74,14 +76,14 @@ def _values(
   state: TrainState,
   traj: Trajectory,
   out: RewardOut,
-  info: Mapping[str, Array],
+  inputs: RewardInputs,
 ) -> PyTree:
   """Values [b k] that the advantage asks for; () if it asks for none."""
   if not recipe.advantage.values:
     return ()
   b = traj.group.shape[0]
   blank = jnp.zeros((b, 1)), jnp.zeros(b)
-  exp = Experience(traj, *blank, out, info)
+  exp = Experience(traj, *blank, out, inputs)
   old = recipe.behaviour_params(state)
 
   def values(piece: Experience) -> Array:

@@ -30,6 +30,7 @@ from gen_rl import aggregate as aggregate_lib
 from gen_rl import minibatch
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, evaluate
+from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.step import ask
 from gen_rl.step.recipe import Recipe
 from gen_rl.train_state import TrainState
@@ -41,7 +42,6 @@ from gen_rl.types import (
   Params,
   PyTree,
   Replay,
-  RewardInputs,
   RewardOut,
   RowKeys,
 )
@@ -283,11 +283,14 @@ def _scorer(
   if not rewards or recipe.host_rewards or not smooth:
     return None
 
-  def score(params, samples, info, keys):
+  def score(params, samples, exp, keys):
     # Where groups are cut, every row is a group: a reward that reads a prompt
     # once for its group must not read another's.
-    media = recipe.policy.decode(params, samples)
-    inputs = RewardInputs(media, info, recipe.unit)
+    inputs = inputs_lib.joined(exp.inputs, exp.traj).replace(
+      media=recipe.policy.decode(params, samples),
+      said=samples,
+      group_size=recipe.unit,
+    )
     outs = evaluate.evaluate(rewards, inputs, keys, recipe.reward_params(state))
     return combine.merge(outs, recipe.reward_weights)
 

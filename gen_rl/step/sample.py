@@ -9,6 +9,7 @@ import jax
 from gen_rl import minibatch
 from gen_rl import rollout as rollout_lib
 from gen_rl.rewards import evaluate
+from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.step.recipe import Recipe
 from gen_rl.train_state import TrainState
 from gen_rl.types import (
@@ -43,13 +44,18 @@ def sample(
     state: whose parameters, or a copy, sample.
     batch: of the pipeline.
     key: the run's.
+
+  Returns:
+    Trajectories; what rewards see, without what is in these
+    (`rewards.inputs.joined`); {label: what a reward said}.
   """
   rows = make_rows(recipe, state, batch, key)
   params = recipe.full(recipe.behaviour_params(state), state)
   traj, media, done = _generate(recipe, params, rows, state.step)
+  inputs = inputs_lib.of(rows, media, recipe.group_size)
   if recipe.rewards is None:
-    return traj, RewardInputs((), rows.info, recipe.group_size), {}
-  inputs = RewardInputs(media, rows.info, recipe.group_size)
+    return traj, inputs_lib.apart(inputs), {}
+  inputs = inputs_lib.joined(inputs, traj)
   keys = rng.stream_keys(rows.keys, 'reward')
   outs = evaluate.evaluate(
     recipe.device_rewards | recipe.device_monitors,
@@ -70,7 +76,7 @@ def sample(
       label: out.replace(before=before.get(label))
       for label, out in outs.items()
     }
-  return traj, inputs, outs
+  return traj, inputs_lib.apart(inputs), outs
 
 
 def _generate(

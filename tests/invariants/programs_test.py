@@ -83,7 +83,9 @@ def of_unlike_lengths(aggregator):
 
   def objective(replay, exp, keys):
     term, metrics = objectives.clipped_pg()(replay, exp, keys)
-    short = jnp.arange(term.mask.shape[1]) <= exp.info['channel'][:, None]
+    short = (
+      jnp.arange(term.mask.shape[1]) <= exp.inputs.info['channel'][:, None]
+    )
     return term.replace(mask=term.mask * short), metrics
 
   def spoil(score, channel):
@@ -184,7 +186,7 @@ def test_fused_step_equals_split_step():
     traj, inputs, outs = step.sample(state, testing.batch(), KEY)
     assert outs == {}
     outs, _ = evaluate.evaluate_host(dict(color=(host, 1.0)), inputs, KEY)
-    state, log = step.learn(state, traj, inputs.info, outs, KEY)
+    state, log = step.learn(state, traj, inputs, outs, KEY)
     logs.append(jax.device_get(log))
   testing.assert_close(jax.device_get(state), fused)
   testing.assert_close(logs, fused_logs)

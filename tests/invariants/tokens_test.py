@@ -86,7 +86,7 @@ def test_fused_step_equals_split_step():
   for _ in range(2):
     traj, inputs, outs = step.sample(state, testing.batch(), KEY)
     outs, _ = evaluate.evaluate_host(dict(color=(host, 1.0)), inputs, KEY)
-    state, log = step.learn(state, traj, inputs.info, outs, KEY)
+    state, log = step.learn(state, traj, inputs, outs, KEY)
     logs.append(jax.device_get(log))
   testing.assert_close(jax.device_get(state), fused)
   testing.assert_close(logs, fused_logs)

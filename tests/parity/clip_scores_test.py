@@ -103,7 +103,7 @@ def cosine(model, ids, pixels):
 
 
 def scores(reward, inputs):
-  out = jax.jit(lambda p, x: reward.score(p, inputs._replace(media=x), KEY))(
+  out = jax.jit(lambda p, x: reward.score(p, inputs.replace(media=x), KEY))(
     reward.params, inputs.media
   )
   assert out.valid.all()
@@ -156,7 +156,7 @@ def test_gradients_reach_the_pixels(saved, seen):
 
     def total(media, reward=reward):
       return reward.score(
-        reward.params, inputs._replace(media=media), KEY
+        reward.params, inputs.replace(media=media), KEY
       ).score.sum()
 
     dx = jax.jit(jax.grad(total))(inputs.media)
@@ -171,7 +171,7 @@ def test_broken_pictures_are_not_valid(seen):
     clip_scores.aesthetic('drawn'),
   ):
     out = jax.jit(
-      lambda p, x, r=reward: r.score(p, inputs._replace(media=x), KEY)
+      lambda p, x, r=reward: r.score(p, inputs.replace(media=x), KEY)
     )(reward.params, media)
     np.testing.assert_array_equal(out.valid, [True, False, True, True])
     assert jnp.isfinite(out.score).all()
@@ -360,4 +360,4 @@ def test_what_is_missing(saved, seen):
   ):
     reward = make(reader, saved[2])
     with pytest.raises(ConfigError, match=rf'texts\.{text}'):
-      reward.score(reward.params, inputs._replace(info={}), KEY)
+      reward.score(reward.params, inputs.replace(info={}), KEY)

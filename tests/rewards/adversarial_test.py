@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 def score_of(reward, params, inputs):
   score = lambda params, media: reward.score(
-    (reward.params, params), inputs._replace(media=media), None
+    (reward.params, params), inputs.replace(media=media), None
   )
   return jax.jit(score)(params, inputs.media)
 

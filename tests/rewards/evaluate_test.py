@@ -195,7 +195,7 @@ def test_device_rewards_under_jit_with_params_as_arguments():
 
   @jax.jit
   def step(params, media):
-    inputs = INPUTS._replace(media=media)
+    inputs = INPUTS.replace(media=media)
     return evaluate.evaluate(rewards, inputs, KEY, params)
 
   media = INPUTS.media.copy()

@@ -147,7 +147,7 @@ def test_rewards_on_device_and_host_agree():
 
   @jax.jit
   def both(media):
-    there = inputs._replace(media=media)
+    there = inputs.replace(media=media)
     return [reward.score((), there, KEY) for reward in (minus, plus)]
 
   for out, sign in zip(both(inputs.media), (-1, 1), strict=True):

@@ -84,7 +84,7 @@ def pictures(b, width=24):
 def run(reward, given):
   score = jax.jit(
     lambda media, info: reward.score(
-      reward.params, given._replace(media=media, info=info), jax.random.key(0)
+      reward.params, given.replace(media=media, info=info), jax.random.key(0)
     )
   )
   return jax.device_get(score(given.media, dict(given.info)))
@@ -142,7 +142,7 @@ def test_pictures_get_gradients(drawn):
   @jax.jit
   def total(media):
     return reward.score(
-      reward.params, given._replace(media=media), jax.random.key(0)
+      reward.params, given.replace(media=media), jax.random.key(0)
     ).score.sum()
 
   slope = jax.jit(jax.grad(total))(given.media)
@@ -281,7 +281,7 @@ def test_win_rates_side_by_side(drawn):
   media = np.array(given.media)
   media[1] = np.nan
   broken = run(
-    judge.judged_win_rate(**options), given._replace(media=jnp.asarray(media))
+    judge.judged_win_rate(**options), given.replace(media=jnp.asarray(media))
   )
   assert broken.valid.tolist() == [True, False, True, True, True, True]
   assert broken.parts['opponents'].tolist() == [1, 0, 1, 2, 2, 2]

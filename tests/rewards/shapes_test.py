@@ -139,7 +139,7 @@ def test_a_picture_that_is_not_finite_is_invalid(scored):
 def test_prompts_without_a_spec_are_a_config_error(scored):
   inputs, *_ = scored
   with pytest.raises(ConfigError, match="the world 'shapes'"):
-    rewards.shapes_strict().score((), inputs._replace(info={}), None)
+    rewards.shapes_strict().score((), inputs.replace(info={}), None)
 
 
 def test_compressed_is_a_narrow_view_with_taste_and_noise(scored):
