@@ -328,7 +328,8 @@ def make_layout(
   sizes = {k: v for k, v in config.mesh.items() if k != 'rules'}
   mesh = sharding.make_mesh(**sizes, devices=devices)
   rules = {**sharding.RULES, **config.mesh.rules}
-  return sharding.Layout(mesh, built.policy.axes, rules, config.offload)
+  judges = combine.axes({**(built.rewards or {}), **built.monitors})
+  return sharding.Layout(mesh, built.policy.axes, rules, config.offload, judges)
 
 
 def make_step(

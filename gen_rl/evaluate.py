@@ -259,6 +259,30 @@ def sampled(
     return kept, seen, outs, whole, diversity(media, samples)
 
   reward_params = {k: combine.params(named) for k, named in scored.items()}
+  places = None
+  if layout and layout.mesh.size > 1:
+    places = {
+      kind: {
+        label: layout.judge(reward_params[kind][label], reward.axes)
+        for label, (reward, _) in named.items()
+      }
+      for kind, named in scored.items()
+    }
+
+  def trace(params: Params):
+    """With the rewards' parameters as they are placed."""
+    shapes = reward_params
+    if places:
+      shapes = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        reward_params,
+        places,
+      )
+    return chunked.trace(params, shapes)
+
+  def call(params: Params) -> Evaluation:
+    judges = sharding.put(reward_params, places) if places else reward_params
+    return summed(chunked.call(params, judges))
 
   def summed(found) -> Evaluation:
     inputs, seen, outs, whole, spread = found
@@ -312,10 +336,7 @@ def sampled(
     return result
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
-  return chunks.Evaluator(
-    lambda params: summed(chunked.call(params, reward_params)),
-    lambda params: chunked.trace(params, reward_params),
-  )
+  return chunks.Evaluator(call, trace)
 
 
 def _for(out: RewardOut, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import math
 import re
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -135,6 +136,9 @@ class Layout(NamedTuple):
   rules: Mapping[str, str | Sequence[str] | None] = RULES
   # Parts of a TrainState that stay in the hosts' memory, see OFFLOADED.
   offload: Sequence[str] = ()
+  # {label of a reward or monitor: axes of its parameters}, of those that have
+  # some; the others' are on every device
+  judges: Mapping[str, Axes] = MappingProxyType({})
 
   @property
   def row_shards(self) -> int:
@@ -169,15 +173,23 @@ class Layout(NamedTuple):
 
   def params(self, params: PyTree) -> PyTree:
     """NamedShardings of parameters; ValueError where the model says nothing."""
+    return self._placed(params, self.axes)
 
+  def judge(self, params: PyTree, axes: Axes) -> PyTree:
+    """NamedShardings of a reward's parameters, of these axes if it has any."""
+    if axes:
+      return self._placed(params, axes)
+    return jax.tree.map(lambda _: self.everywhere, params)
+
+  def _placed(self, params: PyTree, axes: Axes) -> PyTree:
     def place(path, x):
       name = tree_lib.path_name(path)
-      return self._sharding(x.shape, logical_axes(name, x.ndim, self.axes))
+      return self._sharding(x.shape, logical_axes(name, x.ndim, axes))
 
     return jax.tree_util.tree_map_with_path(place, params)
 
   def state(self, state: PyTree) -> PyTree:
-    """NamedShardings of a TrainState: like parameters, or on all devices."""
+    """NamedShardings of a TrainState: of its parameters, or on all devices."""
 
     def place(path, x):
       name, shape = tree_lib.path_name(path), x.shape
@@ -191,6 +203,11 @@ class Layout(NamedTuple):
 
     self.params((state.params, state.frozen['policy']))  # all are known
     places = jax.tree_util.tree_map_with_path(place, state)
+    judges = {
+      label: self.judge(params, self.judges.get(label, ()))
+      for label, params in state.frozen['rewards'].items()
+    }
+    places = places.replace(frozen={**places.frozen, 'rewards': judges})
     return self._on_hosts(state, places)
 
   def _on_hosts(self, state: PyTree, shardings: PyTree) -> PyTree:

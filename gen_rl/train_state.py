@@ -51,7 +51,7 @@ def create(
   *,
   trainable: str = '',
   refs: Iterable[str] = (),
-  reward_params: PyTree = (),
+  reward_params: Mapping[str, Params] | None = None,
   learners: Mapping[str, Taught] | None = None,
   key: Array | None = None,
 ) -> TrainState:
@@ -80,7 +80,7 @@ def create(
 
   train, copies, opt_state = started(train)
   # What is on the host stays there until each device is given its part.
-  rest, reward_params = jax.tree.map(_copy, (rest, reward_params))
+  rest, reward_params = jax.tree.map(_copy, (rest, reward_params or {}))
   aux, frozen = {}, dict(policy=rest, rewards=reward_params)
   for i, (label, taught) in enumerate((learners or {}).items()):
     drawn = jax.jit(taught.learner.init)(jax.random.fold_in(key, i))

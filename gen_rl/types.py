@@ -165,6 +165,7 @@ class Reward(NamedTuple):
   differentiable: bool = False
   learner: 'Learner | None' = None  # its parameters, and how they are trained
   verdict: bool = False  # the score is 1 for right and 0 for wrong
+  axes: Axes = ()  # of the parameters' dimensions, as a Policy's; (): none
   # Of host rewards: what is copied to the host for them
   needs: Sequence[Literal['said', 'seen']] = ()
 

@@ -163,7 +163,9 @@ def _reward(
     cosine, finite = _similarity(model, params, inputs, column, name, fit)
     return RewardOut(value(params, cosine), {}, finite)
 
-  return Reward(name, model.params, score, differentiable=True)
+  return Reward(
+    name, model.params, score, differentiable=True, axes=model.net.axes
+  )
 
 
 def clip_score(
@@ -332,5 +334,9 @@ def aesthetic(
     return RewardOut(value, {}, finite)
 
   return Reward(
-    'aesthetic', dict(net=kept, head=last), score, differentiable=True
+    'aesthetic',
+    dict(net=kept, head=last),
+    score,
+    differentiable=True,
+    axes=(('^head/weight$', (None,)), ('^head/bias$', ()), *model.net.axes),
   )

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from gen_rl.rewards import outcomes
 from gen_rl.types import (
   Array,
+  Axes,
   Learner,
   Metrics,
   Params,
@@ -70,6 +71,11 @@ def weights(rewards: Weighted) -> dict[str, float]:
 def params(rewards: Weighted) -> dict[str, Params]:
   """{label: params}: hand them to a jitted function as an argument."""
   return {label: reward.params for label, (reward, w) in rewards.items() if w}
+
+
+def axes(rewards: Weighted) -> dict[str, Axes]:
+  """{label: axes of its parameters} of the rewards whose axes are known."""
+  return {label: r.axes for label, (r, w) in rewards.items() if w and r.axes}
 
 
 def learners(rewards: Weighted) -> dict[str, Learner]:

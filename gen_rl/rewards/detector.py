@@ -135,4 +135,6 @@ def shapes_detector(
       valid=finite & (info['word'] < 0),
     )
 
-  return Reward('shapes_detector', loaded, score, differentiable=soft)
+  return Reward(
+    'shapes_detector', loaded, score, differentiable=soft, axes=net.axes
+  )

@@ -90,4 +90,4 @@ def dino(
     parts = dict(pooled=cosine(*ours), patches=cosine(*theirs).mean((1, 2)))
     return RewardOut(parts[by], parts, both[0][1] & both[1][1])
 
-  return Reward('dino', loaded, score, differentiable=True)
+  return Reward('dino', loaded, score, differentiable=True, axes=net.axes)

@@ -81,4 +81,6 @@ def imagereward(
     value = net.apply(params, seen, inputs.info[column])
     return RewardOut(value, {}, finite)
 
-  return Reward('imagereward', loaded, score, differentiable=True)
+  return Reward(
+    'imagereward', loaded, score, differentiable=True, axes=net.axes
+  )

@@ -31,7 +31,7 @@ cancels in a group's mean.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,11 @@ def _asked(judge: answers.Judge, question: str, column: str) -> Callable:
   return lambda inputs: _column(inputs, column)
 
 
+def _reward(name: str, judge: answers.Judge, score: Callable, **kwargs: Any):
+  """A Reward with the judge's weights, split as its network says."""
+  return Reward(name, judge.params, score, axes=judge.net.axes, **kwargs)
+
+
 def echo(
   reader: Tokenizer | None,
   model: build.Spec,
@@ -120,7 +125,7 @@ def echo(
       total = total / jnp.maximum(said, 1)
     return RewardOut(total, dict(worst=log_prob.min(1)), finite & (said > 0))
 
-  return Reward('echo', judge.params, score, differentiable=True)
+  return _reward('echo', judge, score, differentiable=True)
 
 
 def yes_probability(
@@ -164,7 +169,7 @@ def yes_probability(
       value = jnp.log(value + _TINY) - jnp.log(probs[:, 1] + _TINY)
     return RewardOut(value, dict(mass=mass), finite & (mass >= least))
 
-  return Reward('yes_probability', judge.params, score, differentiable=True)
+  return _reward('yes_probability', judge, score, differentiable=True)
 
 
 def expected_score(
@@ -216,7 +221,7 @@ def expected_score(
       mean, dict(mass=mass, spread=spread), finite & (mass >= least)
     )
 
-  return Reward('expected_score', judge.params, score, differentiable=True)
+  return _reward('expected_score', judge, score, differentiable=True)
 
 
 def checklist(
@@ -272,7 +277,7 @@ def checklist(
       finite & readable.all(1) & (count > 0),
     )
 
-  return Reward('checklist', judge.params, score, differentiable=not hard)
+  return _reward('checklist', judge, score, differentiable=not hard)
 
 
 def judged_win_rate(
@@ -348,4 +353,4 @@ def judged_win_rate(
       finite & (opponents > 0),
     )
 
-  return Reward('judged_win_rate', judge.params, score, differentiable=soft)
+  return _reward('judged_win_rate', judge, score, differentiable=soft)

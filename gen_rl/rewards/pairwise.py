@@ -179,4 +179,6 @@ def win_rate(
       valid=seen & (opponents.reshape(-1) > 0),
     )
 
-  return Reward('win_rate', inner.params, score, where=inner.where)
+  return inner._replace(
+    name='win_rate', score=score, differentiable=False, verdict=False
+  )
