@@ -161,14 +161,15 @@ def drop_leftovers(
       config.data.weights = {}  # by tasks of the other source
     for key in list(node) if known is not None else ():
       asked = f'{path}.{key}' in overrides
-      if not asked and key not in ('name', 'weight', *known):
+      if not asked and key not in ('name', *known):
         del node[key]
 
 
 def _keywords(path: str, name: str | None) -> list[str] | None:
   from gen_rl import specs  # jax, which a typing error need not wait for
 
-  return specs.keywords(path, name)
+  found = specs.keywords(path, name)
+  return None if found is None else [*found, *specs.outer(path)]
 
 
 def overrides_of(argv: Sequence[str]) -> dict[str, str | None]:

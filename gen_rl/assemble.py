@@ -1,9 +1,8 @@
 """From a config to what it names: policy, rewards, step, evaluation, state."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from absl import logging
 import jax.numpy as jnp
 import ml_collections
 
@@ -19,7 +18,6 @@ from gen_rl import (
   objectives,
   optim,
   policies,
-  rewards,
   schema,
   sharding,
   specs,
@@ -38,7 +36,7 @@ from gen_rl.data import (
 )
 from gen_rl.models import layers
 from gen_rl.policies import ode
-from gen_rl.rewards import combine
+from gen_rl.rewards import combine, configured
 from gen_rl.types import Learner, Policy
 
 
@@ -112,7 +110,7 @@ def setup(
   sampler, segments = _sampler(config, policy, net)
   reader = feeds.reader(config) if judged else None
   bound = end | dict(reader=reader and reader.tokenizer)
-  built = build.build_all(rewards, config.rewards, **bound) if judged else {}
+  built = configured.build_all(config.rewards, **bound) if judged else {}
   weighted = {
     label: (reward, build.weight(config.rewards[label]))
     for label, reward in built.items()
@@ -123,6 +121,10 @@ def setup(
     errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
   errors += fits.answers(config, source)
+  monitors = configured.build_all(config.monitors, **bound) if running else {}
+  if running:
+    errors += fits.tasks('rewards', built, source.tasks)
+    errors += fits.tasks('monitors', monitors, source.tasks)
   if running and config.rollout.name == 'policy' and not weighted:
     errors.append(
       'nothing would be trained: the policy samples, and config.rewards has no '
@@ -130,9 +132,6 @@ def setup(
     )
   if errors:
     raise build.Mistakes(errors)
-  monitors = {}
-  if running:
-    monitors = build.build_all(rewards, config.monitors, **bound)
   trained = {}
   if running:
     trained = build.build_all(
@@ -228,36 +227,6 @@ def encoder(
   )
 
 
-def comparable_rewards(
-  config: ml_collections.ConfigDict, built: Setup, columns: Collection[str]
-) -> combine.Weighted | None:
-  """Rewards that mean the same for any samples, or None.
-
-  Not those of data, which judge what was given, nor those that are trained,
-  whose scale moves; nor those in Python where the prompts lack columns of those
-  that are trained on, which they may read.
-
-  Args:
-    config: see configs/base.py.
-    built: of the config.
-    columns: of the evaluation prompts.
-  """
-  if config.rollout.name != 'policy' or not built.rewards:
-    return None
-  kept = {k: v for k, v in built.rewards.items() if v[0].learner is None}
-  missing = sorted(set(built.source.extra) - set(columns))
-  _, on_host = combine.split(kept)
-  if missing and on_host:
-    logging.warning(
-      '%s may read the columns %s of data.prompts, which eval.prompts do not '
-      'have: evaluations give no proxy.',
-      ', '.join(on_host),
-      ', '.join(missing),
-    )
-    return None
-  return kept if any(weight for _, weight in kept.values()) else None
-
-
 def make_evaluator(
   config: ml_collections.ConfigDict,
   built: Setup,
@@ -267,7 +236,10 @@ def make_evaluator(
   batch, texts, tasks, asked = feeds.evaluation_and_asked(config, built)
   reader = built.reader and built.reader.tokenizer
   bound = dict(end=built.tokenizer.end_id, reader=reader)
-  gold = build.build_all(rewards, config.eval.gold, **bound)
+  gold = configured.build_all(config.eval.gold, **bound)
+  known = (*tasks, *built.source.tasks)
+  if errors := fits.tasks('eval.gold', gold, known, 'eval.prompts'):
+    raise build.Mistakes(errors)
   run = build.build(
     evaluate_lib,
     config.eval.name,
@@ -279,7 +251,7 @@ def make_evaluator(
     tasks=tasks,
     asked=asked,
     gold={label: (reward, 1.0) for label, reward in gold.items()},
-    proxy=comparable_rewards(config, built, asked['columns']),
+    proxy=configured.comparable(config, built, asked['columns']),
     monitors=built.monitors,
     host_rewards=config.host_rewards.to_dict(),
     view=built.view,

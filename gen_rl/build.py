@@ -28,7 +28,7 @@ Spec = Mapping[str, Any] | str
 
 # Keys that belong to whoever combines the built functions: passed on to a
 # function only when its signature asks for them.
-OUTER_KEYS = ('weight',)
+OUTER_KEYS = ('weight', 'tasks')
 
 
 class ConfigError(ValueError):
@@ -55,8 +55,8 @@ def build(module: types.ModuleType, spec: Spec, **bound: Any) -> Any:
       are searched, and only the submodule that holds the name is imported.
       `name` may be written `submodule.function` where two submodules share it.
     spec: dict or ConfigDict with `name` and keyword arguments; a bare string
-      is a spec without arguments. `weight` is left out unless the function
-      takes it: it scales the result elsewhere.
+      is a spec without arguments. OUTER_KEYS are left out unless the function
+      takes them: a weight scales the result elsewhere.
     **bound: what the program knows and a config does not (a model, an action
       shape); those the signature accepts are passed, the others are not.
 

@@ -238,6 +238,7 @@ def sampled(
   called = {(kind, k): r for kind in on_host for k, r in on_host[kind].items()}
   weights = combine.weights(used['proxy'])
   verdict = bool(gold) and combine.combine(gold).verdict
+  _check_uncut(scored, batch, samples, chunk, layout)
 
   @jax.jit
   def run(params: Params, reward_params, prompts):
@@ -301,11 +302,12 @@ def sampled(
     }
     if gold:
       out = jax.device_get(combine.merge(outs['gold'], combine.weights(gold)))
+      about = combine.applies(outs['gold'])
     else:
-      nobody = np.zeros(len(whole), bool)
+      nobody, about = np.zeros(len(whole), bool), True
       out = RewardOut(np.zeros(len(whole), np.float32), {}, nobody)
     result = _evaluation(
-      media, out, verdict, spread, texts, tasks if gold else ()
+      media, out, about, verdict, spread, texts, tasks if gold else ()
     )
     result = result._replace(judged=bool(gold))
     invalid = dict(result.invalid) if gold else {}
@@ -317,7 +319,9 @@ def sampled(
     if weights:
       trained = jax.device_get(combine.merge(outs['proxy'], weights))
       reward = np.where(trained.valid, trained.score, np.nan)
-      invalid['proxy'] = int((~trained.valid).sum())
+      invalid['proxy'] = int(
+        (~trained.valid & combine.applies(outs['proxy'])).sum()
+      )
       result = result._replace(
         reward=reward.reshape(result.gold.shape),
         proxy=_mean(trained.score, trained.valid),
@@ -408,7 +412,7 @@ def labelled(
   def summed(found) -> Evaluation:
     media, correct, spread = found
     out = RewardOut(correct, {}, np.ones(correct.shape, bool))
-    return _evaluation(media, out, True, spread, texts, tasks)
+    return _evaluation(media, out, True, True, spread, texts, tasks)
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
   return chunks.Evaluator(
@@ -423,16 +427,37 @@ def _mean(score: np.ndarray, valid: np.ndarray, verdict: bool = False) -> float:
   return float(total / count) if count else float('nan')
 
 
-def _evaluation(media, out, verdict, spread, texts, tasks) -> Evaluation:
-  """Sums up numpy arrays: media [P*n ...], the gold reward's answer [P*n]."""
+def _check_uncut(scored, batch, samples, chunk, layout) -> None:
+  """Raises ConfigError for rewards that compare rows of several chunks."""
+  count = len(batch['prompt_id'])
+  at = chunks.places(count, samples, chunk, layout.row_shards if layout else 1)
+  for kind, named in scored.items():
+    for label, (reward, _) in named.items():
+      if reward.called_on == 'batch' and (len(at) > 1 or at.size > count):
+        raise ConfigError(
+          f'the reward {label!r} ({kind}) compares the rows of a whole batch, '
+          f'and the {count * samples} samples of an evaluation are scored in '
+          f'{len(at)} x {at.shape[1] * samples}; eval.num_prompts * '
+          'eval.samples has to be a multiple of the devices and at most '
+          f'{chunk}, the samples of a step that are drawn at a time'
+        )
+
+
+def _evaluation(media, out, about, verdict, spread, texts, tasks) -> Evaluation:
+  """Sums up numpy arrays: media [P*n ...], the gold reward's answer [P*n].
+
+  What gold is not about ([P*n] or True, all) is not right, wrong or invalid.
+  """
   score = out.score.reshape(len(texts), -1)
   valid = out.valid.reshape(score.shape)
+  about = np.broadcast_to(about, out.valid.shape).reshape(score.shape)
   per_task = {}
   for task in world.ordered(tasks):
-    at = [t == task for t in tasks]
-    per_task[task] = _mean(score[at], valid[at], verdict)
+    at = np.array([t == task for t in tasks])[:, None] & about
+    if at.any():
+      per_task[task] = _mean(score[at], valid[at], verdict)
   return Evaluation(
-    strict=_mean(score, valid, verdict),
+    strict=_mean(score[about], valid[about], verdict),
     strict_per_task=per_task,
     parts={},
     proxy=None,
@@ -441,7 +466,7 @@ def _evaluation(media, out, verdict, spread, texts, tasks) -> Evaluation:
     gold=np.where(valid, score, np.nan),
     texts=list(texts),
     verdict=verdict,
-    invalid=dict(gold=int((~valid).sum())),
+    invalid=dict(gold=int((~valid & about).sum())),
   )
 
 

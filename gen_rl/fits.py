@@ -3,11 +3,13 @@
 `schema` knows fields alone; these rules need what was built of them.
 """
 
+from collections.abc import Mapping, Sequence
+
 import ml_collections
 
-from gen_rl import minibatch, sharding
+from gen_rl import build, minibatch, sharding
 from gen_rl.data import prompts
-from gen_rl.types import Policy
+from gen_rl.types import Policy, Reward
 
 
 def sampler(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
@@ -51,6 +53,31 @@ def answers(
     f'an answer of data.answer_length={config.data.answer_length} tokens and '
     f'its end do not fit policy.length={said}; make it at least '
     f'{config.data.answer_length + 1}'
+  ]
+
+
+def tasks(
+  part: str,
+  built: Mapping[str, Reward],
+  known: Sequence[str],
+  of: str = 'data.prompts',
+) -> list[str]:
+  """Rewards for tasks that no prompt is of.
+
+  Args:
+    part: of the config, whose rewards these are.
+    built: {label: reward}.
+    known: the prompts' tasks.
+    of: where the prompts are.
+  """
+  names = sorted(set(known))
+  have = f'those of {of} are {", ".join(names)}' if names else f'{of} has none'
+  return [
+    f'config.{part}.{label}.tasks names {task!r}, which is no task'
+    f'{build.did_you_mean(task, names)}; {have}'
+    for label, reward in built.items()
+    for task in reward.tasks
+    if task not in names
   ]
 
 

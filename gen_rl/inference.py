@@ -384,7 +384,9 @@ def sample(
       )
       found = search.best_of_n(
         built.segments, params, verify, rows, best_of,
-        chunk=max(256 // best_of, 1) * best_of,
+        chunk=0 if judge.called_on == 'batch' else (
+          max(256 // best_of, 1) * best_of
+        ),
       )  # fmt: skip
       latents, score = found.sample, found.score
     else:

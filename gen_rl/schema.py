@@ -160,18 +160,18 @@ def _labelled(path: str, node: Any) -> Iterator[Mistake]:
   if not isinstance(node, Mapping):
     yield _mistake(path, f'is {node!r:.60}; it is {{label: dict(name=...)}}')
     return
-  weighted = path in specs.WEIGHTED
   for label, spec in node.items():
     where = f'{path}.{label}'
-    weight = spec.get('weight', 1.0) if isinstance(spec, Mapping) else 1.0
-    if weighted and (wrong := fields.misfit(weight, float)) is not None:
-      yield _mistake(
-        f'{where}.weight', f'is {weight!r:.60}; it must be {wrong}'
-      )
+    outer = specs.outer(where)
+    for key in set(outer) & set(spec) if isinstance(spec, Mapping) else ():
+      if (wrong := fields.misfit(spec[key], outer[key])) is not None:
+        yield _mistake(
+          f'{where}.{key}', f'is {spec[key]!r:.60}; it must be {wrong}'
+        )
     if path == 'learners' and isinstance(spec, Mapping):
       yield from _learner(where, spec)
     else:
-      yield from _part(where, spec, ('weight',) if weighted else ())
+      yield from _part(where, spec, tuple(outer))
 
 
 def _evaluations(node: Any, root: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -1,6 +1,6 @@
 """Where the functions are found that the parts of a config name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import fnmatch
 import inspect
 import types
@@ -109,8 +109,15 @@ CHANGES = {
   'evals.*.rollout': 'rollout',
 }
 
-# Labels whose parts have a weight, of which 0 removes them.
-WEIGHTED = ('rewards', 'monitors', 'objective')
+# Keys of a part that are of its place, and what they hold: a weight, of which 0
+# removes the part, and the tasks that a reward is for, by default all.
+OUTER = {
+  'rewards.*': dict(weight=float, tasks=Sequence[str]),
+  'monitors.*': dict(weight=float, tasks=Sequence[str]),
+  'eval.gold.*': dict(tasks=Sequence[str]),
+  'evals.*.gold.*': dict(tasks=Sequence[str]),
+  'objective.*': dict(weight=float),
+}
 
 
 def module(path: str) -> types.ModuleType | None:
@@ -149,6 +156,11 @@ def parameters(
   if not name or (path, name) == ('rollout', 'policy'):
     return {}
   return inspect.signature(build.find(home, name)).parameters
+
+
+def outer(path: str) -> Mapping[str, Any]:
+  """{key: annotation} of a part at `path` that are of its place."""
+  return _match(OUTER, path) or {}
 
 
 def misplaced(path: str, name: str) -> str | None:

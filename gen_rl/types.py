@@ -166,6 +166,10 @@ class Reward(NamedTuple):
   learner: 'Learner | None' = None  # its parameters, and how they are trained
   verdict: bool = False  # the score is 1 for right and 0 for wrong
   axes: Axes = ()  # of the parameters' dimensions, as a Policy's; (): none
+  # What a call has to hold for a score to mean the same: the row itself, its
+  # group, or all rows of a batch.
+  called_on: Literal['rows', 'groups', 'batch'] = 'rows'
+  tasks: Sequence[str] = ()  # of prompts, that it is for; (): all
   # Of host rewards: what is copied to the host for them
   needs: Sequence[Literal['said', 'seen']] = ()
 

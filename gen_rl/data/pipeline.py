@@ -39,6 +39,7 @@ import grain
 import numpy as np
 
 from gen_rl.data import embeddings, prompts, tokenizers
+from gen_rl.utils import tasks
 
 Batch = dict[str, Any]
 # Of a prompt in a text that a judge reads: what stands there, and as what.
@@ -99,9 +100,10 @@ def gather(
   Returns:
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
-    the source has any, info "wrong_tokens" [P K length] where it has false
-    texts, and info "answer" [P answer_length], without an end token and
-    padded with -1, where it has answers; with a reader info has what judges
+    the source has any, info "task_code" where it has tasks, info
+    "wrong_tokens" [P K length] where it has false texts, and info "answer"
+    [P answer_length], without an end token and padded with -1, where it has
+    answers; with a reader info has what judges
     read, see `Reader`, and with embed there is "cond", {name: [P ...]}. Only
     numeric info is in the batch; the rest is found by
     `source.by_id(prompt_id)`.
@@ -120,6 +122,9 @@ def gather(
     false = [text for i in rows for text in source.wrong[i]]
     tokens = tokenizer.encode(false, length, truncate=truncate)
     batch['info']['wrong_tokens'] = tokens.reshape(len(rows), -1, length)
+  if len(source.tasks):
+    codes = [tasks.task_code(str(source.tasks[i])) for i in rows]
+    batch['info'][tasks.TASK] = np.array(codes, np.int32)
   if source.answers:
     said = [source.answers[i] for i in rows]
     batch['info']['answer'] = tokenizers.encode_answers(

@@ -17,15 +17,19 @@ oracle, or what a reward is suspected to prefer (`watch`).
 """
 
 from collections.abc import Mapping
+import functools
 import math
+import operator
 import zlib
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
+import numpy as np
 
 from gen_rl.rewards import outcomes
 from gen_rl.types import (
+  AnyArray,
   Array,
   Axes,
   Learner,
@@ -35,6 +39,7 @@ from gen_rl.types import (
   RewardInputs,
   RewardOut,
 )
+from gen_rl.utils.tasks import TASK, task_code
 
 Weighted = Mapping[str, tuple[Reward, float]]
 
@@ -78,6 +83,19 @@ def axes(rewards: Weighted) -> dict[str, Axes]:
   return {label: r.axes for label, (r, w) in rewards.items() if w and r.axes}
 
 
+def applies(outs: Mapping[str, RewardOut]) -> AnyArray | bool:
+  """The rows [b] that one of these answers is about, or True: all."""
+  some = [out.applies for out in outs.values()]
+  return True if None in some else functools.reduce(operator.or_, some)
+
+
+def widest(rewards: Weighted) -> str:
+  """What a call of all of these has to hold, see `Reward.called_on`."""
+  order = ('rows', 'groups', 'batch')
+  used = (r.called_on for r, weight in rewards.values() if weight)
+  return max(used, key=order.index, default='rows')
+
+
 def learners(rewards: Weighted) -> dict[str, Learner]:
   """{label: learner} of the rewards that are trained."""
   return {
@@ -106,6 +124,31 @@ def given(label: str, reward: Reward, params: Params) -> Params:
       "(its parameters, its learner's), which a checkpoint holds"
     )
   return params
+
+
+def answer(
+  label: str, reward: Reward, params: Params, inputs: RewardInputs, key: Array
+) -> RewardOut:
+  """What a reward says of b rows, checked; of its tasks' prompts alone.
+
+  Raises:
+    RewardError: it says something else; or it is for some tasks, and the
+      prompts have none.
+  """
+  out = reward.score(given(label, reward, params), inputs, key)
+  if reward.tasks and isinstance(out, RewardOut):
+    if TASK not in inputs.info:
+      raise outcomes.RewardError(
+        f'the reward {label!r} is for the tasks {", ".join(reward.tasks)}, and '
+        'these prompts have no tasks'
+      )
+    task = inputs.info[TASK]
+    xp = np if isinstance(task, np.ndarray) else jnp
+    applies = xp.isin(task, np.array([*map(task_code, reward.tasks)]))
+    if out.applies is not None:
+      applies = applies & out.applies
+    out = out.replace(applies=applies)
+  return outcomes.checked(label, out, rows_of(inputs))
 
 
 def row_key(key: Array, label: str) -> Array:
@@ -188,15 +231,8 @@ def combine(rewards: Weighted) -> Reward:
   w = weights(used)
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
-    b = rows_of(inputs)
     outs = {
-      label: outcomes.checked(
-        label,
-        reward.score(
-          given(label, reward, params[label]), inputs, row_key(key, label)
-        ),
-        b,
-      )
+      label: answer(label, reward, params[label], inputs, row_key(key, label))
       for label, (reward, _) in used.items()
     }
     return merge(outs, w)
@@ -210,6 +246,8 @@ def combine(rewards: Weighted) -> Reward:
     differentiable=all(reward.differentiable for reward, _ in used.values()),
     verdict=len(used) == 1
     and all(r.verdict and k == 1 for r, k in used.values()),
+    called_on=widest(used),
+    needs=sorted({name for r, _ in used.values() for name in r.needs}),
   )
 
 

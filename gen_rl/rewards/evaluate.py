@@ -45,18 +45,13 @@ def evaluate(
   _check_place(rewards, 'device')
   if params is None:
     params = combine.params(rewards)
-  b = combine.rows_of(inputs)
-  outs = {}
-  for label, (reward, weight) in rewards.items():
-    if weight == 0:
-      continue
-    out = reward.score(
-      combine.given(label, reward, params[label]),
-      inputs,
-      combine.row_key(key, label),
+  return {
+    label: combine.answer(
+      label, reward, params[label], inputs, combine.row_key(key, label)
     )
-    outs[label] = outcomes.checked(label, out, b)
-  return outs
+    for label, (reward, weight) in rewards.items()
+    if weight
+  }
 
 
 def before(
@@ -110,8 +105,9 @@ def evaluate_host(
     key: one key, or per-row keys [b]; folded with each label.
     timeout: seconds a call may take.
     workers: calls running at a time.
-    groups_per_call: rows of how many groups to score in a call; 0: all. A
-      failed call invalidates all of its rows, so fewer rows lose less.
+    groups_per_call: rows of how many groups to score in a call; 0: all, as
+      rewards get that are called on a batch. A failed call invalidates all of
+      its rows, so fewer rows lose less.
 
   Returns:
     ({label: RewardOut} of numpy arrays, metrics): reward/invalid is the number
@@ -128,12 +124,13 @@ def evaluate_host(
   inputs = inputs.replace(info=info, columns=columns)
   inputs = jax.tree.map(np.asarray, inputs)
   b = combine.rows_of(inputs)
-  step = groups_per_call * inputs.group_size or b
-  chunks = [slice(i, min(i + step, b)) for i in range(0, b, step)]
-
-  calls, names = [], []
+  calls, names, cuts = [], [], {}
   for label, reward in used.items():
     folded = combine.row_key(key, label)
+    groups = 0 if reward.called_on == 'batch' else groups_per_call
+    step = groups * inputs.group_size or b
+    chunks = [slice(i, min(i + step, b)) for i in range(0, b, step)]
+    cuts[label] = [rows.stop - rows.start for rows in chunks]
     for i, rows in enumerate(chunks):
       # Copies: what a reward writes into them is seen by nobody else.
       part = jax.tree.map(lambda x, rows=rows: x[rows].copy(), inputs)
@@ -141,7 +138,7 @@ def evaluate_host(
         part_key = folded[rows]
       else:
         part_key = folded if len(chunks) == 1 else jax.random.fold_in(folded, i)
-      calls.append(_call(label, reward, part, part_key, rows.stop - rows.start))
+      calls.append(_call(label, reward, part, part_key))
       names.append(label)
 
   answers = _run(calls, timeout, workers)
@@ -157,9 +154,7 @@ def evaluate_host(
     # The same parts at every step, also where every call of a step failed.
     parts = _parts_of.setdefault(reward.score, set())
     parts.update(*(a.parts for a in mine if isinstance(a, RewardOut)))
-    outs[label] = _concatenate(
-      label, mine, [c.stop - c.start for c in chunks], sorted(parts)
-    )
+    outs[label] = _concatenate(label, mine, cuts[label], sorted(parts))
     failed = ~outs[label].valid
     metrics[f'reward/{label}/invalid'] = np.float32(failed.sum())
     invalid |= failed
@@ -176,15 +171,16 @@ def _check_place(rewards: combine.Weighted, where: str) -> None:
       )
 
 
-def _call(label, reward, inputs, key, b: int) -> Callable[[], RewardOut]:
-  """A call that returns numpy arrays of b rows, or raises."""
+def _call(label, reward, inputs, key) -> Callable[[], RewardOut]:
+  """A call that returns numpy arrays of its rows, or raises."""
 
   def call() -> RewardOut:
-    out = reward.score(reward.params, inputs, key)
-    out = jax.tree.map(np.asarray, outcomes.checked(label, out, b))
+    out = combine.answer(label, reward, reward.params, inputs, key)
+    out = jax.tree.map(np.asarray, out)
     bad = ~(abs(out.score) <= outcomes.LARGEST)
     if bad.any():
-      _log_once(label, ValueError(f'{bad.sum()} of {b} scores are not finite'))
+      said = f'{bad.sum()} of {len(bad)} scores are not finite'
+      _log_once(label, ValueError(said))
     return out
 
   return call

@@ -353,4 +353,6 @@ def judged_win_rate(
       finite & (opponents > 0),
     )
 
-  return _reward('judged_win_rate', judge, score, differentiable=soft)
+  return _reward(
+    'judged_win_rate', judge, score, differentiable=soft, called_on='groups'
+  )

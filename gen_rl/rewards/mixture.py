@@ -65,4 +65,4 @@ def mixture_near(
     near = (square < radius**2).astype(jnp.float32)
     return RewardOut(near, parts, valid)
 
-  return Reward('mixture_near', (), score, verdict=True)
+  return Reward('mixture_near', (), score, verdict=True, called_on='groups')

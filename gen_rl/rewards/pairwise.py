@@ -180,5 +180,9 @@ def win_rate(
     )
 
   return inner._replace(
-    name='win_rate', score=score, differentiable=False, verdict=False
+    name='win_rate',
+    score=score,
+    differentiable=False,
+    verdict=False,
+    called_on='batch' if inner.called_on == 'batch' else 'groups',
   )

@@ -23,4 +23,4 @@ def ranked() -> Reward:
     value = 1.0 - place.astype(jnp.float32) / max(size - 1, 1)
     return RewardOut(value, {}, jnp.ones(b, bool))
 
-  return Reward('ranked', (), score)
+  return Reward('ranked', (), score, called_on='groups')

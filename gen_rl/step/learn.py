@@ -284,6 +284,7 @@ def _scorer(
     return None
 
   def score(params, samples, exp, keys):
+    _check_whole(recipe)
     # Where groups are cut, every row is a group: a reward that reads a prompt
     # once for its group must not read another's.
     inputs = inputs_lib.joined(exp.inputs, exp.traj).replace(
@@ -346,6 +347,23 @@ def _teach(
   if recipe.learners:
     metrics['learner/skipped'] = skipped
   return aux, metrics
+
+
+def _check_whole(recipe: Recipe) -> None:
+  """Raises ConfigError for rewards that compare rows of several parts."""
+  parts = f'updates={recipe.updates} x microbatches={recipe.microbatches}'
+  for label, (reward, _) in recipe.device_rewards.items():
+    said = f'the reward {label!r} compares the rows of a '
+    if reward.called_on == 'groups' and recipe.unit < recipe.group_size:
+      raise ConfigError(
+        f'{said}group, and the objectives of this run do not keep groups '
+        'together: add one that takes group_size'
+      )
+    if reward.called_on == 'batch' and recipe.updates * recipe.microbatches > 1:
+      raise ConfigError(
+        f'{said}batch, and its gradient is taken in {parts} parts: set both '
+        'to 1'
+      )
 
 
 def _move(
