@@ -174,7 +174,8 @@ def fields() -> dict[str, Any]:
   # 'ramp_decay' or 'constant_decay', ...). Copies that objectives name as
   # `ref` need no entry: they stay as they were.
   c.copies = labelled()
-  c.rewards = labelled()  # {label: dict(name, weight, ...)}
+  # {label: dict(name, weight, ...)}; tasks=('text',) for prompts of these alone
+  c.rewards = labelled()
   # {label: dict(name, ...)}, rewards that are logged and not trained on
   c.monitors = labelled(kind=NOTES)
   # Those that run in Python: seconds and groups of a call, calls at a time.

@@ -123,7 +123,9 @@ def setup(
   errors += fits.answers(config, source)
   monitors = configured.build_all(config.monitors, **bound) if running else {}
   if running:
-    errors += fits.tasks('rewards', built, source.tasks)
+    used = {label: reward for label, (reward, _) in weighted.items()}
+    errors += fits.tasks('rewards', used, source.tasks)
+    errors += fits.unrewarded(config, used, source.tasks)
     errors += fits.tasks('monitors', monitors, source.tasks)
   if running and config.rollout.name == 'policy' and not weighted:
     errors.append(

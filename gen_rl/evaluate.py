@@ -21,7 +21,7 @@ nothing could. A sample that is not finite is scored by nothing.
 
 import collections
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ import numpy as np
 from gen_rl import chunks, distributions, sharding
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
+from gen_rl.evaluation import Evaluation
 from gen_rl.rewards import combine, outcomes
 from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.rewards import inputs as inputs_lib
@@ -41,122 +42,8 @@ from gen_rl.types import (
   RewardOut,
   Rows,
 )
-from gen_rl.utils import hosts, image, rng
+from gen_rl.utils import hosts, rng
 from gen_rl.worlds import world
-
-_BLANK = 24, 24, 3  # where what is said is about no picture
-
-
-class Evaluation(NamedTuple):
-  """Numpy arrays; P prompts, n samples of each."""
-
-  strict: float
-  strict_per_task: dict[str, float]
-  parts: dict[str, float]  # means of what else the gold reward says
-  proxy: float | None
-  diversity: float
-  media: np.ndarray  # [P n h w c], or points [P n 2]
-  gold: np.ndarray  # [P n]; NaN: could not be judged
-  texts: list[str]  # [P]
-  monitors: dict[str, float] = {}  # means of their scores
-  reward: np.ndarray | None = None  # [P n], as trained on; NaN: not valid
-  said: list[str] = []  # [P*n] where media are tokens
-  seen: np.ndarray | None = None  # [P n h w c] pictures they are about
-  verdict: bool = True  # gold is 1 for correct and 0 for wrong, not a score
-  # {gold, proxy, monitor/LABEL: samples of P*n that it could not score}
-  invalid: dict[str, int] = {}
-  judged: bool = True  # False: there is no gold reward, and strict is NaN
-
-  def metrics(self, label: str = '') -> dict[str, float]:
-    """Scalars for the log, below "eval", or "evals/<label>"."""
-    out = {'diversity': self.diversity}
-    if self.judged:
-      out['strict'] = self.strict
-    if self.proxy is not None:
-      out['proxy'] = self.proxy
-    for name, count in self.invalid.items():
-      out['invalid' + ('' if name == 'gold' else f'/{name}')] = count
-    per_task = self.strict_per_task.items()
-    out |= {f'strict/{task}': value for task, value in per_task}
-    monitors = self.monitors.items()
-    out |= {f'monitor/{name}': value for name, value in monitors}
-    out |= {f'gold/{part}': value for part, value in self.parts.items()}
-    if self.judged and self.gold.shape[1] > 1:
-      best, worst = self.extremes()
-      out |= {'best': best, 'worst': worst}
-    place = f'evals/{label}' if label else 'eval'
-    return {f'{place}/{name}': value for name, value in out.items()}
-
-  def extremes(self) -> tuple[float, float]:
-    """Mean gold of the best and of the worst of a prompt's n samples.
-
-    Of verdicts the best is pass@n. A sample that was not judged is wrong; of
-    scores it is left out, NaN where none of a prompt was.
-    """
-    if self.verdict:
-      gold = np.nan_to_num(self.gold)
-      return float(gold.max(1).mean()), float(gold.min(1).mean())
-    kept = self.gold[np.isfinite(self.gold).any(1)]
-    if not len(kept):
-      return float('nan'), float('nan')
-    return (
-      float(np.nanmax(kept, 1).mean()), float(np.nanmin(kept, 1).mean())
-    )  # fmt: skip
-
-  def shown(self, prompts: int) -> 'Shown':
-    """Of the first prompts; points are drawn into one picture a prompt."""
-    media, gold = self.media[:prompts], self.gold[:prompts]
-    reward = gold if self.reward is None else self.reward[:prompts]
-    if self.said:
-      n = media.shape[1]
-      blank = np.ones((*media.shape[:2], *_BLANK), np.float32)
-      seen = blank if self.seen is None else self.seen[:prompts]
-      media = np.stack(
-        [
-          [
-            image.captioned(picture, self.said[i * n + j])
-            for j, picture in enumerate(row)
-          ]
-          for i, row in enumerate(seen)
-        ]
-      )
-    elif media.ndim < 4:
-      media = np.stack([image.scatter(points) for points in media])[:, None]
-      gold, reward = (
-        gold.mean(-1, keepdims=True),
-        reward.mean(-1, keepdims=True),
-      )
-    correct = np.where(np.isfinite(gold), gold > 0.5, None)
-    return Shown(media, gold, reward, correct if self.verdict else None)
-
-  def summary(self) -> dict[str, Any]:
-    """The part of result.json about one policy."""
-    return dict(
-      gold=('accuracy' if self.verdict else 'score') if self.judged else None,
-      strict=self.strict,
-      strict_per_task=self.strict_per_task,
-      parts=self.parts | self.monitors,
-      proxy=self.proxy,
-      diversity=self.diversity,
-      **self._of_n(),
-      evaluated=self.gold.size,
-      invalid=self.invalid,
-    )
-
-  def _of_n(self) -> dict[str, float]:
-    if not self.judged or self.gold.shape[1] < 2:
-      return {}
-    return dict(zip(('best', 'worst'), self.extremes(), strict=True))
-
-
-class Shown(NamedTuple):
-  """Pictures of p prompts, m of each, and their scores."""
-
-  pictures: np.ndarray  # [p m h w c]
-  gold: np.ndarray  # [p m]; of points their mean, as of the reward
-  reward: np.ndarray  # [p m], as trained on; gold where nothing is
-  # [p m] True, False or None: not judged; None where gold gives no verdicts.
-  correct: np.ndarray | None
 
 
 def diversity(media: Array, samples: int) -> Array:
@@ -257,7 +144,7 @@ def sampled(
     }
     kept = inputs_lib.needed(inputs, called)
     seen = None if view is None else rows.media
-    return kept, seen, outs, whole, diversity(media, samples)
+    return kept, seen, outs, whole, diversity(inputs.image, samples)
 
   reward_params = {k: combine.params(named) for k, named in scored.items()}
   places = None
@@ -287,7 +174,7 @@ def sampled(
 
   def summed(found) -> Evaluation:
     inputs, seen, outs, whole, spread = found
-    media = inputs.media
+    media, text = inputs.image, inputs.text
     inputs = inputs_lib.on_host(inputs, called, asked or {})
     for kind, named in on_host.items():
       if named:
@@ -333,10 +220,11 @@ def sampled(
       for name, part in one.parts.items():
         parts[names[f'{label}/{name}']] = _mean(*_for(one, part))
     result = result._replace(parts=parts, monitors=means, invalid=invalid)
-    if speak and np.issubdtype(media.dtype, np.integer):
-      shape = result.media.shape
-      seen = None if seen is None else seen.reshape(*shape[:2], *seen.shape[1:])
-      result = result._replace(said=speak(media), seen=seen)
+    if seen is not None:
+      shape = result.gold.shape
+      result = result._replace(seen=seen.reshape(*shape, *seen.shape[1:]))
+    if speak and np.issubdtype(text.dtype, np.integer):
+      result = result._replace(said=speak(text))
     return result
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
@@ -467,6 +355,7 @@ def _evaluation(media, out, about, verdict, spread, texts, tasks) -> Evaluation:
     texts=list(texts),
     verdict=verdict,
     invalid=dict(gold=int((~valid & about).sum())),
+    about=about,
   )
 
 

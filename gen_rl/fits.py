@@ -81,6 +81,23 @@ def tasks(
   ]
 
 
+def unrewarded(
+  config: ml_collections.ConfigDict,
+  built: Mapping[str, Reward],
+  known: Sequence[str],
+) -> list[str]:
+  """Tasks whose prompts are drawn, and that no reward is for."""
+  weights = config.data.weights
+  drawn = {task for task in known if weights.get(task, 0 if weights else 1)}
+  left = drawn.difference(*(reward.tasks for reward in built.values()))
+  if not built or not left or not all(r.tasks for r in built.values()):
+    return []
+  return [
+    f'no reward is for the tasks {", ".join(sorted(left))} of data.prompts; '
+    'name them in the tasks of one, or draw none of them (data.weights)'
+  ]
+
+
 def drawn_judges(config: ml_collections.ConfigDict) -> list[str]:
   """Rewards without weights where the policy has some."""
   parts = dict(rewards=config.rewards, monitors=config.monitors)

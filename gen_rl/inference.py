@@ -32,6 +32,7 @@ from gen_rl import (
   search,
 )
 from gen_rl import evaluate as evaluate_lib
+from gen_rl import media as media_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds
@@ -391,7 +392,7 @@ def sample(
       latents, score = found.sample, found.score
     else:
       latents = built.sampler(params, rows)
-    media = built.policy.decode(params, latents)
+    media = media_lib.image(built.policy.decode(params, latents))
     if world is None or media.shape[1:] != world.shape:
       return media, None, score
     info = jax.tree.map(lambda x: x[:num], rows.info)  # all rows ask the same

@@ -65,6 +65,7 @@ class Comparison(NamedTuple):
   correct_after: Any = None
   reward_before: Any = None  # [P n]
   reward_after: Any = None
+  source: Any = None  # [P n h w c] what both policies were shown
 
 
 def read_history(path) -> list[dict]:
@@ -225,6 +226,7 @@ def _samples(grid):
     raise ValueError(
       f'{len(grid.prompts)} prompts, pictures {before.shape}, {after.shape}.'
     )
+  source = None if grid.source is None else image_lib.to_uint8(grid.source)
   cards = []
   for i, prompt in enumerate(grid.prompts):
     rows = [
@@ -234,6 +236,7 @@ def _samples(grid):
         *(None if v is None else np.asarray(v)[i] for v in (correct, reward)),
       )
       for label, media, correct, reward in (
+        *([('source', source, None, None)] if source is not None else []),
         ('base', before, grid.correct_before, grid.reward_before),
         ('trained', after, grid.correct_after, grid.reward_after),
       )
@@ -242,6 +245,7 @@ def _samples(grid):
       f'<figure class="card"><figcaption>{html.escape(str(prompt))}'
       f'</figcaption>{"".join(rows)}</figure>'
     )
+  shown = '' if source is None else ', and are shown the source above them'
   marks = ''
   if grid.correct_before is not None or grid.correct_after is not None:
     marks = (
@@ -249,8 +253,8 @@ def _samples(grid):
       '<span class="mark no">wrong</span> by the gold reward.'
     )
   return (
-    '<p class="note">The two rows of a prompt start from the same seeds, '
-    f'column by column.{marks}</p><div class="cards">{"".join(cards)}</div>'
+    '<p class="note">The two policies start from the same seeds, column by '
+    f'column{shown}.{marks}</p><div class="cards">{"".join(cards)}</div>'
   )
 
 

@@ -458,8 +458,11 @@ class Run:
 def _grid(result: evaluate_lib.Evaluation, count: int) -> np.ndarray:
   """A picture of the first sample of the first prompts."""
   shown = result.shown(count)
+  pictures = shown.pictures[:, 0]
+  if shown.source is not None:
+    pictures = image.beside(shown.source[:, 0], pictures)
   return image.grid(
-    shown.pictures[:, 0],
+    pictures,
     captions=result.texts[:count],
     rewards=shown.reward[:, 0],
     correct=None if shown.correct is None else shown.correct[:, 0],
@@ -479,6 +482,7 @@ def _comparison(
     correct_after=after.correct,
     reward_before=before.reward,
     reward_after=after.reward,
+    source=after.source,
   )
 
 

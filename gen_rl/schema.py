@@ -163,8 +163,9 @@ def _labelled(path: str, node: Any) -> Iterator[Mistake]:
   for label, spec in node.items():
     where = f'{path}.{label}'
     outer = specs.outer(where)
-    for key in set(outer) & set(spec) if isinstance(spec, Mapping) else ():
-      if (wrong := fields.misfit(spec[key], outer[key])) is not None:
+    for key in outer if isinstance(spec, Mapping) else ():
+      wrong = key in spec and fields.misfit(spec[key], outer[key])
+      if wrong:
         yield _mistake(
           f'{where}.{key}', f'is {spec[key]!r:.60}; it must be {wrong}'
         )

@@ -28,6 +28,7 @@ from jaxtyping import Float, Key
 
 from gen_rl import selection
 from gen_rl.policies.ode import Segments
+from gen_rl.rewards import combine
 from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.types import Array, Params, Policy, Reward, Rows
 from gen_rl.utils import rng, tree
@@ -75,9 +76,8 @@ def verifier(
     media = policy.decode(params, latents)
     inputs = inputs_lib.of(rows, media, group_size, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
-    out = reward.score(reward_params, inputs, keys)
-    valid = out.valid & jnp.isfinite(out.score)
-    return jnp.where(valid, out.score, -jnp.inf)
+    out = combine.answer(reward.name, reward, reward_params, inputs, keys)
+    return jnp.where(out.valid, out.score, -jnp.inf)
 
   return verify
 

@@ -198,7 +198,7 @@ def color_reward(
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del params, key
-    mean = inputs.media.mean((1, 2))
+    mean = inputs.image.mean((1, 2))
     size = int(inputs.group_size)
     channel = inputs.info['channel'][::size].repeat(size)
     out = mean[np.arange(len(mean)), channel] - mean.mean(-1)

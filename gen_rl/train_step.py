@@ -152,7 +152,7 @@ def make(
   def collect(state, batch, key):
     traj, inputs, outs = sample(state, batch, key)
     state, exp, metrics = judge_lib.judge(recipe, state, traj, inputs, outs)
-    exp = judge_lib.show(recipe, state, batch, inputs.media, exp, key)
+    exp = judge_lib.show(recipe, state, batch, inputs.image, exp, key)
     return state, exp, metrics
 
   def update(state, exp, key):

@@ -21,6 +21,8 @@ from flax import struct
 import jax
 import numpy as np
 
+from gen_rl import media as media_lib
+
 Array = jax.Array
 AnyArray = jax.Array | np.ndarray  # of what also takes numpy arrays
 PyTree = Any
@@ -100,7 +102,8 @@ class Policy(NamedTuple):
   init: Callable[[Array], Params]  # key -> params
   # (params, Rows, step) -> Trajectory; `step` moves windows and curricula
   rollout: Callable[..., Trajectory]
-  decode: Callable[..., PyTree]  # (params, latent) -> media in [0, 1]
+  # (params, samples) -> media in [0, 1], tokens, or dict(text=, image=) of both
+  decode: Callable[..., PyTree]
   # What else it can do, {name: function}: see `gen_rl.capabilities`.
   ops: Mapping[str, Callable[..., Any]] = MappingProxyType({})
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
@@ -121,7 +124,9 @@ class RewardInputs(struct.PyTreeNode):
   rewards that need them (`Reward.needs`), and () for others.
   """
 
-  media: PyTree  # [b h w c] float in [0, 1] for images, [b k] int for tokens
+  # [b h w c] float in [0, 1] for images, [b k] int for tokens; of policies that
+  # make both dict(text=, image=), which `text` and `image` tell apart.
+  media: PyTree
   info: Mapping[str, Array]  # {name: [b ...]} what the prompt asked for
   # Neighbours that are of one prompt: G, or 1 where groups are cut.
   group_size: int = struct.field(pytree_node=False)
@@ -133,6 +138,16 @@ class RewardInputs(struct.PyTreeNode):
   texts: PyTree = ()  # [b] str, the prompts
   # {name: [b]} of their file
   columns: Mapping[str, np.ndarray] = struct.field(default_factory=dict)
+
+  @property
+  def image(self) -> Array:
+    """Pictures [b h w c], where the policy makes some."""
+    return media_lib.image(self.media)
+
+  @property
+  def text(self) -> Array:
+    """Tokens [b k], where the policy says some."""
+    return media_lib.text(self.media)
 
 
 class RewardOut(struct.PyTreeNode):

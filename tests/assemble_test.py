@@ -13,6 +13,7 @@ from gen_rl import build as builder
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, prompts
 from gen_rl.utils import tree
+from gen_rl.utils.tasks import task_code
 
 
 def test_monitors_are_built_and_kept_apart_from_rewards():
@@ -153,3 +154,25 @@ def test_rewards_with_gradients_keep_groups_together():
   layout = assemble.make_layout(config, built, jax.devices()[:1])
   with pytest.raises(ConfigError, match='4 groups .* microbatches=8'):
     assemble.make_step(config, built, layout)
+
+
+def test_rewards_for_tasks():
+  """Of a config; a task that no prompt is of is named."""
+  config = flow_grpo.get_config('tiny')
+  config.rewards.oracle.tasks = ('text', 'colors')
+  with pytest.raises(ConfigError, match='color_attr, .*, position, single'):
+    assemble.setup(config)
+  config.data.weights = dict(text=1.0, colors=2.0)
+  config.monitors.gold = dict(name='shapes_strict', tasks=('counting',))
+  built = assemble.setup(config)
+  assert built.rewards['oracle'][0].tasks == ('text', 'colors')
+  assert built.monitors['gold'][0].tasks == ('counting',)
+  batch, _ = next(feeds.training(config, built))
+  codes = set(map(task_code, ('text', 'colors')))
+  assert set(batch['info']['task_code'].tolist()) == codes
+  config.monitors.gold.tasks = ('countin',)
+  with pytest.raises(ConfigError, match="'countin'.*'counting'.*color_attr, "):
+    assemble.setup(config)
+  config.monitors.gold = dict(name='shapes_strict', tasks='counting')
+  with pytest.raises(ConfigError, match='gold.tasks is .* a tuple'):
+    assemble.setup(config)

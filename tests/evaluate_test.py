@@ -9,7 +9,8 @@ from gen_rl import build, evaluate, rollout, testing
 from gen_rl.data import prompts
 from gen_rl.policies import compose, denoising, ode, tokens
 from gen_rl.types import Policy, Reward, RewardOut
-from gen_rl.utils import rng
+from gen_rl.utils import image, rng
+from gen_rl.utils.tasks import task_code
 
 TEXTS, TASKS = ['one', 'two', 'three'], ['x', 'y', 'x']
 BATCH = dict(
@@ -290,6 +291,30 @@ def test_scores_are_no_verdicts():
   assert verdict.shown(2).correct.tolist() == [[True] * 3, [False] * 3]
 
 
+def test_gold_for_some_tasks_says_nothing_of_others():
+  """Neither right nor wrong; one that compares a batch must see it whole."""
+  batch = dict(PROMPTS, info=dict(PROMPTS['info']))
+  codes = [task_code(task) for task in PROMPT_TASKS]
+  batch['info']['task_code'] = np.array(codes, np.int32)
+  one = gold(spoil=True)._replace(tasks=('y',))
+
+  def make(reward, **more):
+    return evaluate.sampled(
+      POLICY, ode.sampler(NET, 3), batch, list('abcd'), PROMPT_TASKS,
+      dict(gold=(reward, 1.0)), dict(proxy=(reward, 1.0)), samples=3, seed=1,
+      **more,
+    )  # fmt: skip
+
+  found = make(one)(POLICY.init(KEY))
+  # Of the prompts 1 and 3 the first could not be judged, the second is right.
+  assert (found.strict, found.strict_per_task) == (0.5, dict(y=0.5))
+  assert found.invalid == dict(gold=3, proxy=3) and found.proxy == 1.0
+  assert np.isnan(found.gold[::2]).all()
+  make(one._replace(called_on='batch'), chunk=12)
+  with pytest.raises(build.ConfigError, match='12 samples .* 2 x 6;'):
+    make(one._replace(called_on='batch'), chunk=9)
+
+
 def test_kl_from_base():
   """0 from itself; for a shift of the velocity, the Gaussian closed form."""
 
@@ -357,5 +382,37 @@ def test_what_is_said_is_shown_under_what_is_seen():
   assert shown.pictures.shape[:2] == (2, 2)
   picture, text = np.split(shown.pictures[1, 0], [120])
   assert len(np.unique(picture)) == 1 and len(np.unique(text)) > 1
+  assert shown.source is None
   media = jnp.array([[1, 2], [1, 3], [4, 4], [4, 4]])
   assert evaluate.diversity(media, 2).tolist() == [1.0, 0.0]
+
+
+def test_text_and_picture_and_source_are_shown():
+  """Of a policy that is shown a picture, says something and draws another."""
+  said = tokens.tokens(testing.bigram(6), length=3, end=5)
+  policy = compose.compose(said, testing.make_policy(), length=4, end=5)
+
+  def view(rows):
+    shade = rows.group.astype(jnp.float32)[:, None, None, None] / 8.0
+    return jnp.broadcast_to(2 * shade - 1, (len(shade), 8, 8, 3)), rows.cond
+
+  def score(params, inputs, key):
+    both = (inputs.media['text'] == inputs.text).all(1)
+    both &= (inputs.said['text'] == inputs.text).all(1)
+    both &= inputs.seen['image'][:, 0, 0, 0] == inputs.ids / 8.0
+    return RewardOut(both + 0.0, {}, both)
+
+  run = evaluate.sampled(
+    policy, lambda params, rows: policy.rollout(params, rows, 0).sample,
+    testing.batch(), ['?'] * 4, [], dict(all=(Reward('all', (), score), 1.0)),
+    None, samples=2, seed=0, view=view,
+    speak=lambda ids: [str(row[0]) for row in ids],
+  )  # fmt: skip
+  found = run(policy.init(jax.random.key(0)))
+  assert found.strict == 1 and found.media.shape == (4, 2, 4, 4, 3)
+  assert len(found.said) == 8
+  shown = found.shown(2)
+  assert shown.source.shape == (2, 2, 8, 8, 3)
+  np.testing.assert_allclose(shown.source[1], 1 / 8, atol=1e-6)
+  own = image.captioned(found.media[1, 0], found.said[2])
+  np.testing.assert_array_equal(shown.pictures[1, 0], own)

@@ -10,7 +10,12 @@ import jax
 from ml_collections import config_dict
 import pytest
 
-from configs import flow_grpo, flow_grpo_2b
+from configs import (
+  flow_grpo,
+  flow_grpo_2b,
+  promptecho_flow_grpo,
+  sd3_flow_grpo,
+)
 from gen_rl import assemble, build, estimate, initial, plan, sharding
 from gen_rl.data import feeds
 from gen_rl.utils import chips
@@ -99,6 +104,21 @@ def test_what_four_chips_hold_and_send(on_tpu):
   assert 0 < p.rollout_operations < p.operations
   assert p.seconds['compute'] == p.operations / 197e12
   assert p.bound == max(p.seconds, key=p.seconds.get)
+
+
+@pytest.mark.parametrize('module', [promptecho_flow_grpo, sd3_flow_grpo])
+def test_judges_are_split_over_the_chips(module):
+  """A vision-language model's and CLIP's weights; all their axes are known."""
+  pytest.importorskip('libtpu')
+  config = module.get_config('tiny')
+  config.data.prompts_per_step = 8
+  config.mesh.update(data=1, fsdp=4)
+  devices, _ = chips.devices('v5e:2x2')
+  _, _, _, state, _, _ = estimate.abstract(config, devices)
+  judges = dict(frozen=state.frozen['rewards'])
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(judges))
+  held = estimate.state_bytes(judges)['frozen']
+  assert whole / 4 <= held < 0.5 * whole
 
 
 def test_operations_do_not_depend_on_the_cut(on_tpu):

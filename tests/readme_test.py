@@ -20,24 +20,28 @@ def blocks(heading: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-  'heading, package, metric',
+  'heading, package, names',
   [
-    ('Add a reward', rewards, 'reward/redness'),
-    ('Add a method', objectives, 'regression/log_prob'),
+    ('Add a reward', rewards, ['reward/redness', 'reward/keeps']),
+    ('Add a method', objectives, ['regression/log_prob']),
   ],
 )
-def test_examples_train(heading, package, metric, tmp_path, monkeypatch):
-  """The module in a folder of the package, the lines in a config."""
-  module, lines = blocks(heading)
-  (tmp_path / 'written_by_a_reader.py').write_text(module)
+def test_examples_train(heading, package, names, tmp_path, monkeypatch):
+  """The modules in a folder of the package, the lines in a config."""
+  found = blocks(heading)
+  assert len(found) == 2 * len(names)
   monkeypatch.setattr(package, '__path__', [*package.__path__, str(tmp_path)])
   c = flow_grpo.get_config('tiny')
-  exec(lines, dict(c=c))
+  for i, (module, lines) in enumerate(zip(found[::2], found[1::2])):
+    (tmp_path / f'written_by_a_reader_{i}.py').write_text(module)
+    exec(lines, dict(c=c))
   train.train_and_evaluate(c, str(tmp_path / 'run'))
   history = metrics.read(tmp_path / 'run' / metrics.FILE)
-  values = [line[metric] for line in history if metric in line]
-  assert len(values) == c.steps and np.isfinite(values).all()
-  sys.modules.pop(f'{package.__name__}.written_by_a_reader')
+  for name in names:
+    values = [line[name] for line in history if name in line]
+    assert len(values) == c.steps and np.isfinite(values).all()
+  for i in range(len(names)):
+    sys.modules.pop(f'{package.__name__}.written_by_a_reader_{i}')
 
 
 def test_the_schema_of_results_is_that_of_the_readme():

@@ -106,6 +106,17 @@ def test_borders_follow_the_oracle(page):
   assert css == (['no px'] * 3 + ['ok px'] * 3) * 2 + ['sheet px']
 
 
+def test_what_a_policy_was_shown_stands_above_what_it_made(tmp_path):
+  source = comparison()._replace(source=np.zeros((2, 3, 4, 4, 3)))
+  path = report.write_report(
+    tmp_path, testing.result(), [], {'x': source}, {}, {}, {}
+  )
+  page = Page(path.read_text())
+  css = [a['class'] for t, a in page.tags if t == 'img']
+  assert css == ([' px'] * 3 + ['no px'] * 3 + ['ok px'] * 3) * 2
+  assert 'the source above them' in ''.join(page.text)
+
+
 def test_report_without_history_grids_or_numbers(tmp_path):
   result = testing.result()
   for part in (result['base'], result['trained']):

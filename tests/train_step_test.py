@@ -454,3 +454,19 @@ def test_decisions_get_the_scores_of_their_completions():
       policy, reward=testing.color_reward(where='host'),
       advantage=advantages.turning_points(4),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'on, cut, says',
+  [
+    ('batch', dict(microbatches=2), "'color' .* a batch, .* updates=1 x micro"),
+    ('groups', {}, "'color' .* a group, .* takes group_size"),
+  ],
+)
+def test_gradients_of_rewards_that_compare_rows(on, cut, says):
+  reward = testing.color_reward()._replace(called_on=on)
+  terms = dict(r=(objectives.reward_backprop(), 1.0))
+  policy = testing.make_policy(deterministic=True)
+  step, state = testing.make_step(policy, terms, reward=reward, **cut)
+  with pytest.raises(ConfigError, match=says):
+    step.train_step.trace(state, testing.batch(), KEY)

@@ -12,7 +12,8 @@ denoising steps. A trajectory has the k_1 + k_2 decisions of both behind one
 another, so that one reward of the picture trains both (the bi-level rollout of
 T2I-R1 with one picture per text): `log_prob`, `mask`, `times` and `noise` are
 [b k_1 + k_2], `states` and `actions` are a `Pair`, the distribution is
-`distributions.Concat`, `sample` is the second's. Nothing flows from the second
+`distributions.Concat`, `sample` and media are dict(text=, image=), so that
+rewards see both. Nothing flows from the second
 into the first but the reward, for (2) are whole numbers.
 
 Objectives that ask for log-probs, KL divergences or entropies of decisions
@@ -169,7 +170,7 @@ def compose(
       noise=along('noise'),
       log_prob=along('log_prob'),
       mask=along('mask'),
-      sample=drawn.sample,
+      sample=dict(text=words, image=drawn.sample),
       group=rows.group,
     )
 
@@ -192,7 +193,12 @@ def compose(
     said = traj.actions.first
     return Pair(
       part('first', slice(None, k), sample=said),
-      part('second', slice(k, None), cond=seen(traj.cond, said)),
+      part(
+        'second',
+        slice(k, None),
+        cond=seen(traj.cond, said),
+        sample=traj.sample['image'],
+      ),
     )
 
   def dist(params: Params, traj: Trajectory) -> Concat:
@@ -204,9 +210,14 @@ def compose(
       )
     )
 
-  def greedy(params: Params, rows: Rows) -> Array:
+  def greedy(params: Params, rows: Rows) -> PyTree:
     said = first.ops['greedy'](params['first'], rows)
-    return second.ops['greedy'](params['second'], follow(rows, said))
+    shown = second.ops['greedy'](params['second'], follow(rows, said))
+    return dict(text=said, image=shown)
+
+  def decode(params: Params, sample: PyTree) -> PyTree:
+    shown = second.decode(params['second'], sample['image'])
+    return dict(text=sample['text'], image=shown)
 
   axes = (
     *_axes_within('first', first.axes),
@@ -216,7 +227,7 @@ def compose(
   return types.Policy(
     init,
     rollout,
-    lambda params, latent: second.decode(params['second'], latent),
+    decode,
     {
       name: op
       for name, op in ops.items()

@@ -111,8 +111,8 @@ def adversarial(
 
   def score(params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
-    finite = jnp.isfinite(inputs.media).all((1, 2, 3))
-    media = jnp.where(finite[:, None, None, None], inputs.media, 0.0)
+    finite = jnp.isfinite(inputs.image).all((1, 2, 3))
+    media = jnp.where(finite[:, None, None, None], inputs.image, 0.0)
     picture, patches = both(params, media)
     patches = patches.mean(1)
     value = (1.0 - patch_weight) * picture + patch_weight * patches

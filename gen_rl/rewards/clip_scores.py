@@ -132,7 +132,7 @@ def _similarity(
       f'{what} is to read {column!r}, and these prompts have none: set '
       f'data.reader.texts.{column}="{{{_PLACE.get(what, "prompt")}}}"'
     )
-  images, finite = pixels.finite(inputs.media)
+  images, finite = pixels.finite(inputs.image)
   x = model.net.image(params, _seen(model, images, fit))
   # A text once for the rows of its group.
   tokens = inputs.info[column][:: inputs.group_size]
@@ -327,7 +327,7 @@ def aesthetic(
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
-    images, finite = pixels.finite(inputs.media)
+    images, finite = pixels.finite(inputs.image)
     x = model.net.image(params['net'], _seen(model, images, _cut(rounded)))
     x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     value = x @ params['head']['weight'] + params['head']['bias']

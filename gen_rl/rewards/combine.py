@@ -52,7 +52,7 @@ def split(rewards: Weighted) -> tuple[dict, dict]:
     weight 0.
 
   Raises:
-    ValueError: a weight is not finite, or `where` is unknown.
+    ValueError: a weight is not finite; `where` or what it needs is unknown.
   """
   device, host = {}, {}
   for label, (reward, weight) in rewards.items():
@@ -62,6 +62,10 @@ def split(rewards: Weighted) -> tuple[dict, dict]:
       raise ValueError(
         f'reward {label!r} has where={reward.where!r}; it must be "device" or '
         '"host" (one that asks a server is scored on the host)'
+      )
+    if not set(reward.needs) <= {'said', 'seen'}:
+      raise ValueError(
+        f'reward {label!r} needs {reward.needs}; it can need "said" and "seen"'
       )
     if weight != 0:
       (device if reward.where == 'device' else host)[label] = reward, weight
@@ -86,7 +90,9 @@ def axes(rewards: Weighted) -> dict[str, Axes]:
 def applies(outs: Mapping[str, RewardOut]) -> AnyArray | bool:
   """The rows [b] that one of these answers is about, or True: all."""
   some = [out.applies for out in outs.values()]
-  return True if None in some else functools.reduce(operator.or_, some)
+  if any(x is None for x in some):
+    return True
+  return functools.reduce(operator.or_, some)
 
 
 def widest(rewards: Weighted) -> str:

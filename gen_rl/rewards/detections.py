@@ -104,7 +104,7 @@ def detected_geneval(
         'data.prompts.name="geneval" with a file like its metadata'
       )
     info = {name: inputs.info[name] for name in (*_CLAUSES, 'confidence')}
-    media = inputs.media
+    media = inputs.image
     if used.where == 'device':
       finite = jnp.isfinite(media).all((1, 2, 3))
       media = jnp.where(finite[:, None, None, None], media, 0)

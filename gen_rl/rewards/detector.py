@@ -118,8 +118,8 @@ def shapes_detector(
       include_color=info['include_color'],
       relation=info['relation'],
     )
-    finite = jnp.isfinite(inputs.media).all((1, 2, 3))
-    media = jnp.where(finite[:, None, None, None], inputs.media, 0.0)
+    finite = jnp.isfinite(inputs.image).all((1, 2, 3))
+    media = jnp.where(finite[:, None, None, None], inputs.image, 0.0)
     found = detector.peaks(net.apply(params, media))
     hard = detector.detections(found)
     if soft:

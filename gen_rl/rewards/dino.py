@@ -81,7 +81,7 @@ def dino(
         f'dino compares with the picture {column!r}, and these prompts come '
         f'without; there are {", ".join(sorted(inputs.info)) or "none"}'
       )
-    both = [pixels.finite(x) for x in (inputs.media, inputs.info[column])]
+    both = [pixels.finite(x) for x in (inputs.image, inputs.info[column])]
     seen = [
       vit.fitted(x, side, dinov2.MEAN, dinov2.STD, short) for x, _ in both
     ]

@@ -74,7 +74,7 @@ def imagereward(
         f'ImageReward is to read {column!r}, and these prompts have none: set '
         f'data.reader.texts.{column}="{{prompt}}"'
       )
-    images, finite = pixels.finite(inputs.media)
+    images, finite = pixels.finite(inputs.image)
     seen = vit.fitted(
       images, net.image, vit.CLIP_MEAN, vit.CLIP_STD, rounded=rounded
     )

@@ -355,8 +355,8 @@ def _reward(name: str, size, sign: float, quality: int, scale: float, **kw):
 
   def score(params, inputs: RewardInputs, key: Array) -> RewardOut:
     del params, key
-    kilobytes = size(inputs.media, quality) / 1000
-    valid = jnp.isfinite(inputs.media).all((1, 2, 3))
+    kilobytes = size(inputs.image, quality) / 1000
+    valid = jnp.isfinite(inputs.image).all((1, 2, 3))
     return RewardOut(
       score=sign * scale * kilobytes,
       parts={'kilobytes': kilobytes},
@@ -409,7 +409,7 @@ def host_jpeg_compressibility(
 
   def score(params, inputs: RewardInputs, key: Array) -> RewardOut:
     del params, key
-    media = np.asarray(inputs.media, np.float32)
+    media = np.asarray(inputs.image, np.float32)
     _check(media)
     valid = np.isfinite(media).all((1, 2, 3))
     x = np.where(np.isfinite(media), media, 0)

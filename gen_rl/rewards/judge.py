@@ -51,7 +51,7 @@ _TINY = 1e-30
 
 def _pictures(inputs: RewardInputs) -> tuple[Array, Array]:
   """(pictures that are finite, which were)."""
-  media = inputs.media
+  media = inputs.image
   if jnp.ndim(media) != 4:
     raise ConfigError(
       f'a judge looks at pictures, and these samples are {jnp.shape(media)}'
@@ -75,7 +75,7 @@ def _asked(judge: answers.Judge, question: str, column: str) -> Callable:
   if question:
     ids = judge.query(question)
     return lambda inputs: jnp.broadcast_to(
-      ids, (len(inputs.media), ids.shape[1])
+      ids, (len(inputs.image), ids.shape[1])
     )
   return lambda inputs: _column(inputs, column)
 

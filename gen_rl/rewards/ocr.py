@@ -90,7 +90,7 @@ def read_text(
         'use data.prompts.name="quoted" with a file whose prompts have a text '
         'in double quotes'
       )
-    media = np.asarray(inputs.media, np.float32)
+    media = np.asarray(inputs.image, np.float32)
     scores = np.full(len(media), np.nan, np.float32)
     characters = np.zeros(len(media), np.float32)
     with borrowed() as read:

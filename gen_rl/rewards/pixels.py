@@ -47,7 +47,7 @@ def saturation() -> Reward:
 
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     del params, key
-    value = chroma(inputs.media)
+    value = chroma(inputs.image)
     return RewardOut(value, {}, jnp.isfinite(value))
 
   return Reward('saturation', (), score, differentiable=True)

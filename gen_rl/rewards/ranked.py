@@ -6,6 +6,7 @@ Preference data needs no judge: its groups come sorted. The advantage
 
 import jax.numpy as jnp
 
+from gen_rl.rewards import combine
 from gen_rl.types import Reward, RewardInputs, RewardOut
 
 
@@ -18,7 +19,7 @@ def ranked() -> Reward:
 
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     del params, key
-    b, size = inputs.media.shape[0], inputs.group_size
+    b, size = combine.rows_of(inputs), inputs.group_size
     place = jnp.arange(b) % size
     value = 1.0 - place.astype(jnp.float32) / max(size - 1, 1)
     return RewardOut(value, {}, jnp.ones(b, bool))

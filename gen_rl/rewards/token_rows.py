@@ -184,7 +184,7 @@ def completions(inputs: RewardInputs) -> Int[Array, 'b k']:
   Raises:
     ConfigError: they are something else.
   """
-  media = inputs.media
+  media = inputs.text
   shape, dtype = getattr(media, 'shape', None), getattr(media, 'dtype', None)
   if shape is None or len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
     raise ConfigError(

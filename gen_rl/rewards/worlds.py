@@ -25,13 +25,13 @@ def world_oracle(world: Spec, strict_weight: Fraction = 0.5) -> Reward:
 
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     del params, key
-    partial, strict = of.judge(inputs.media, of.facts_of(inputs.info))
+    partial, strict = of.judge(inputs.image, of.facts_of(inputs.info))
     strict = strict.astype(jnp.float32)
-    inner = tuple(range(1, inputs.media.ndim))
+    inner = tuple(range(1, inputs.image.ndim))
     return RewardOut(
       score=(1 - strict_weight) * partial + strict_weight * strict,
       parts=dict(partial=partial, strict=strict),
-      valid=jnp.isfinite(inputs.media).all(inner),
+      valid=jnp.isfinite(inputs.image).all(inner),
     )
 
   return Reward(f'{of.name}_oracle', (), score, verdict=strict_weight == 1)

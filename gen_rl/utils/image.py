@@ -134,6 +134,25 @@ def grid(
   return _sheet(cells, texts, min(columns or 8, n), captions is not None)
 
 
+def beside(left, right) -> np.ndarray:
+  """Pairs of pictures as one picture each, white between them.
+
+  Args:
+    left: [n h w c]; enlarged by a whole factor, or cut, to the height of right.
+    right: [n H W c].
+
+  Returns:
+    uint8 [n H ... 3].
+  """
+  left, right = to_uint8(left), to_uint8(right)
+  n, height = right.shape[:2]
+  left = upscale(left, max(height // left.shape[1], 1))[:, :height]
+  room = ((0, 0), (0, height - left.shape[1]), (0, 0), (0, 0))
+  left = np.pad(left, room, constant_values=255)
+  gap = np.full((n, height, max(height // 24, 1), 3), 255, np.uint8)
+  return np.concatenate([left, gap, right], 2)
+
+
 def captioned(picture, text: str, lines: int = 3) -> np.ndarray:
   """A picture with what is said about it underneath, as one picture.
 

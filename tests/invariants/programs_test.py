@@ -26,7 +26,8 @@ from gen_rl import (
   sharding,
   testing,
 )
-from gen_rl.rewards import evaluate
+from gen_rl.rewards import combine, evaluate
+from gen_rl.types import Reward, RewardOut
 from gen_rl.utils import tree
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -206,6 +207,20 @@ def _kinds(x):
   return {a.sharding.memory_kind for a in jax.tree.leaves(x) if a.ndim}
 
 
+def judge():
+  """A reward whose parameters a mesh splits, of pictures of `testing.dit`."""
+  drawn = np.random.default_rng(0).normal(size=(8 * 8 * 3, 8)) / 8
+  params = dict(up=np.float32(drawn), down=np.ones(8, np.float32))
+
+  def score(params, inputs, key):
+    flat = inputs.image.reshape(len(inputs.image), -1)
+    value = jnp.tanh(flat @ params['up']) @ params['down']
+    return RewardOut(value, {}, jnp.isfinite(value))
+
+  axes = (('up', ('embed', 'mlp')), ('down', ('mlp',)))
+  return Reward('judge', params, score, axes=axes)
+
+
 def write_runs(folder, *meshes):
   """Two steps on each mesh, and what they sampled, as npz."""
   for sizes in meshes:
@@ -214,7 +229,12 @@ def write_runs(folder, *meshes):
     mesh = sharding.make_mesh(data, fsdp, tensor, devices)
     out = {}
     for name, net, batch, cut in (
-      ('dit', testing.dit(), testing.dit_batch(), {}),
+      (
+        'dit',
+        testing.dit(),
+        testing.dit_batch(),
+        dict(monitors=dict(judge=(judge(), 1.0))),
+      ),
       (
         'cut',
         None,
@@ -234,7 +254,8 @@ def write_runs(folder, *meshes):
       window = 0 if name == 'all' else 2  # gradients of samples: the last steps
       policy = testing.make_policy(net, window=window)
       away = ('ema', 'optimizer') if tensor > 1 else ()
-      layout = sharding.Layout(mesh, policy.axes, offload=away)
+      judges = combine.axes(cut.get('monitors', {}))
+      layout = sharding.Layout(mesh, policy.axes, offload=away, judges=judges)
       step, state = testing.make_step(
         policy,
         layout=layout,
@@ -254,6 +275,9 @@ def write_runs(folder, *meshes):
       assert all(len(x.sharding.device_set) == mesh.size for x in parts)
       split = [x for x in parts if not x.is_fully_replicated]
       assert bool(split) == (fsdp * tensor > 1)
+      places = dict(up=(192 // fsdp, 8 // tensor), down=(8 // tensor,))
+      for leaf, x in state.frozen['rewards'].get('judge', {}).items():
+        assert x.sharding.shard_shape(x.shape) == places[leaf]
       found = dict(
         sample=traj.sample, media=inputs.media, state=state, log=logs
       )

@@ -98,9 +98,10 @@ def test_both_segments_are_scored_as_they_were_sampled(second, keep):
   )  # fmt: skip
   own = after.ops['dist'](params['second'], other).log_prob(other.actions)
   np.testing.assert_allclose(traj.log_prob[:, K:], own, atol=1e-5)
+  media = policy.decode(params, traj.sample)
+  np.testing.assert_array_equal(media['text'], alone.actions)
   np.testing.assert_array_equal(
-    policy.decode(params, traj.sample),
-    after.decode(params['second'], traj.sample),
+    media['image'], after.decode(params['second'], traj.sample['image'])
   )
 
 
@@ -143,9 +144,10 @@ def test_greedy_is_both():
   said = first.ops['greedy'](params['first'], rows)
   prompt = continued(rows.cond['tokens'], said, LENGTH, END)
   shown = rows.replace(cond=dict(tokens=prompt))
+  found = policy.ops['greedy'](params, rows)
+  np.testing.assert_array_equal(found['text'], said)
   np.testing.assert_array_equal(
-    policy.ops['greedy'](params, rows),
-    second.ops['greedy'](params['second'], shown),
+    found['image'], second.ops['greedy'](params['second'], shown)
   )
   assert 'greedy' not in make('flow')[0].ops
 
@@ -155,7 +157,7 @@ def hits():
 
   def score(params, inputs, key):
     del params, key
-    hit = inputs.media == inputs.info['channel'][:, None] + 1
+    hit = inputs.image == inputs.info['channel'][:, None] + 1
     return RewardOut(
       hit.mean(1, dtype=np.float32), {}, jnp.ones(len(hit), bool)
     )
@@ -274,7 +276,8 @@ def test_from_a_config():
 
   params, traj, media = run()
   assert params['second']['text']['position'].shape == (6, 8)
-  assert media.shape == (16, 8, 8, 3) and traj.mask.shape == (16, 4)
+  assert media['image'].shape == (16, 8, 8, 3)
+  assert media['text'].shape == (16, 3) and traj.mask.shape == (16, 4)
   with pytest.raises(build.ConfigError, match="no key 'size'"):
     build.build(policies, {**spec, 'first': dict(name='tokens', size=3)},
                 net=net, end=END)  # fmt: skip

@@ -189,6 +189,8 @@ def test_says_what_is_wrong():
     combine.split({'a': (a, float('nan'))})
   with pytest.raises(ValueError, match='"device" or "host"'):
     combine.split({'a': (a._replace(where='moon'), 1.0)})
+  with pytest.raises(ValueError, match="'a' needs"):
+    combine.split({'a': (a._replace(needs=('saw',)), 1.0)})
   with pytest.raises(ValueError, match='do not match'):
     combine.merge({}, {'a': 1.0})
 

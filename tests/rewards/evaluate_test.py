@@ -9,6 +9,7 @@ import pytest
 
 from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.types import Reward, RewardInputs, RewardOut
+from gen_rl.utils import tasks
 
 KEY = jax.random.key(0)
 INPUTS = RewardInputs(
@@ -221,3 +222,52 @@ def test_places():
   host = {'h': (_host(_mean), 1.0)}
   with pytest.raises(ValueError, match="'h' runs on the host"):
     evaluate.evaluate(host, INPUTS, KEY)
+
+
+def test_a_reward_for_some_tasks():
+  """On the device and the host, beside what it says of where it applies."""
+  task = np.array([tasks.task_code(name) for name in 'aabbccdd'], np.int32)
+  inputs = INPUTS.replace(info=dict(INPUTS.info, task_code=task))
+
+  def score(params, inputs, key):
+    applies = inputs.info['target'] != 0
+    return _mean(params, inputs, key).replace(applies=applies)
+
+  own = _host(score)._replace(tasks=('a', 'c', 'nobody'))
+  host, _ = evaluate.evaluate_host(dict(own=(own, 1.0)), inputs, KEY)
+  own = own._replace(where='device')
+  device = jax.jit(
+    lambda x: evaluate.evaluate(
+      dict(own=(own, 1.0)), inputs.replace(media=x), KEY
+    )
+  )(inputs.media)
+  both = combine.combine(dict(own=(own, 2.0), all=(_host(_mean), 1.0)))
+  where = np.array([0, 1, 0, 0, 1, 1, 0, 0], bool)
+  for out in (host['own'], device['own']):
+    np.testing.assert_array_equal(out.applies, where)
+    np.testing.assert_allclose(out.score, where * EXPECTED, rtol=1e-6)
+    assert np.asarray(out.valid).all()
+  total = both.score(both.params, inputs, KEY).score
+  np.testing.assert_allclose(total, (1 + 2 * where) * EXPECTED, rtol=1e-6)
+  with pytest.raises(outcomes.RewardError, match='a, c, nobody, and these'):
+    evaluate.evaluate_host(
+      dict(own=(_host(score)._replace(tasks=own.tasks), 1.0)), INPUTS, KEY
+    )
+
+
+@pytest.mark.parametrize(
+  'on, calls', [('rows', 4), ('groups', 4), ('batch', 1)]
+)
+def test_a_call_holds_what_a_reward_compares(on, calls):
+  sizes = []
+
+  def score(params, inputs, key):
+    sizes.append(len(inputs.media))
+    return _mean(params, inputs, key)
+
+  reward = _host(score)._replace(called_on=on)
+  outs, _ = evaluate.evaluate_host(
+    dict(a=(reward, 1.0)), INPUTS, KEY, groups_per_call=1
+  )
+  assert sizes == [8 // calls] * calls
+  np.testing.assert_allclose(outs['a'].score, EXPECTED, rtol=1e-6)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gen_rl import evaluate, objectives, rollout, search, testing
 from gen_rl.data import prompts
@@ -53,13 +52,12 @@ def asked(samples):
   return source.asked(range(4), samples)
 
 
-@pytest.mark.parametrize('whole_groups', [False, True])
-def test_in_training_and_in_gradients(whole_groups):
-  """Of rewards and monitors, and of replayed samples however they are cut."""
+def test_in_training_and_in_gradients():
+  """Of rewards and monitors, and of replayed samples, shuffled and cut."""
   r = objectives.reward_backprop(cut='fixed', last=1)
   step, state = testing.make_step(
     POLICY, dict(r=(r, 1.0)), reward=witness(), updates=2, microbatches=2,
-    monitors=dict(seen=(witness(), 1.0)), whole_groups=whole_groups,
+    monitors=dict(seen=(witness(), 1.0)),
   )  # fmt: skip
   _, (log, *_) = testing.run(step, state, 1)
   assert log['reward/score'] == log['monitor/seen'] == log['r/reward'] == 1

@@ -133,6 +133,14 @@ def test_before_after_puts_pairs_side_by_side():
   assert tuple(row[image.GAP + w + 2]) == image.GREEN
 
 
+def test_beside_enlarges_the_left_to_the_right():
+  left, right = np.full((2, 3, 2, 1), 0.0), np.full((2, 7, 5, 3), 1.0)
+  both = image.beside(left, right)
+  assert both.shape == (2, 7, 4 + 1 + 5, 3)  # twice as large, and one of white
+  assert (both[:, :6, :4] == 0).all() and (both[:, 6:] == 255).all()
+  assert (both[:, :, 4:] == 255).all()
+
+
 def test_lengths_must_agree():
   x = np.zeros((3, 8, 8, 3))
   with pytest.raises(ValueError, match='captions: 2 for 3'):
