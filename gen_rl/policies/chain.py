@@ -1,0 +1,267 @@
+"""Denoising chains: their steps, which of them are decisions, what one does.
+
+`policies.denoising` says what a chain is; here are the functions of it.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl import build
+from gen_rl.build import ConfigError
+from gen_rl.diffusion import process, schedules, solvers
+from gen_rl.distributions import Gaussian
+from gen_rl.models.layers import Net
+from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
+from gen_rl.utils import rng
+
+
+class Steps(NamedTuple):
+  """The grid of a chain and the window of its steps that are decisions."""
+
+  count: int  # T
+  shift: float
+  tail: float  # share of the steps after the window that is taken
+  times: Array  # [T + 1]
+  units: tuple[float, float]  # of a discrete process, at the ends of the grid
+  own_grid: bool  # times are not those of shift
+  width: int  # w, decisions
+  low: int  # first step that may be one
+  high: int  # one past the last
+  start: Mapping[str, Any]  # spec of where the window starts
+
+  def grid(self, start: Array) -> tuple[Array, int | Array]:
+    """(times, how many steps) of a rollout whose window starts there."""
+    if self.own_grid:
+      return self.times, self.count
+    after = start + self.width
+    return schedules.compressed_tail(self.count, after, self.tail, self.shift)
+
+  def window(self, rows: Rows, step: Array) -> Array:
+    """The first decision of update number `step`."""
+    return build.build(
+      schedules, self.start, key=rows.key, iteration=step, window=self.width,
+      low=self.low, high=self.high,
+    )  # fmt: skip
+
+
+class Chain(NamedTuple):
+  """What the functions below share; see `denoising.denoising`."""
+
+  net: Net
+  guided: Net
+  steps: Steps
+  # (x, v, t, t_next, noise) -> (mean, std), of `diffusion.transitions`
+  move: Callable[..., tuple[Array, Array]]
+  noise: float
+  deterministic: bool
+  shared_noise: bool
+  solver: Literal['euler', 'dpm2']
+  event: Literal['mean', 'sum']
+  scale: Literal['full', 'unit']
+
+  def kernel(
+    self, x: Array, v: Array, t: Array, t_next: Array, a: Array
+  ) -> Gaussian:
+    """Where decisions [b k] lead: x, v [b k ...], times and levels [b k]."""
+    mean, std = self.move(x, v, t, t_next, a)
+    return Gaussian(mean, std, event=self.event, scale=self.scale)
+
+
+class Decision(NamedTuple):
+  """The fields of a Trajectory that have a place per decision."""
+
+  states: Array  # [b k ...]
+  actions: Array  # [b k ...]
+  times: Array  # [b k 2]
+  noise: Array  # [b k]
+  log_prob: Array  # [b k]
+  mask: Array  # [b k]
+
+
+def rollout(
+  chain: Chain, params: Params, rows: Rows, step: Array
+) -> Trajectory:
+  """Samples, keeping the decisions."""
+  steps, net, guided = chain.steps, chain.net, chain.guided
+  b, width = rows.group.shape[0], steps.width
+  start = steps.window(rows, step)
+  grid, count = steps.grid(start)
+  level = 0.0 if chain.deterministic else chain.noise
+  levels = schedules.noise_levels(steps.count, level, start, width)
+  init_keys = rows.group_keys if chain.shared_noise else rows.keys
+  x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
+  prompt = guided.encode(params, rows.cond)
+
+  def body(i: Array, carry: tuple) -> tuple:
+    x, memory, kept = carry
+    t, t_next, a = (
+      jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
+    )
+    v = guided.apply(params, x, t[:, 0], prompt)
+    dist = chain.kernel(x[:, None], v[:, None], t, t_next, a)
+    action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
+    inside = (i >= start) & (i < start + width)
+    noisy = inside & (not chain.deterministic)
+    free, memory = solvers.step(
+      chain.solver, x, v, grid[i], grid[i + 1], memory, noise_free=~noisy
+    )
+    if chain.solver == 'euler':
+      x_next = action[:, 0]
+    else:
+      x_next = jnp.where(noisy, action[:, 0], free)
+    new = Decision(
+      states=x[:, None],
+      actions=action,
+      times=jnp.stack([t, t_next], -1),
+      noise=a,
+      log_prob=dist.log_prob(action),
+      mask=(dist.std > 0).astype(jnp.float32),
+    )
+    place = jnp.where(inside, i - start, width)  # outside: dropped
+    kept = jax.tree.map(
+      lambda all, one: all.at[:, place].set(one[:, 0], mode='drop'), kept, new
+    )
+    return x_next, memory, kept
+
+  kept = _no_decisions(b, width, net.shape)
+  carry = (x, solvers.empty(x), kept)
+  sample, _, kept = jax.lax.fori_loop(0, count, body, carry)
+  return Trajectory(
+    cond=rows.cond,
+    sample=sample / steps.units[1],
+    group=rows.group,
+    **kept._asdict(),
+  )
+
+
+def _no_decisions(b: int, width: int, event: tuple[int, ...]) -> Decision:
+  def buffer(*shape: int) -> Array:
+    return jnp.zeros((b, width, *shape), jnp.float32)
+
+  return Decision(
+    states=buffer(*event),
+    actions=buffer(*event),
+    times=buffer(2),
+    noise=buffer(),
+    log_prob=buffer(),
+    mask=buffer(),
+  )
+
+
+def complete(
+  chain: Chain, params: Params, rows: Rows, step: Array, traj: Trajectory
+) -> Array:
+  """Samples [b k ...] finished without noise, see `capabilities`."""
+  steps, net, guided = chain.steps, chain.net, chain.guided
+  start = steps.window(rows, step)
+  grid, count = steps.grid(start)
+  prompt = guided.encode(params, rows.cond)
+  b = rows.group.shape[0]
+
+  def velocity_of(x: Array, t: Array) -> Array:  # x [m b ...]
+    m = x.shape[0]
+    tiled = jax.tree.map(
+      lambda c: jnp.tile(c, (m, *(1 for _ in c.shape[1:]))), prompt
+    )
+    flat = x.reshape(m * b, *net.shape)
+    v = guided.apply(params, flat, jnp.full(m * b, t), tiled)
+    return v.reshape(x.shape)
+
+  x = jnp.zeros((0, b, *net.shape))
+  for j in range(steps.width):  # one more to finish at each decision
+    x = jnp.concatenate([x, traj.states[:, j][None]])
+    t, t_next = grid[start + j], grid[start + j + 1]
+    x = x + velocity_of(x, t) * (t_next - t)
+
+  def body(i: Array, carry: tuple) -> tuple:
+    x, memory = carry
+    v = velocity_of(x, grid[i])
+    return solvers.step(chain.solver, x, v, grid[i], grid[i + 1], memory)
+
+  carry = (x, solvers.empty(x))
+  x, _ = jax.lax.fori_loop(start + steps.width, count, body, carry)
+  return x.swapaxes(0, 1) / steps.units[1]
+
+
+def finish(
+  chain: Chain,
+  params: Params,
+  traj: Trajectory,
+  cut: Array,
+  detach_inputs: bool = False,
+) -> Array:
+  """The stored samples with gradients through the chain, see `capabilities`.
+
+  Raises:
+    ConfigError: the window is not always that of the last noisy steps.
+  """
+  steps, width = chain.steps, chain.steps.width
+  last = steps.count - 1 - width
+  if steps.start['name'] != 'fixed_window' or steps.start['start'] != last:
+    raise ConfigError(
+      'gradients through samples need a window that stays at the last noisy '
+      f'steps: set policy.window_low={last} and '
+      'policy.window_start.name="fixed_window"'
+    )
+  prompt = chain.guided.encode(params, traj.cond)
+  x = jax.lax.stop_gradient(traj.states[:, 0])
+
+  @functools.partial(jax.checkpoint, static_argnums=2)
+  def move(params_and_prompt, x, j):
+    params, prompt = params_and_prompt
+    t, t_next, a = (
+      (traj.times[:, j, 0], traj.times[:, j, 1], traj.noise[:, j])
+      if j < width
+      else (traj.times[:, -1, 1], steps.times[-1] + 0.0 * cut, 0.0 * cut)
+    )
+    seen = jax.lax.stop_gradient(x) if detach_inputs else x
+    v = chain.guided.apply(params, seen, t, prompt).astype(jnp.float32)
+    live = process.expand(j >= cut, v) > 0
+    v = jnp.where(live, v, jax.lax.stop_gradient(v))
+    mean, _ = chain.move(x, v, t, t_next, a)
+    if j == width:
+      return mean
+    # The stored action, to the bit, with the gradient of the mean.
+    return traj.actions[:, j] + (mean - jax.lax.stop_gradient(mean))
+
+  for j in range(width + 1):
+    x = move((params, prompt), x, j)
+  return x / steps.units[1]
+
+
+def _flat(net: Net, params: Params, x: Array, t: Array, cond: PyTree) -> Array:
+  """Velocities [b k ...] at x [b k ...], t [b k]."""
+  b, k = t.shape
+  prompt = net.encode(params, cond)
+  prompt = jax.tree.map(lambda c: jnp.repeat(c, k, axis=0), prompt)
+  flat = x.reshape(b * k, *x.shape[2:])
+  return net.apply(params, flat, t.reshape(-1), prompt).reshape(x.shape)
+
+
+def _as_sampled(chain: Chain, params: Params, traj: Trajectory) -> Array:
+  t = traj.times[..., 0]
+  return _flat(chain.guided, params, traj.states, t, traj.cond)
+
+
+def dist(chain: Chain, params: Params, traj: Trajectory) -> Gaussian:
+  """Of the stored decisions."""
+  v = _as_sampled(chain, params, traj)
+  t, t_next = traj.times[..., 0], traj.times[..., 1]
+  return chain.kernel(traj.states, v, t, t_next, traj.noise)
+
+
+def velocity(chain: Chain, params: Params, traj: Trajectory) -> Array:
+  """At the stored states, after guidance, [b k ...] float32."""
+  return _as_sampled(chain, params, traj).astype(jnp.float32)
+
+
+def velocity_at(
+  chain: Chain, params: Params, traj: Trajectory, at: Noised
+) -> Array:
+  """Of the net itself at noised samples, [b k ...] float32."""
+  v = _flat(chain.net, params, at.x, at.t, traj.cond)
+  return v.astype(jnp.float32)
