@@ -25,11 +25,11 @@ from gen_rl import (
   export,
   initial,
   metrics,
+  report,
   results,
   sharding,
   train_state,
 )
-from gen_rl import run as run_lib
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.utils import progress, rng, system
@@ -163,7 +163,7 @@ def vmapped_runs(
       kl=after[i][1],
       wall_seconds=wall,
       seconds_to_first_metric=first_metric,
-      samples_per_second=run_lib.median_speed(os.fspath(workdir)),
+      samples_per_second=report.median_speed(os.fspath(workdir)),
       peak_rss_bytes=system.peak_rss_bytes(),
       updates_skipped=int(states.skipped[i]),
       device=environment['device'],

@@ -11,7 +11,7 @@ from gen_rl import (
   aggregate,
   build,
   chunks,
-  evaluations,
+  evals,
   fits,
   learners,
   models,
@@ -117,7 +117,7 @@ def setup(
   }
   weighted |= own_rewards or {}
   errors = fits.drawn_judges(config) if judged else []
-  for c in evaluations.configs(config).values() if running else [config]:
+  for c in evals.configs(config).values() if running else [config]:
     errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
   errors += fits.answers(config, source)

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl import assemble, evaluations, initial, train_state
+from gen_rl import assemble, evals, initial, train_state
 from gen_rl.data import embeddings, feeds
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
@@ -297,9 +297,9 @@ def _evaluation(config, built, layout, state) -> tuple[float, str]:
   built = built._replace(embed=blank)
   made = {
     label: assemble.make_evaluator(c, built, layout)
-    for label, c in evaluations.configs(config).items()
+    for label, c in evals.configs(config).items()
   }
-  _, batch = made[evaluations.MAIN]
+  _, batch = made[evals.MAIN]
   kl = assemble.make_kl_from_base(config, built, batch, layout)
   params = train_state.full_params(state, 'ema' if config.ema else 'params')
   params = jax.tree.map(

@@ -96,6 +96,19 @@ class Evaluation(NamedTuple):
     verdicts = correct if self.verdict else None
     return Shown(media, gold, reward, verdicts, source)
 
+  def grid(self, prompts: int) -> np.ndarray:
+    """One picture of the first sample of the first prompts."""
+    shown = self.shown(prompts)
+    pictures = shown.pictures[:, 0]
+    if shown.source is not None:
+      pictures = image.beside(shown.source[:, 0], pictures)
+    return image.grid(
+      pictures,
+      captions=self.texts[:prompts],
+      rewards=shown.reward[:, 0],
+      correct=None if shown.correct is None else shown.correct[:, 0],
+    )
+
   def summary(self) -> dict[str, Any]:
     """The part of result.json about one policy."""
     return dict(

@@ -25,7 +25,7 @@ from gen_rl import (
   assemble,
   build,
   checkpoint,
-  evaluations,
+  evals,
   export,
   initial,
   run_folder,
@@ -243,12 +243,12 @@ def evaluate(
   built = assemble.setup(config)
   runs = {
     label: assemble.make_evaluator(c, built)[0]
-    for label, c in evaluations.configs(config).items()
+    for label, c in evals.configs(config).items()
   }
   loaded = load_params(config, workdir, built.policy, step)
   print(f'Evaluating {loaded.source}', flush=True)
   found = {label: run(loaded.params) for label, run in runs.items()}
-  result = found.pop(evaluations.MAIN)
+  result = found.pop(evals.MAIN)
   record = dict(
     config_name=config.name,
     eval_seed=config.eval.seed,

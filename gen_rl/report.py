@@ -10,6 +10,7 @@ import html
 import math
 import os
 import pathlib
+import statistics
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,29 @@ class Comparison(NamedTuple):
   reward_before: Any = None  # [P n]
   reward_after: Any = None
   source: Any = None  # [P n h w c] what both policies were shown
+
+
+def comparison(base: Any, trained: Any, prompts: int) -> Comparison:
+  """The first pictures of two `evaluation.Evaluation`s."""
+  before, after = base.shown(prompts), trained.shown(prompts)
+  return Comparison(
+    prompts=trained.texts[:prompts],
+    before=before.pictures,
+    after=after.pictures,
+    correct_before=before.correct,
+    correct_after=after.correct,
+    reward_before=before.reward,
+    reward_after=after.reward,
+    source=after.source,
+  )
+
+
+def median_speed(workdir: str) -> float | None:
+  """Samples a second of an update, over all processes of a run."""
+  name = 'speed/samples_per_second'
+  history = read_history(workdir)
+  speeds = [line[name] for line in history if line.get(name)]
+  return statistics.median(speeds) if speeds else None
 
 
 def read_history(path) -> list[dict]:

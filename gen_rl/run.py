@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import io
-import statistics
 import sys
 import time
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from gen_rl import (
   assemble,
   checkpoint,
   checks,
   commands,
-  evaluations,
+  evals,
   export,
   initial,
   metrics,
@@ -29,13 +27,13 @@ from gen_rl import (
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
-from gen_rl.evaluations import MAIN
+from gen_rl.evals import MAIN
 from gen_rl.rewards import combine, evaluate, outcomes
 from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.types import Params
-from gen_rl.utils import hosts, image, progress, rng, system, tree, words
+from gen_rl.utils import hosts, progress, rng, system, tree, words
 
-Evaluations = dict[str, evaluate_lib.Evaluation]  # by label, see `evaluations`
+Evaluations = dict[str, evaluate_lib.Evaluation]  # by label, see `evals`
 
 
 class Run:
@@ -78,7 +76,7 @@ class Run:
     self._key = rng.training_key(config.seed)
     self._batches = feeds.training(config, built)
     self._averaged = 'ema' if config.ema else 'params'
-    self._evals = evaluations.configs(config)
+    self._evals = evals.configs(config)
     self._manager = checkpoint.open_manager(
       f'{workdir}/checkpoints', config.checkpoint.keep
     )
@@ -238,7 +236,7 @@ class Run:
       self.line.note(f'step {at}: {where} {name} {words.fixed(value)}')
       grid = 'samples' + (f'_{label}' if label else '')
       count = self._evals[label].eval.shown
-      writer.write_images(at, {grid: _grid(result, count)})
+      writer.write_images(at, {grid: result.grid(count)})
     return found, kl
 
   def evaluate_base(self) -> Evaluations:
@@ -425,7 +423,7 @@ class Run:
       kl=kl,
       wall_seconds=self._wall(),
       seconds_to_first_metric=self._first_metric,
-      samples_per_second=median_speed(self.workdir),
+      samples_per_second=report.median_speed(self.workdir),
       peak_rss_bytes=self._memory(),
       updates_skipped=int(self.state.skipped),
       device=environment['device'],
@@ -440,7 +438,7 @@ class Run:
         report.read_history(self.workdir),
         {
           f'{(label or self._where).capitalize()} prompts, before and after': (
-            _comparison(base[label], trained[label], c.eval.shown)
+            report.comparison(base[label], trained[label], c.eval.shown)
           )
           for label, c in self._evals.items()
         },
@@ -453,42 +451,3 @@ class Run:
       print(results.table(result))
       print(f'Report: {path}')
     return result
-
-
-def _grid(result: evaluate_lib.Evaluation, count: int) -> np.ndarray:
-  """A picture of the first sample of the first prompts."""
-  shown = result.shown(count)
-  pictures = shown.pictures[:, 0]
-  if shown.source is not None:
-    pictures = image.beside(shown.source[:, 0], pictures)
-  return image.grid(
-    pictures,
-    captions=result.texts[:count],
-    rewards=shown.reward[:, 0],
-    correct=None if shown.correct is None else shown.correct[:, 0],
-  )
-
-
-def _comparison(
-  base: evaluate_lib.Evaluation, trained: evaluate_lib.Evaluation, count: int
-) -> report.Comparison:
-  """The first pictures of both."""
-  before, after = base.shown(count), trained.shown(count)
-  return report.Comparison(
-    prompts=trained.texts[:count],
-    before=before.pictures,
-    after=after.pictures,
-    correct_before=before.correct,
-    correct_after=after.correct,
-    reward_before=before.reward,
-    reward_after=after.reward,
-    source=after.source,
-  )
-
-
-def median_speed(workdir: str) -> float | None:
-  """Samples a second of an update, over all processes of a run."""
-  name = 'speed/samples_per_second'
-  history = report.read_history(workdir)
-  speeds = [line[name] for line in history if line.get(name)]
-  return statistics.median(speeds) if speeds else None

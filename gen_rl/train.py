@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from gen_rl import assemble, build, checks, export, initial, metrics, run_folder
-from gen_rl.evaluations import MAIN
+from gen_rl.evals import MAIN
 from gen_rl.rewards import combine
 from gen_rl.run import Evaluations, Run
 

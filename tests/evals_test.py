@@ -5,13 +5,13 @@ import json
 import numpy as np
 
 from configs import toy
-from gen_rl import evaluate, evaluations, schema, train
+from gen_rl import evals, evaluation, schema, train
 
 
 def test_what_is_not_changed_is_as_in_eval():
   config = toy.get_config('tiny')
   config.evals.more = dict(samples=3, guidance_scale=2.0, gold={})
-  main, more = evaluations.configs(config).values()
+  main, more = evals.configs(config).values()
   assert main is config
   assert (more.eval.samples, more.eval.guidance_scale) == (3, 2.0)
   assert not more.eval.gold and config.eval.gold
@@ -56,15 +56,15 @@ def test_a_run_with_two(tmp_path):
   assert (tmp_path / 'images').exists()
 
 
-def evaluation(gold, verdict):
-  return evaluate.Evaluation(
+def judged(gold, verdict):
+  return evaluation.Evaluation(
     0.0, {}, {}, None, 0.0, None, np.array(gold), [], verdict=verdict
   )
 
 
 def test_best_and_worst_of_n_by_hand():
   nan = np.nan
-  found = evaluation([[1, 0, nan], [0, 0, 0], [1, 1, 1]], True).extremes()
+  found = judged([[1, 0, nan], [0, 0, 0], [1, 1, 1]], True).extremes()
   np.testing.assert_allclose(found, [2 / 3, 1 / 3])
-  found = evaluation([[1, 5, nan], [nan] * 3, [2, 0, 3]], False).extremes()
+  found = judged([[1, 5, nan], [nan] * 3, [2, 0, 3]], False).extremes()
   np.testing.assert_allclose(found, [4, 0.5])
