@@ -2,8 +2,9 @@
 
   "red top left, blue bottom right"
 
-The others are empty, as dark as the board is. A world as small as one can be:
-what it takes to add one is this file.
+The others are empty, as dark as the board is. Sentences go from top left to
+bottom right; the parser takes any order, a model has seen this one. A world as
+small as one can be: what it takes to add one is this file.
 """
 
 import functools
