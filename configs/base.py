@@ -221,7 +221,8 @@ def fields() -> dict[str, Any]:
   c.epochs = field(1, Count)  # passes over a rollout
   # Gradient accumulation within an optimizer step.
   c.microbatches = field(1, Count, MEMORY)
-  # Parts a rollout is sampled in, one after the other.
+  # Parts a rollout is sampled in, one after the other; rewards in Python judge
+  # one while the next is drawn.
   c.rollout_chunks = field(1, Count, MEMORY)
   c.ema = field(0.9, Decay)  # decay of the averaged parameters; 0: no average
   # Optimizer steps between two changes of the average.

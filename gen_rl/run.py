@@ -16,6 +16,7 @@ from gen_rl import (
   commands,
   evals,
   export,
+  host_stage,
   initial,
   metrics,
   report,
@@ -29,7 +30,6 @@ from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.evals import MAIN
 from gen_rl.rewards import combine, evaluate, outcomes
-from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.types import Params
 from gen_rl.utils import hosts, progress, rng, system, tree, words
 
@@ -321,23 +321,23 @@ class Run:
     self, batch: Mapping[str, Any]
   ) -> tuple[train_state.TrainState, dict[str, Any]]:
     """A step in two halves, with rewards in Python between them."""
-    state, key = self.state, self._key
-    traj, inputs, outs = self._step.sample(state, batch, key)
-    with self._clock.stage('host rewards'):
-      group_size = self.config.data.group_size
-      asked = self.built.source.asked(batch['prompt_id'], group_size)
-      seen = inputs_lib.joined(inputs, traj)
-      seen = inputs_lib.on_host(seen, self._on_host, asked)
-      host_outs, _ = hosts.from_first(
-        lambda: evaluate.evaluate_host(
-          self._on_host,
-          seen,
-          jax.random.fold_in(key, int(state.step)),
-          **self.config.host_rewards,
-        )
-      )
-    outs = {**outs, **host_outs}
-    return self._step.learn(state, traj, inputs, outs, key)
+    config, built = self.config, self.built
+    host = host_stage.Host(
+      self._on_host, built.source.asked, config.host_rewards.to_dict()
+    )
+    on_device, _ = combine.split({**(built.rewards or {}), **built.monitors})
+    parts = host_stage.parts(
+      config.rollout_chunks,
+      config.data.prompts_per_step,
+      config.data.group_size,
+      self._layout.row_shards,
+      host,
+      on_device,
+    )
+    return host_stage.scored_step(
+      self._step, host, self.state, batch, self._key, parts,
+      lambda: self._clock.stage('host rewards'),
+    )  # fmt: skip
 
   def save(self) -> None:
     """Writes a checkpoint, in the background."""

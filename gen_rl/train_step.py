@@ -16,9 +16,11 @@ loss.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gen_rl import aggregate as aggregate_lib
@@ -50,6 +52,9 @@ class Step(NamedTuple):
   update: Callable[..., tuple[TrainState, Metrics]]
   train_step: Callable[..., tuple[TrainState, Metrics]]
   sample: Callable[..., tuple[Trajectory, RewardInputs, dict[str, RewardOut]]]
+  # The same for some of the prompts, uncut, and many of it as one.
+  sample_part: Callable[..., Any]
+  join: Callable[..., Any]
   learn: Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -168,10 +173,21 @@ def make(
     state, updated = update(state, exp, key)
     return state, {**collected, **updated}
 
+  whole = dataclasses.replace(recipe, rollout_chunks=1)
+
+  def sample_part(state, batch, key):
+    return sample_lib.sample(whole, state, batch, key)
+
+  def join(parts):
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return recipe.layout.rows(joined)
+
   return Step(
     collect,
     update,
     jax.jit(fused, donate_argnums=0),
     jax.jit(sample),
+    jax.jit(sample_part),
+    jax.jit(join),
     jax.jit(learn, donate_argnums=0),
   )

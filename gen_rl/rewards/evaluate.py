@@ -92,6 +92,7 @@ def evaluate_host(
   timeout: float = 60.0,
   workers: int = 8,
   groups_per_call: int = 0,
+  groups: tuple[int, int] | None = None,
 ) -> tuple[dict[str, RewardOut], dict[str, np.float32]]:
   """Scores of the host rewards, in threads, however badly they behave.
 
@@ -108,6 +109,8 @@ def evaluate_host(
     groups_per_call: rows of how many groups to score in a call; 0: all, as
       rewards get that are called on a batch. A failed call invalidates all of
       its rows, so fewer rows lose less.
+    groups: (number of the first, how many there are in the step), where these
+      are a part of a step's groups: calls draw what they would as a whole.
 
   Returns:
     ({label: RewardOut} of numpy arrays, metrics): reward/invalid is the number
@@ -127,9 +130,12 @@ def evaluate_host(
   calls, names, cuts = [], [], {}
   for label, reward in used.items():
     folded = combine.row_key(key, label)
-    groups = 0 if reward.called_on == 'batch' else groups_per_call
-    step = groups * inputs.group_size or b
+    size = 0 if reward.called_on == 'batch' else groups_per_call
+    step = size * inputs.group_size or b
     chunks = [slice(i, min(i + step, b)) for i in range(0, b, step)]
+    first, calls_of_step = 0, len(chunks)
+    if groups and size:
+      first, calls_of_step = groups[0] // size, -(-groups[1] // size)
     cuts[label] = [rows.stop - rows.start for rows in chunks]
     for i, rows in enumerate(chunks):
       # Copies: what a reward writes into them is seen by nobody else.
@@ -137,7 +143,8 @@ def evaluate_host(
       if folded.ndim:
         part_key = folded[rows]
       else:
-        part_key = folded if len(chunks) == 1 else jax.random.fold_in(folded, i)
+        alone = calls_of_step == 1
+        part_key = folded if alone else jax.random.fold_in(folded, first + i)
       calls.append(_call(label, reward, part, part_key))
       names.append(label)
 
@@ -256,6 +263,19 @@ def _concatenate(
       answer.replace(parts={k: answer.parts.get(k, missing(n)) for k in parts})
     )
   return jax.tree.map(lambda *x: np.concatenate(x), *whole)
+
+
+def joined(parts: Sequence[Mapping[str, RewardOut]]) -> dict[str, RewardOut]:
+  """Answers of the parts of a step, {label: RewardOut} each, as one."""
+  if len(parts) == 1:
+    return dict(parts[0])
+  out = {}
+  for label in parts[0]:
+    answers = [part[label] for part in parts]
+    names = sorted({name for a in answers for name in a.parts})
+    rows = [len(a.valid) for a in answers]
+    out[label] = _concatenate(label, answers, rows, names)
+  return out
 
 
 _parts_of: dict[Callable, set[str]] = {}  # {score: names seen}, per process
