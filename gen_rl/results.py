@@ -72,7 +72,8 @@ RESULT_KEYS = (
   'jax_version',
   'git_commit',
 )
-OPTIONAL_KEYS = ('trained_on',)  # results of older releases lack them
+# Results of older releases lack the first, runs without config.evals the other.
+OPTIONAL_KEYS = ('trained_on', 'evals')
 
 
 def check(result: Mapping) -> None:
