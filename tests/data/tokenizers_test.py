@@ -141,6 +141,16 @@ def test_only_special_tokens_and_ids_of_another_table(tmp_path):
   said['model']['vocab'] = {'<pad>': 0, '<unk>': 1, 'red': 5000}
   path.write_text(json.dumps(said))
   assert tokenizers.pretrained(str(tmp_path)).size == 5001
+  said['model']['vocab']['red'] = 2
+  blue = {**said['added_tokens'][0], 'content': 'blue', 'id': 3}
+  said['added_tokens'].append(blue)
+  path.write_text(json.dumps(said))
+  assert tokenizers.pretrained(str(tmp_path)).token_id('blue') == 3
+  blue['id'] = 6000
+  path.write_text(json.dumps(said))
+  with pytest.raises(ValueError, match="'blue' the id 6000 .* only 3"):
+    tokenizers.pretrained(str(tmp_path))
+  said['added_tokens'].pop()
   said['model']['vocab'] = {'<pad>': 0, '<unk>': 1}
   path.write_text(json.dumps(said))
   with pytest.raises(ValueError, match='has no words, only'):

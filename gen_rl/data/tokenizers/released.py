@@ -7,6 +7,7 @@ about a second and is imported by the two functions here that need it.
 from collections import Counter
 from collections.abc import Mapping
 import html
+import json
 import os
 from typing import Any
 
@@ -130,10 +131,11 @@ def pretrained(path: str, **kwargs) -> Tokenizer:
 def _check_vocabulary(
   where: str, path: str, backend: Any, ids: Mapping[str, int]
 ) -> None:
-  """Raises ValueError if words are missing: transformers makes do without.
+  """Raises ValueError if words are missing or have other ids than they say.
 
-  It makes a tokenizer of the special tokens where the files of the words are
-  not there.
+  transformers makes a tokenizer of the special tokens where the files of the
+  words are not there, and gives an added token whose id leaves a hole the next
+  free one.
   """
   files = dict(backend.vocab_files_names)
   whole = files.pop('tokenizer_file', 'tokenizer.json')
@@ -145,6 +147,16 @@ def _check_vocabulary(
         f'{where} has no {whole} and no {" and ".join(absent)}; it has '
         f'{few(sorted(inside), 12) or "nothing"}'
       )
+    if whole in inside and backend.is_fast:
+      with open(os.path.join(path, whole), encoding='utf-8') as f:
+        added = json.load(f).get('added_tokens') or ()
+      for token in added:
+        word, said = token['content'], token['id']
+        if ids.get(word, said) != said:
+          raise ValueError(
+            f'{where} cannot give {word!r} the id {said} that its {whole} '
+            f'says, only {ids[word]}: there are no words between'
+          )
   special = {str(x) for x in backend.added_tokens_decoder.values()}
   if not set(ids) - special - {'', '\u2581'}:  # the mark of a space
     raise ValueError(
