@@ -102,6 +102,8 @@ def drawn_judges(config: ml_collections.ConfigDict) -> list[str]:
   """Rewards without weights where the policy has some."""
   parts = dict(rewards=config.rewards, monitors=config.monitors)
   parts['eval.gold'] = config.eval.gold
+  for label, changes in config.evals.items():
+    parts[f'evals.{label}.gold'] = changes.get('gold', {})
   drawn = [
     f'config.{part}.{label}.folder'
     for part, specs in parts.items()
