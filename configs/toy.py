@@ -17,6 +17,12 @@ the initial noise, so that the ODE of the trained flow samples the optimum.
 of the second moments 0.109 -> 0.012, about 0.01 of each being sampling error.
 Gaussian steps of finite length cannot be tilted exactly, which probably is
 most of the rest: 16 steps with 128 samples a prompt got to 0.047 and 0.025.
+
+  python -m gen_rl.main --config=configs/toy.py:ppo
+
+has a value network beside the policy and generalized advantages in place of
+groups: 0.387 -> 0.679 (seed 0 alone, 29 Nov 2026), behind the group's mean,
+which is exact up to 64 samples where values have to be learned.
 """
 
 import ml_collections
