@@ -14,6 +14,7 @@ cost nothing in a run and are checked in the tests (tests/conftest.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -138,6 +139,14 @@ class RewardInputs(struct.PyTreeNode):
   texts: PyTree = ()  # [b] str, the prompts
   # {name: [b]} of their file
   columns: Mapping[str, np.ndarray] = struct.field(default_factory=dict)
+
+  # As of a NamedTuple: rewards walk through its fields, and change some.
+  @property
+  def _fields(self) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(self))
+
+  def _replace(self, **changes: Any) -> 'RewardInputs':
+    return self.replace(**changes)
 
   @property
   def image(self) -> Array:

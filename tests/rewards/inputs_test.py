@@ -9,7 +9,7 @@ from gen_rl.data import prompts
 from gen_rl.policies import ode
 from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.rewards import inputs as inputs_lib
-from gen_rl.types import Reward, RewardOut
+from gen_rl.types import Reward, RewardInputs, RewardOut
 
 KEY = jax.random.key(0)
 PROMPTS = testing.batch((0, 1, 2, 3))
@@ -109,3 +109,10 @@ def test_the_host_is_sent_what_is_needed():
     dict(a=(witness('host'), 1.0)), found, KEY, groups_per_call=3
   )
   assert outs['a'].score.tolist() == [1] * 8 and not metrics['reward/invalid']
+
+
+def test_fields_are_walked_and_changed_as_those_of_a_named_tuple():
+  seen = RewardInputs('media', {}, 2)
+  assert {'media', 'info', 'texts', 'columns'} <= set(seen._fields)
+  changed = seen._replace(media='other')
+  assert (changed.media, changed.group_size) == ('other', 2)
