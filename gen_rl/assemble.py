@@ -13,6 +13,7 @@ from gen_rl import (
   chunks,
   evals,
   fits,
+  initial,
   learners,
   models,
   objectives,
@@ -21,7 +22,6 @@ from gen_rl import (
   schema,
   sharding,
   specs,
-  train_state,
   train_step,
 )
 from gen_rl import evaluate as evaluate_lib
@@ -38,6 +38,10 @@ from gen_rl.models import layers
 from gen_rl.policies import ode
 from gen_rl.rewards import combine, configured
 from gen_rl.types import Learner, Policy
+
+# What a run starts from is built here, too.
+initial_params, param_shapes = initial.params, initial.shapes
+initial_state = initial.state
 
 
 class Setup(NamedTuple):
@@ -366,7 +370,7 @@ def make_step(
     whole_groups=whole_groups,
     view=built.view,
     aggregate=build.find(aggregate, config.aggregate),
-    learners=taught(config, built),
+    learners=initial.taught(config, built),
     importance_cap=config.importance_cap,
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size
@@ -374,20 +378,3 @@ def make_step(
     layout=layout,
   )
   return step, tx, advantage
-
-
-def taught(
-  config: ml_collections.ConfigDict, built: Setup
-) -> dict[str, train_state.Taught]:
-  """{label: what is trained beside the policy}, rewards among it."""
-  device_rewards, _ = combine.split(built.rewards or {})
-  steps = config.steps * config.updates * config.epochs
-  found = {}
-  for label, learner in combine.learners(device_rewards).items():
-    tx = build.build(optim, config.critic.optimizer, steps=steps)
-    found[label] = train_state.Taught(learner, tx)
-  for label, learner in built.learners.items():
-    spec = config.learners[label]
-    tx = build.build(optim, spec.get('optimizer', specs.LEARNS), steps=steps)
-    found[label] = train_state.Taught(learner, tx, spec.get('every', 1))
-  return found

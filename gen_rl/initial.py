@@ -1,13 +1,14 @@
 """What a run starts from: parameters, copies of them, and the whole state."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from gen_rl import assemble, build, schema, train_state
+from gen_rl import build, optim, schema, specs, train_state
 from gen_rl.models import lora, weights
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
@@ -83,7 +84,7 @@ _FIXED = r'^(second/)?(vae|codec)/'
 
 def state(
   config: ml_collections.ConfigDict,
-  built: assemble.Setup,
+  built: Any,
   params: Params,
   tx: optax.GradientTransformation,
   advantage: Advantage | None,
@@ -113,6 +114,23 @@ def state(
         **combine.split(built.monitors)[0],
       }
     ),
-    learners=assemble.taught(config, built),
+    learners=taught(config, built),
     key=rng.stream_keys(jax.random.key(config.seed), 'critics'),
   )
+
+
+def taught(
+  config: ml_collections.ConfigDict, built: Any
+) -> dict[str, train_state.Taught]:
+  """{label: what is trained beside the policy}, rewards among it."""
+  device_rewards, _ = combine.split(built.rewards or {})
+  steps = config.steps * config.updates * config.epochs
+  found = {}
+  for label, learner in combine.learners(device_rewards).items():
+    tx = build.build(optim, config.critic.optimizer, steps=steps)
+    found[label] = train_state.Taught(learner, tx)
+  for label, learner in built.learners.items():
+    spec = config.learners[label]
+    tx = build.build(optim, spec.get('optimizer', specs.LEARNS), steps=steps)
+    found[label] = train_state.Taught(learner, tx, spec.get('every', 1))
+  return found
