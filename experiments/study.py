@@ -178,17 +178,17 @@ def load_config(workdir: pathlib.Path):
   """The config of a run, as gen_rl.main had it from its command line."""
   from ml_collections import config_flags
 
-  from gen_rl import main as cli  # defines flags
+  from gen_rl import arguments
 
   words = json.loads((workdir / 'command.json').read_text())
-  argv = cli.resolve(['main', *words])
+  argv = arguments.resolve(['main', *words])
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', lock_config=False, accept_new_attributes=True,
     flag_values=values, sys_argv=argv,
   )  # fmt: skip
   values(argv)
-  cli.drop_leftovers(values.config, cli.overrides_of(argv))
+  arguments.drop_leftovers(values.config, arguments.overrides_of(argv))
   return values.config
 
 

@@ -23,7 +23,7 @@ from absl import app, flags
 import jax
 import ml_collections
 
-from gen_rl import build, models
+from gen_rl import arguments, build, models
 from gen_rl import main as main_lib
 from gen_rl.estimate import Plan, plan, with_evaluation
 from gen_rl.utils import chips
@@ -244,7 +244,7 @@ def main(argv: list[str]) -> None:
   config = flags.FLAGS.config
   if config is None:
     raise ValueError('--config says what to plan, e.g. configs/flow_grpo_2b.py')
-  main_lib.drop_leftovers(config, main_lib.overrides_of(sys.argv))
+  arguments.drop_leftovers(config, arguments.overrides_of(sys.argv))
   jax.config.update('jax_enable_compilation_cache', False)
   plans = run(config, _TOPOLOGY.value, _SWEEP.value)
   if _JSON.value:
@@ -257,7 +257,7 @@ def main(argv: list[str]) -> None:
 def cli() -> None:
   """Entry point of the command."""
   try:
-    app.run(main, main_lib.resolve(sys.argv), flags_parser=flags.FLAGS)
+    app.run(main, arguments.resolve(sys.argv), flags_parser=flags.FLAGS)
   except Exception as error:
     text = main_lib.sentence(error)
     if text is None or os.environ.get('GEN_RL_TRACEBACK'):

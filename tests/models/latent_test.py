@@ -81,7 +81,7 @@ def test_data_are_latents_from_the_rollout_on(params):
   )(params, rows, 0)
   traj = draw(pictures)
   sized = jax.image.resize(pictures, (4, 16, 16, 3), 'linear')
-  want = make().ops['compress'](params, sized)
+  want = make().compress(params, sized)
   np.testing.assert_allclose(traj.sample, want, rtol=1e-4, atol=1e-5)
 
 
