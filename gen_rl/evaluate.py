@@ -147,15 +147,7 @@ def sampled(
     return kept, seen, outs, whole, diversity(inputs.image, samples)
 
   reward_params = {k: combine.params(named) for k, named in scored.items()}
-  places = None
-  if layout and layout.mesh.size > 1:
-    places = {
-      kind: {
-        label: layout.judge(reward_params[kind][label], reward.axes)
-        for label, (reward, _) in named.items()
-      }
-      for kind, named in scored.items()
-    }
+  places = _places(scored, layout)
 
   def trace(params: Params):
     """With the rewards' parameters as they are placed."""
@@ -214,11 +206,7 @@ def sampled(
         proxy=_mean(trained.score, trained.valid),
       )
     names = _part_names(out.parts, gold, means)
-    parts = {}
-    for label in combine.weights(gold):
-      one = outcomes.checked(label, outs['gold'][label], len(whole))
-      for name, part in one.parts.items():
-        parts[names[f'{label}/{name}']] = _mean(*_for(one, part))
+    parts = _part_means(gold, outs['gold'], names, len(whole))
     result = result._replace(parts=parts, monitors=means, invalid=invalid)
     if seen is not None:
       shape = result.gold.shape
@@ -229,6 +217,37 @@ def sampled(
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
   return chunks.Evaluator(call, trace)
+
+
+def _places(
+  scored: Mapping[str, combine.Weighted], layout: sharding.Layout | None
+) -> dict[str, Any] | None:
+  """{kind: {label: shardings of a judge's parameters}}; None: one device."""
+  if not layout or layout.mesh.size == 1:
+    return None
+  return {
+    kind: {
+      label: layout.judge(reward.params, reward.axes)
+      for label, (reward, weight) in named.items()
+      if weight
+    }
+    for kind, named in scored.items()
+  }
+
+
+def _part_means(
+  gold: combine.Weighted,
+  outs: Mapping[str, RewardOut],
+  names: Mapping[str, str],
+  rows: int,
+) -> dict[str, float]:
+  """{what a part is called: its mean over the rows it is for}."""
+  parts = {}
+  for label in combine.weights(gold):
+    one = outcomes.checked(label, outs[label], rows)
+    for name, part in one.parts.items():
+      parts[names[f'{label}/{name}']] = _mean(*_for(one, part))
+  return parts
 
 
 def _for(out: RewardOut, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,8 +301,7 @@ def labelled(
   if 'correct' not in policy.ops or encode is None:
     raise ConfigError(
       'eval.name="labelled" goes with a policy that predicts labels and a '
-      'rollout of data that has them; use '
-      'eval.name="sampled"'
+      'rollout of data that has them; use eval.name="sampled"'
     )
 
   @jax.jit

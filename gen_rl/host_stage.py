@@ -85,13 +85,14 @@ def scored_step(
   prompts = len(batch['prompt_id'])
   each = prompts // count
   draw = step.sample if count == 1 else step.sample_part
-  call_key = jax.random.fold_in(key, int(state.step))
   drawn, judged = [], []
   with futures.ThreadPoolExecutor(1) as judge:
     for i in range(count):
       at = range(i * each, (i + 1) * each)
       part = chunks.take(batch, at) if count > 1 else batch
       drawn.append(draw(state, part, key))
+      if not i:  # waits for the step before, with something to do behind it
+        call_key = jax.random.fold_in(key, int(state.step))
       # The one before, while the devices are busy with this one.
       if i:
         judged.append(_judge(host, judge, batch, drawn, i - 1, each, call_key))

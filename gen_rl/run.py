@@ -327,13 +327,9 @@ class Run:
     )
     on_device, _ = combine.split({**(built.rewards or {}), **built.monitors})
     parts = host_stage.parts(
-      config.rollout_chunks,
-      config.data.prompts_per_step,
-      config.data.group_size,
-      self._layout.row_shards,
-      host,
-      on_device,
-    )
+      config.rollout_chunks, config.data.prompts_per_step,
+      config.data.group_size, self._layout.row_shards, host, on_device,
+    )  # fmt: skip
     return host_stage.scored_step(
       self._step, host, self.state, batch, self._key, parts,
       lambda: self._clock.stage('host rewards'),

@@ -103,10 +103,9 @@ def gather(
     the source has any, info "task_code" where it has tasks, info
     "wrong_tokens" [P K length] where it has false texts, and info "answer"
     [P answer_length], without an end token and padded with -1, where it has
-    answers; with a reader info has what judges
-    read, see `Reader`, and with embed there is "cond", {name: [P ...]}. Only
-    numeric info is in the batch; the rest is found by
-    `source.by_id(prompt_id)`.
+    answers; with a reader info has what judges read, see `Reader`, and with
+    embed there is "cond", {name: [P ...]}. Only numeric info is in the batch;
+    the rest is found by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
   texts = [str(source.texts[i]) for i in rows]

@@ -1,11 +1,11 @@
 """ShapesWorld rewards: what its exact oracle says of a picture.
 
 shapes_geneval  partial credit: the mean of fractions of GenEval's strict
-score (Flow-GRPO, arXiv 2505.05470), or Flow-GRPO's OCR score
-for words, mixed with the strict verdict
+                score (Flow-GRPO, arXiv 2505.05470), or Flow-GRPO's OCR score
+                for words, mixed with the strict verdict
 shapes_strict   1 if the picture shows exactly what was asked for, else 0
 shapes_compressed  a weak model of the first, as learned reward models are:
-all pictures within a narrow range, with a taste and noise
+                all pictures within a narrow range, with a taste and noise
 """
 
 from gen_rl.fields import Fraction, NonNegative, Positive
