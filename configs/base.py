@@ -192,10 +192,14 @@ def fields() -> dict[str, Any]:
   )
   # {label: dict(name, optimizer, every, ...)}: functions of learners, networks
   # that are trained beside the policy. optimizer: dict(name, ...), as below;
-  # every: optimizer steps of the policy between two of its own.
+  # every: minibatches from one of its optimizer steps to the next; export: name
+  # of a safetensors file to write at the end with what it has learned.
   c.learners = labelled()
+  # The same of the policy, which learners may run ahead of.
+  c.policy_every = field(1, Count)
   c.advantage = part(name='grpo', std='global')  # a function of advantages
-  c.objective = labelled()  # {label: dict(name, weight, ...)}
+  # {label: dict(name, weight, ...)}; with learners there may be none.
+  c.objective = labelled()
   # A function of gen_rl.aggregate: how the losses of decisions become one.
   # token_mean, seq_mean_token_mean, seq_mean_token_sum or const; for rows of
   # one length only seq_mean_token_sum, their sums, is another.
@@ -214,7 +218,8 @@ def fields() -> dict[str, Any]:
     weight_decay=0.0,  # per update, times the learning rate
     grad_clip=1.0,  # largest global norm of a gradient
     warmup=5,  # updates
-    decay='constant',  # or cosine, linear: to 0 at the last step
+    decay='constant',  # or cosine, linear: to decay_to at the last step
+    decay_to=0.0,  # share of the learning rate that is left then
   )
   # Optimizer steps (minibatches) per pass over a rollout.
   c.updates = field(1, Count)

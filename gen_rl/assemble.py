@@ -145,6 +145,7 @@ def setup(
       {k: _own(spec) for k, spec in config.learners.items()},
       vocab=tokenizer.size,
       length=config.data.length,
+      **bound,
     )
   return Setup(
     net,
@@ -307,7 +308,11 @@ def make_layout(
   mesh = sharding.make_mesh(**sizes, devices=devices)
   rules = {**sharding.RULES, **config.mesh.rules}
   judges = combine.axes({**(built.rewards or {}), **built.monitors})
-  return sharding.Layout(mesh, built.policy.axes, rules, config.offload, judges)
+  trained = combine.learners(built.rewards or {}) | built.learners
+  axes = {label: learner.axes for label, learner in trained.items()}
+  return sharding.Layout(
+    mesh, built.policy.axes, rules, config.offload, judges, axes
+  )
 
 
 def make_step(
@@ -372,6 +377,7 @@ def make_step(
     aggregate=build.find(aggregate, config.aggregate),
     learners=initial.taught(config, built),
     importance_cap=config.importance_cap,
+    policy_every=config.policy_every,
     reals=build.build(
       pictures, config.critic.reals, group_size=config.data.group_size
     ),

@@ -16,6 +16,8 @@ follows here are the dots.
   velocity_at  (Noised) -> [b k ...] there, of the network without guidance
   finish       (cut [b], detach_inputs) -> samples [b ...], equal to the stored
                ones, with gradients through the network calls from `cut` on
+  foresee      () -> media [b k ...] that the network sees coming at each stored
+               state: E[x0 | x], decoded
   value        () -> [b k], the return a policy expects from each stored state
   features     () -> [b k d], what a decision is read from: the vectors before
                the head of a network that says tokens
@@ -47,6 +49,7 @@ MEANING = dict(
   noised='samples with noise: it has to denoise',
   velocity_at='velocities of samples with noise: it has to denoise',
   finish='gradients through samples: it has to denoise',
+  foresee='what its unfinished samples will be: it has to denoise',
   value='the value of its states',
   features='the vectors its decisions are read from',
   correct='labels that are right or wrong',

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from gen_rl import (
   aggregate,
@@ -131,13 +132,14 @@ def idle(
     before: the same, before this update.
     logged: metrics of the update.
   """
-  name = '/decisions'
-  return {
-    label.removesuffix(name): (before.get(label.removesuffix(name), 0) + 1)
-    * int(not said)
-    for label, said in logged.items()
-    if label.endswith(name)
-  }
+  found = {}
+  for name, said in logged.items():
+    label, _, what = name.rpartition('/')
+    if what == 'decisions':
+      count = before.get(label, 0)
+      left_out = np.isnan(said)  # by policy_every
+      found[label] = count if left_out else (count + 1) * int(not said)
+  return found
 
 
 def decided(counts: Mapping[str, int], limit: int, done: int) -> None:

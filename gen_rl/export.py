@@ -70,6 +70,30 @@ def write(
   return path
 
 
+def learned(
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike[str],
+  aux: Mapping[str, Any],
+) -> None:
+  """Writes what learners have learned, those whose part has `export`.
+
+  As they are trained, float32. All processes have to call.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    aux: of the TrainState.
+  """
+  for label, spec in config.learners.items():
+    if not spec.get('export'):
+      continue
+    params = hosts.fetch(aux[label]['params'])
+    facts = dict(config=config.name, learner=label, seed=str(config.seed))
+    if jax.process_index() == 0:
+      path = pathlib.Path(workdir) / f'{spec["export"]}.safetensors'
+      weights.save(str(path), params, facts)
+
+
 def _half(x: Any) -> np.ndarray:
   """As float16; as it is where it holds larger numbers."""
   with np.errstate(over='ignore'):

@@ -3,12 +3,13 @@
 AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2) on gradients
 clipped to a global norm, with t = 0, 1, ... the number of the update:
 
-  (1) lr(t) = lr * min(1, (t + 1) / warmup) * decay(p),
+  (1) lr(t) = lr * min(1, (t + 1) / warmup) * (e + (1 - e) decay(p)),
       p = clip((t - warmup) / (steps - warmup), 0, 1)
   (2) decay(p) = 1 | 1 - p | (1 + cos(pi p)) / 2
   (3) theta <- theta - lr(t) (m_hat / (sqrt(v_hat) + eps) + weight_decay theta)
 
-The first update of a warm-up moves (1 / warmup of lr), unlike a ramp from 0.
+e is `decay_to`, 0 by default. The first update of a warm-up moves (1 / warmup
+of lr), unlike a ramp from 0.
 Gradients that are not finite are dealt with by the caller.
 
 Muon (Jordan et al. 2024) takes matrices along the orthogonal factor of their
@@ -40,6 +41,7 @@ def adamw(
   grad_clip: NonNegative | None = 1.0,
   warmup: Index = 0,
   decay: Literal['constant', 'cosine', 'linear'] = 'constant',
+  decay_to: Fraction = 0.0,
   steps: int | None = None,
   moment_dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> optax.GradientTransformation:
@@ -53,7 +55,8 @@ def adamw(
     weight_decay: decoupled, on every parameter, times lr(t).
     grad_clip: largest global norm of a gradient; None or 0 for no clipping.
     warmup: updates of linear warm-up.
-    decay: 'constant', 'cosine' or 'linear', to 0 at `steps`.
+    decay: 'constant', 'cosine' or 'linear', to `decay_to` at `steps`.
+    decay_to: share of the learning rate that is left then.
     steps: updates in all; needed unless decay is 'constant'.
     moment_dtype: the first moment is kept in, bfloat16 to save memory. The
       second stays float32: (1 - b2) v is below the precision of bfloat16.
@@ -68,7 +71,9 @@ def adamw(
         b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(moment_dtype)
       ),
       optax.add_decayed_weights(weight_decay),
-      optax.scale_by_learning_rate(schedule(lr, warmup, decay, steps)),
+      optax.scale_by_learning_rate(
+        schedule(lr, warmup, decay, steps, decay_to)
+      ),
     )
   )
 
@@ -84,6 +89,7 @@ def muon(
   grad_clip: NonNegative | None = 1.0,
   warmup: Index = 0,
   decay: Literal['constant', 'cosine', 'linear'] = 'constant',
+  decay_to: Fraction = 0.0,
   steps: int | None = None,
 ) -> optax.GradientTransformation:
   """Muon on matrices, NAdam on the rest; clipping and schedule as `adamw`.
@@ -100,7 +106,8 @@ def muon(
     weight_decay: decoupled, on matrices, times lr(t).
     grad_clip: largest global norm of a gradient; None or 0 for no clipping.
     warmup: updates of linear warm-up.
-    decay: 'constant', 'cosine' or 'linear', to 0 at `steps`.
+    decay: 'constant', 'cosine' or 'linear', to `decay_to` at `steps`.
+    decay_to: share of the learning rate that is left then.
     steps: updates in all; needed unless decay is 'constant'.
 
   Returns:
@@ -110,13 +117,13 @@ def muon(
     optax.chain(
       _clip(grad_clip),
       optax.contrib.muon(
-        schedule(lr, warmup, decay, steps),
+        schedule(lr, warmup, decay, steps, decay_to),
         ns_steps=ns_steps,
         beta=momentum,
         weight_decay=weight_decay,
         adam_b1=b1,
         adam_b2=b2,
-        adam_learning_rate=schedule(adam_lr, warmup, decay, steps),
+        adam_learning_rate=schedule(adam_lr, warmup, decay, steps, decay_to),
       ),
     )
   )
@@ -131,6 +138,7 @@ def schedule(
   warmup: int = 0,
   decay: Literal['constant', 'cosine', 'linear'] = 'constant',
   steps: int | None = None,
+  decay_to: float = 0.0,
 ) -> optax.Schedule:
   """Learning rate of update t (int, may be traced) as float32, eqs. (1), (2).
 
@@ -154,7 +162,8 @@ def schedule(
     t = jnp.asarray(t, jnp.float32)
     ramp = jnp.minimum(1.0, (t + 1) / warmup) if warmup else 1.0
     span = (steps - warmup) if steps else 1
-    return lr * ramp * shapes[decay](jnp.clip((t - warmup) / span, 0, 1))
+    left = shapes[decay](jnp.clip((t - warmup) / span, 0, 1))
+    return lr * ramp * (decay_to + (1 - decay_to) * left)
 
   return at
 

@@ -91,7 +91,7 @@ def make(
   return Replay(ask, asked, score_samples)
 
 
-_OF_DECISIONS = ('dist', 'log_prob', 'velocity', 'value')
+_OF_DECISIONS = ('dist', 'log_prob', 'velocity', 'foresee', 'value')
 
 
 def _identity(x: Any) -> tuple:

@@ -197,11 +197,13 @@ def _evaluations(node: Any, root: Mapping[str, Any]) -> Iterator[Mistake]:
 
 def _learner(path: str, spec: Mapping[str, Any]) -> Iterator[Mistake]:
   """Mistakes of a learner and of how it is trained."""
-  wrong = fields.misfit(spec.get('every', 1), fields.Count)
-  if wrong is not None:
-    yield _mistake(
-      f'{path}.every', f'is {spec["every"]!r:.60}; it must be {wrong}'
-    )
+  export = base()['fields']()['export'].annotation
+  for key, wanted in dict(every=fields.Count, export=export).items():
+    wrong = key in spec and fields.misfit(spec[key], wanted)
+    if wrong:
+      yield _mistake(
+        f'{path}.{key}', f'is {spec[key]!r:.60}; it must be {wrong}'
+      )
   yield from _part(f'{path}.optimizer', spec.get('optimizer', specs.LEARNS))
   own = {k: v for k, v in spec.items() if k not in specs.LEARNER_KEYS}
   yield from _part(path, own)
@@ -279,6 +281,14 @@ def _learners_are_there(config: Mapping[str, Any]) -> list[str]:
     for label in config['learners']
     if label in taken
   ]
+  names = [config['export']]
+  names += [spec.get('export', '') for spec in config['learners'].values()]
+  names = [name for name in names if name]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    found.append(
+      f'{", ".join(twice)} would be written twice: config.export and the '
+      '`export` of every learner need names of their own'
+    )
   asked = build.argument(advantages, config['advantage'], 'values')
   valid = ['params', *config['learners']]
   if asked is not None and asked not in valid:
@@ -290,10 +300,11 @@ def _learners_are_there(config: Mapping[str, Any]) -> list[str]:
 
 
 def _something_is_trained(config: Mapping[str, Any]) -> list[str]:
-  if any(map(build.weight, config['objective'].values())):
+  if any(map(build.weight, config['objective'].values())) or config['learners']:
     return []
   return [
-    'nothing would be trained: config.objective has no term with a weight'
+    'nothing would be trained: config.objective has no term with a weight, and '
+    'there are no learners'
   ]
 
 
@@ -392,9 +403,12 @@ def _features_are_the_networks(config: Mapping[str, Any]) -> list[str]:
 
 
 _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
-  (('objective',), _something_is_trained),
+  (('objective', 'learners'), _something_is_trained),
   (('objective', 'copies', 'ema', 'behaviour'), _copies_are_there),
-  (('learners', 'advantage', 'copies', 'rewards'), _learners_are_there),
+  (
+    ('learners', 'advantage', 'copies', 'rewards', 'export'),
+    _learners_are_there,
+  ),
   (('offload', 'ema'), _average_is_there),
   (('data',), _rows_can_be_counted),
   (('objective', 'policy', 'rollout'), _decisions_are_made),

@@ -136,9 +136,10 @@ class Layout(NamedTuple):
   rules: Mapping[str, str | Sequence[str] | None] = RULES
   # Parts of a TrainState that stay in the hosts' memory, see OFFLOADED.
   offload: Sequence[str] = ()
-  # {label of a reward or monitor: axes of its parameters}, of those that have
-  # some; the others' are on every device
+  # {label of a reward or monitor: axes of its parameters}, and the same of what
+  # learners train, of those that have some; the others' are on every device
   judges: Mapping[str, Axes] = MappingProxyType({})
+  learners: Mapping[str, Axes] = MappingProxyType({})
 
   @property
   def row_shards(self) -> int:
@@ -193,22 +194,34 @@ class Layout(NamedTuple):
 
     def place(path, x):
       name, shape = tree_lib.path_name(path), x.shape
-      if name.startswith(_LIKE_PARAMS) and len(shape):
-        try:
-          names = logical_axes(name, len(shape), self.axes)
-        except ValueError:  # statistics of another shape
-          return self.everywhere
-        return self._sharding(shape, names)
-      return self.everywhere
+      axes = self._axes_of(name)
+      if not axes or not len(shape):
+        return self.everywhere
+      try:
+        names = logical_axes(name, len(shape), axes)
+      except ValueError:  # statistics of another shape
+        return self.everywhere
+      return self._sharding(shape, names)
 
-    self.params((state.params, state.frozen['policy']))  # all are known
+    # All parameters are known.
+    self.params((state.params, state.frozen['policy']))
+    for label, params in state.frozen['rewards'].items():
+      self.judge(params, self.judges.get(label, ()))
+    for label, part in state.aux.items():
+      self.judge(part['params'], self.learners.get(label, ()))
     places = jax.tree_util.tree_map_with_path(place, state)
-    judges = {
-      label: self.judge(params, self.judges.get(label, ()))
-      for label, params in state.frozen['rewards'].items()
-    }
-    places = places.replace(frozen={**places.frozen, 'rewards': judges})
     return self._on_hosts(state, places)
+
+  def _axes_of(self, name: str) -> Axes:
+    """Of a leaf of a TrainState; (): it is on every device."""
+    if name.startswith(_LIKE_PARAMS):
+      return self.axes
+    kind, _, rest = name.partition('/')
+    if kind == 'aux':
+      return self.learners.get(rest.partition('/')[0], ())
+    kind, _, rest = rest.partition('/')
+    of = dict(rewards=self.judges, learners=self.learners).get(kind, {})
+    return of.get(rest.partition('/')[0], ())
 
   def _on_hosts(self, state: PyTree, shardings: PyTree) -> PyTree:
     """The shardings, in host memory those of what is offloaded."""

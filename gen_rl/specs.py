@@ -55,7 +55,7 @@ SPECS = {
 }
 
 # Keys of a learner's part that are of its training, and its default optimizer.
-LEARNER_KEYS = ('optimizer', 'every')
+LEARNER_KEYS = ('optimizer', 'every', 'export')
 LEARNS = dict(name='adamw', lr=1e-3)
 
 # The same of keywords that take parts, of functions anywhere.
@@ -73,7 +73,7 @@ INNER = {
 # What those who build them give the functions of a module; no config can.
 BOUND = {
   advantages: ('group_size', 'reward_weights'),
-  learners: ('vocab', 'length'),
+  learners: ('vocab', 'length', 'end', 'pad', 'reader'),
   models: ('vocab', 'length'),
   objectives: ('group_size', 'on_policy'),
   optim: ('steps',),

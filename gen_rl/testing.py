@@ -399,6 +399,8 @@ def make_step(
     reward_params=combine.params(
       {'color': (reward, 1.0), **kwargs.get('monitors', {})}
     ),
+    learners=kwargs.get('learners'),
+    key=jax.random.key(2),
   )
   return step, state
 

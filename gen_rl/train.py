@@ -114,4 +114,5 @@ def _loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
         config.steps,
         trained[MAIN].summary(),
       )
+    export.learned(config, run.workdir, run.state.aux)
   return base, trained, kl

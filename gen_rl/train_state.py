@@ -41,7 +41,7 @@ class Taught(NamedTuple):
 
   learner: Learner
   tx: optax.GradientTransformation
-  every: int = 1  # optimizer steps of the policy between two of its own
+  every: int = 1  # minibatches from one of its optimizer steps to the next
 
 
 def create(

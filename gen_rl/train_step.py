@@ -79,6 +79,7 @@ def make(
   aggregate: aggregate_lib.Aggregator = aggregate_lib.token_mean,
   learners: Mapping[str, Taught] | None = None,
   importance_cap: float = 0.0,
+  policy_every: int = 1,
   reals: View | None = None,
   view: View | None = None,
   layout: sharding.Layout | None = None,
@@ -87,7 +88,8 @@ def make(
 
   Args:
     policy: what is trained.
-    objectives: {label: (objective, weight)}.
+    objectives: {label: (objective, weight)}; empty: it stays as it is, and
+      learners learn from what it does.
     tx: the optimizer.
     rollout: (params, rows, step) -> Trajectory; default: the policy's own.
     rewards: {label: (Reward, weight)}; None for data batches, which get
@@ -113,6 +115,7 @@ def make(
       the reward's label.
     importance_cap: largest weight of a decision by how much likelier the
       update finds it than the rollout did; 0 weighs all alike.
+    policy_every: minibatches from one optimizer step of the policy to the next.
     reals: rows -> (latents, cond), a function of `data.pictures`: what learners
       that need it tell from samples.
     view: what the policy is shown of the rows, see `rollout.make_rows`.
@@ -146,6 +149,7 @@ def make(
     aggregate=aggregate,
     learners=dict(learners or {}),
     importance_cap=importance_cap,
+    policy_every=policy_every,
     reals=reals,
     view=view,
     layout=layout or sharding.one_device(),

@@ -277,3 +277,4 @@ class Learner(NamedTuple):
   # Not trained; of the learner of a reward it is the reward's.
   params: PyTree = ()
   shown: bool = False  # the loss reads Experience.shown
+  axes: Axes = ()  # of the dimensions of what is trained, as a Policy's

@@ -87,6 +87,10 @@ def test_states_are_float32_for_bfloat16_parameters():
       {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 10: 0.0, 11: 0.0},
     ),
     (
+      dict(decay='linear', steps=10, decay_to=0.5),
+      {0: 1.0, 5: 0.75, 10: 0.5, 11: 0.5},
+    ),
+    (
       dict(decay='cosine', steps=12),
       {0: 1.0, 3: 0.5 + 2**0.5 / 4, 4: 0.75, 6: 0.5, 8: 0.25, 12: 0, 20: 0},
     ),

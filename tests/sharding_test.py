@@ -101,16 +101,27 @@ def test_a_state_is_placed_like_its_parameters():
   step, state = testing.make_step(policy)
   del step
   mesh = jax.sharding.AbstractMesh((2, 4, 2), sharding.MESH_AXES)
-  layout = sharding.Layout(mesh, policy.axes)
+  part = dict(params=state.params, opt_state=state.opt_state)
+  state = state.replace(aux=dict(own=part, other=part))
+  layout = sharding.Layout(
+    mesh, policy.axes, learners=dict(own=policy.axes)
+  )  # fmt: skip
   placed = tree.named(layout.state(state))
+  whole = {n: s for n, s in placed.items() if n.startswith('aux/other/')}
+  assert {s.spec for s in whole.values()} == {PartitionSpec()}
+  placed = {n: s for n, s in placed.items() if n not in whole}
   found = {n: s.spec for n, s in placed.items() if n.endswith('qkv/kernel')}
   for name, spec in found.items():
     assert spec == PartitionSpec('fsdp', 'tensor'), name
-  moments = [name for name in found if name.startswith('opt_state/')]
-  assert len(moments) == 2  # of Adam
+  moments = [name for name in found if 'opt_state/' in name]
+  assert len(moments) == 4  # of Adam, also of the learner
   assert {n for n in found if n not in moments} == {
     f'{part}/block_0/qkv/kernel'
-    for part in ('params', *(f'refs/{r}' for r in state.refs))
+    for part in (
+      'params',
+      'aux/own/params',
+      *(f'refs/{r}' for r in state.refs),
+    )
   }
   assert placed['step'].spec == PartitionSpec()
   with pytest.raises(ValueError, match='of its model'):

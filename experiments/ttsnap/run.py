@@ -12,14 +12,14 @@ matplotlib and scipy (extra "test").
 """
 
 import datetime
-import functools
+import tempfile
 import time
 from typing import Any, NamedTuple
 
 from absl import app, flags
 import jax
 import jax.numpy as jnp
-import noise_aware
+from ml_collections import config_dict
 import numpy as np
 import report
 from report import ARMS, FEW, FIELDS, METRICS
@@ -35,8 +35,10 @@ from gen_rl import (
   rollout,
   search,
   selection,
+  train,
 )
 from gen_rl.data import feeds, pipeline
+from gen_rl.models import weights
 from gen_rl.rewards import combine
 from gen_rl.utils import system
 
@@ -49,7 +51,7 @@ SCHEDULES = {
 }
 LEVELS = 15  # noise-aware rewards read the estimates of steps 0..14
 PROMPTS, POOL, REPEATS = 64, 64, 40
-TRAIN_PROMPTS, TRAIN_SEEDS = 512, 8
+UPDATES, BATCH, LR = 64, 64, 1e-4  # of the distillation, of a level
 BUDGETS = (1, 2, 4, 6, 8, 12)  # candidates best of n gets for it
 NEIGHBOURS, PATIENCE, WALKS = 2, 3, 8  # of zero-order search
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Which seeds.')
@@ -124,19 +126,58 @@ def chunks(batch: dict, size: int, n: int, key):
     yield rollout.make_rows(part, n, key, jnp.int32(0))
 
 
+def taught(seed: int, level: int, of: int, updates: int, start: str) -> str:
+  """A run that teaches the detector to read estimates; where its weights are.
+
+  Args:
+    seed: of the study.
+    level: the first step whose estimates it reads.
+    of: levels from there on, one of them drawn for each update.
+    updates: of BATCH samples, that are new for each.
+    start: weights it begins with.
+  """
+  c = flow_grpo.get_config('proxy')
+  c.name = f'ttsnap level {level}'
+  c.seed, c.steps = 1000 * (seed + 1) + level, updates
+  c.policy.update(
+    steps=STEPS, shift=SHIFT, deterministic=True, window=1, window_low=level,
+    window_high=level + of, window_start=dict(name='random_window'),
+  )  # fmt: skip
+  c.objective = config_dict.ConfigDict()
+  c.microbatches, c.ema = 1, 0.0
+  c.data.update(prompts_per_step=BATCH // 8, group_size=8)
+  c.learners.aware = config_dict.create(
+    name='noise_aware',
+    reward=dict(name='shapes_detector', weights=start),
+    # TTSnap's AdamW, whose rate falls by half.
+    optimizer=dict(
+      name='adamw', lr=LR, decay='linear', decay_to=0.5, weight_decay=0.01,
+      grad_clip=5.0,
+    ),
+    export='aware',
+  )  # fmt: skip
+  c.eval.update(every=updates, num_prompts=6, samples=2)
+  c.checkpoint.every, c.log.tensorboard = updates, False
+  folder = tempfile.mkdtemp(prefix=f'ttsnap_{seed}_{level}_')
+  train.train_and_evaluate(c, folder)
+  return f'{folder}/aware.safetensors'
+
+
 def distil(lab: Lab, seed: int) -> tuple[list, list]:
-  """Reward parameters of every level: by the curriculum, and all mixed."""
-  batch = batch_of(lab.config, lab.built, lab.built.source, TRAIN_PROMPTS, seed)
-  parts = []
-  key = jax.random.key(100 + seed)
-  for rows in chunks(batch, 1024 // TRAIN_SEEDS, TRAIN_SEEDS, key):
-    x, foreseen = lab.sample(lab.params, rows)
-    target = np.asarray(lab.score(lab.reward.params, x, rows))
-    media = np.asarray(foreseen[:LEVELS], np.float16).swapaxes(0, 1)
-    parts.append((media, jax.device_get(rows.info), target))
-  media, info, target = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-  decode = functools.partial(lab.built.policy.decode, ())
-  return noise_aware.distil(lab.reward, decode, media, info, target, seed)
+  """Reward parameters of every level: by the curriculum, and all mixed.
+
+  The curriculum goes from the cleanest level to the noisiest, with a new
+  optimizer at each; the other draws levels at random and has one set of
+  parameters for all of them, after as many updates.
+  """
+  clean = 'asset:shapes_detector'
+  read = lambda path: weights.load(path, lab.reward.params)[0]
+  aware, start = [], clean
+  for level in reversed(range(LEVELS)):
+    start = taught(seed, level, 1, UPDATES, start)
+    aware.insert(0, read(start))
+  mixed = read(taught(seed, 0, LEVELS, UPDATES * LEVELS, clean))
+  return aware, [mixed] * LEVELS
 
 
 def tables(lab: Lab, seed: int, readers: dict[str, list]) -> dict:

@@ -106,4 +106,4 @@ def value(
     term = Term(jnp.where(mask > 0, error / 2, 0.0), mask, every_row=True)
     return term, dict(value=jax.lax.stop_gradient(said), target=target)
 
-  return Learner(net.init, loss, dict(value=value_of))
+  return Learner(net.init, loss, dict(value=value_of), axes=net.axes)

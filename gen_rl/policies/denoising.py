@@ -179,6 +179,13 @@ def denoising(
       return net.decode(params, latent)
     return process.clip((latent + 1.0) / 2.0)
 
+  def foresee(params: Params, traj: Trajectory) -> Array:
+    """Pictures [b k h w c], decoded."""
+    v = chain_lib.velocity(chain, params, traj)
+    x0 = process.x0_from_velocity(traj.states, v, traj.times[..., 0])
+    media = decode(params, x0.reshape(-1, *net.shape))
+    return media.reshape(*x0.shape[:2], *media.shape[1:])
+
   def compress(params: Params, pictures: Array) -> Array:
     """Latents of pictures, which are brought to the size it makes itself."""
     latents = jax.ShapeDtypeStruct((1, *net.shape), jnp.float32)
@@ -195,7 +202,7 @@ def denoising(
     chain_lib.complete, chain_lib.finish,
   )  # fmt: skip
   ops = {op.__name__: functools.partial(op, chain) for op in of_chain}
-  ops |= dict(nll=nll, noised=noised)
+  ops |= dict(nll=nll, noised=noised, foresee=foresee)
   if net.compress:
     ops['compress'] = compress
   return Policy(

@@ -20,7 +20,7 @@ gradient may round otherwise than one that does not).
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,10 @@ def update(
     logs.append(log)
   sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
   state = _after(recipe, carry[0])
-  metrics = jax.tree.map(jnp.mean, sums) | jax.tree.map(jnp.max, peaks)
+  mean, most = jnp.mean, jnp.max
+  if recipe.left_out:
+    mean, most = jnp.nanmean, jnp.nanmax
+  metrics = jax.tree.map(mean, sums) | jax.tree.map(most, peaks)
   metrics['optim/skipped'] = state.skipped
   metrics['optim/skipped_in_a_row'] = state.skipped_in_a_row
   return state, metrics
@@ -141,20 +144,45 @@ def _minibatch_step(recipe: Recipe, carry, xs):
   state, old = carry
   exp, keys, number = xs
   first = (number == 0) & (recipe.behaviour == 'params')
+  done = state.step * recipe.updates * recipe.epochs + number
   lesson = _Lesson('params', recipe.objectives, recipe.aggregate)
-  grads, sums, peaks, decisions = _gradients(
-    recipe, lesson, state.params, state, old, exp, keys, first
-  )
-  new, norms = _move(recipe, state, grads, number)
-  metrics = {
-    **sums,
-    **{f'{label}/decisions': n for label, n in decisions.items()},
-    **norms,
-  }
-  taught, said = _teach(recipe, state, old, exp, keys, first, number)
+
+  def step(state):
+    grads, sums, peaks, decisions = _gradients(
+      recipe, lesson, state.params, state, old, exp, keys, first
+    )
+    new, norms = _move(recipe, state, grads, number)
+    named = {f'{label}/decisions': n for label, n in decisions.items()}
+    return new, ({**sums, **named, **norms}, peaks)
+
+  new, (metrics, peaks) = state, ({}, {})
+  if recipe.objectives:
+    new, (metrics, peaks) = _at_times(recipe.policy_every, done, step, state)
+  taught, said = _teach(recipe, state, old, exp, keys, first, done)
   if taught:
-    new, metrics = new.replace(aux=taught), {**metrics, **said}
+    aux = recipe.layout.constrain(state.replace(aux=taught)).aux
+    new, metrics = new.replace(aux=aux), {**metrics, **said}
   return (new, old), (metrics, peaks)
+
+
+def _at_times(
+  every: int, done: Array, step: Callable[[PyTree], Any], held: PyTree
+) -> tuple[PyTree, Any]:
+  """`step(held)`, (what it becomes, metrics), at every `every`-th call.
+
+  At the others nothing moves, and metrics are NaN.
+
+  Args:
+    every: calls from one to the next.
+    done: [] calls before this one.
+    step: one optimizer step.
+    held: what it moves.
+  """
+  if every == 1:
+    return step(held)
+  _, like = jax.eval_shape(step, held)
+  none = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), like)
+  return jax.lax.cond(done % every == 0, step, lambda held: (held, none), held)
 
 
 def _gradients(recipe, lesson, params, state, old, exp, keys, first):
@@ -305,7 +333,7 @@ def _teach(
   exp: Experience,
   keys: RowKeys,
   first: Array,
-  number: Array,
+  done: Array,
 ) -> tuple[dict[str, PyTree], Metrics]:
   """({label: parameters and optimizer states}, metrics) of the learners.
 
@@ -330,19 +358,8 @@ def _teach(
       moved = dict(params=params, opt_state=opt_state)
       return tree.where(finite, moved, held), (sums, 1.0 - finite)
 
-    if taught.every > 1:  # metrics are 0 where there is no step
-      done = state.step * recipe.updates * recipe.epochs + number
-      _, like = jax.eval_shape(step, held)
-      nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
-      aux[label], (sums, bad) = jax.lax.cond(
-        done % taught.every == 0,
-        step,
-        lambda held, none=nothing: (held, none),
-        held,
-      )
-    else:
-      aux[label], (sums, bad) = step(held)
-    skipped += bad
+    aux[label], (sums, bad) = _at_times(taught.every, done, step, held)
+    skipped += jnp.nan_to_num(bad)
     metrics |= {f'learner/{name}': x for name, x in sums.items()}
   if recipe.learners:
     metrics['learner/skipped'] = skipped

@@ -49,6 +49,7 @@ class Recipe:
   aggregate: aggregate_lib.Aggregator
   learners: Mapping[str, Taught]
   importance_cap: float
+  policy_every: int
   reals: View | None
   view: View | None
   layout: sharding.Layout
@@ -124,6 +125,12 @@ class Recipe:
   def recompute(self) -> bool:
     """Whether parameters that are updated may not be those that sampled."""
     return self.updates * self.epochs > 1 or self.behaviour != 'params'
+
+  @property
+  def left_out(self) -> bool:
+    """Whether not everybody takes an optimizer step at every minibatch."""
+    every = [taught.every for taught in self.learners.values()]
+    return max([self.policy_every, *every]) > 1
 
   def cut(self, x: PyTree, parts: int) -> PyTree:
     """Pieces [parts b/parts ...] of rows, each of them over all devices."""

@@ -26,7 +26,9 @@ from gen_rl import (
   sharding,
   testing,
 )
+from gen_rl.learners import noise_aware
 from gen_rl.rewards import combine, evaluate
+from gen_rl.train_state import Taught
 from gen_rl.types import Reward, RewardOut
 from gen_rl.utils import tree
 
@@ -218,7 +220,7 @@ def judge():
     return RewardOut(value, {}, jnp.isfinite(value))
 
   axes = (('up', ('embed', 'mlp')), ('down', ('mlp',)))
-  return Reward('judge', params, score, axes=axes)
+  return Reward('judge', params, score, differentiable=True, axes=axes)
 
 
 def write_runs(folder, *meshes):
@@ -228,12 +230,16 @@ def write_runs(folder, *meshes):
     devices = jax.devices()[: data * fsdp * tensor]
     mesh = sharding.make_mesh(data, fsdp, tensor, devices)
     out = {}
+    aware = Taught(noise_aware.of_reward(judge()), testing.LINEAR)
     for name, net, batch, cut in (
       (
         'dit',
         testing.dit(),
         testing.dit_batch(),
-        dict(monitors=dict(judge=(judge(), 1.0))),
+        dict(
+          monitors=dict(judge=(judge(), 1.0)),
+          learners=dict(aware=aware),
+        ),
       ),
       (
         'cut',
@@ -255,7 +261,10 @@ def write_runs(folder, *meshes):
       policy = testing.make_policy(net, window=window)
       away = ('ema', 'optimizer') if tensor > 1 else ()
       judges = combine.axes(cut.get('monitors', {}))
-      layout = sharding.Layout(mesh, policy.axes, offload=away, judges=judges)
+      layout = sharding.Layout(
+        mesh, policy.axes, offload=away, judges=judges,
+        learners=dict(aware=aware.learner.axes),
+      )  # fmt: skip
       step, state = testing.make_step(
         policy,
         layout=layout,
@@ -276,7 +285,9 @@ def write_runs(folder, *meshes):
       split = [x for x in parts if not x.is_fully_replicated]
       assert bool(split) == (fsdp * tensor > 1)
       places = dict(up=(192 // fsdp, 8 // tensor), down=(8 // tensor,))
-      for leaf, x in state.frozen['rewards'].get('judge', {}).items():
+      judged = state.frozen['rewards'].get('judge', {})
+      learned = state.aux.get('aware', dict(params={}))['params']
+      for leaf, x in [*judged.items(), *learned.items()]:
         assert x.sharding.shard_shape(x.shape) == places[leaf]
       found = dict(
         sample=traj.sample, media=inputs.media, state=state, log=logs

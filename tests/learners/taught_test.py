@@ -1,5 +1,7 @@
 """What is trained beside the policy, on every rollout and apart from it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,20 @@ def test_microbatches_and_a_cadence():
     seen.append(aux(state))
   assert seen[0] == pytest.approx(aux(first), rel=1e-5)
   assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_policy_that_waits_for_its_learner():
+  step, state = make(policy_every=2)
+  params, logs = [jax.device_get(state.params)], []
+  for _ in range(3):
+    state, log = step.train_step(state, batch(), KEY)
+    params.append(jax.device_get(state.params))
+    logs.append(jax.device_get(log))
+  same = [tree.equal(a, b) for a, b in itertools.pairwise(params)]
+  assert same == [False, True, False]
+  assert [bool(np.isnan(x['pg/loss'])) for x in logs] == same
+  assert len({float(x['learner/real/loss']) for x in logs}) == 3
+  assert logs[1]['optim/skipped'] == 0
 
 
 def test_what_a_learner_needs():

@@ -1,0 +1,109 @@
+r"""Rewards that read unfinished samples (TTSnap, arXiv 2511.22242).
+
+A search that scores unfinished samples shows its reward what they foresee, the
+estimate xhat_s = E[x0 | x_s]: blurred pictures that a reward of finished ones
+reads wrongly. A copy of it learns to say of the estimate what the run's rewards
+say of the sample x that comes of it,
+
+  L = (R_theta(xhat_s, c) - R(x, c))^2                                   (1)
+
+which is least for R_theta = E[R(x, c) | xhat_s, c]. The levels s are those of
+the decisions that the policy stores: `policy.window` of them. The authors go
+through the levels one by one, cleanest first, each from the weights of the one
+before, and keep the weights of every level: runs in a row with a window of 1,
+each with `export`, and the file of the one before as the reward's weights
+(experiments/ttsnap).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gen_rl import build, rewards
+from gen_rl.build import ConfigError
+from gen_rl.data import tokenizers
+from gen_rl.rewards import combine
+from gen_rl.rewards import inputs as inputs_lib
+from gen_rl.types import (
+  Array,
+  Experience,
+  Learner,
+  Metrics,
+  Params,
+  Replay,
+  Reward,
+  RowKeys,
+  Term,
+)
+
+
+def noise_aware(
+  reward: Mapping[str, Any],
+  end: int = -1,
+  pad: int = 0,
+  reader: tokenizers.Tokenizer | None = None,
+) -> Learner:
+  """A reward that learns to read what a policy foresees.
+
+  Args:
+    reward: spec of a function of `rewards`: R_theta, and where it begins.
+    end: token id, for rewards that ask for it.
+    pad: token id, the same.
+    reader: what judges read prompts with, the same.
+
+  Returns:
+    A Learner that offers `score`, R_theta of pictures [b k ...].
+
+  Raises:
+    ConfigError: the reward is not differentiable, or learns itself.
+  """
+  judge = build.build(rewards, reward, end=end, pad=pad, reader=reader)
+  return of_reward(judge)
+
+
+def of_reward(judge: Reward) -> Learner:
+  """The same of a reward."""
+  if not judge.differentiable or judge.where != 'device' or judge.learner:
+    raise ConfigError(
+      f'noise_aware: the reward {judge.name!r} has to be on the device, '
+      'differentiable, and not trained otherwise'
+    )
+
+  def init(key: Array) -> Params:
+    del key
+    return jax.tree.map(jnp.asarray, judge.params)
+
+  def loss(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    if exp.inputs is None:
+      raise ConfigError('noise_aware learns from rewards, and there are none')
+    said, valid = replay.ask('self', 'score', replay.ask('params', 'foresee'),
+                             exp.inputs, keys.own)  # fmt: skip
+    target = exp.rewards.score[:, None]
+    fine = valid & exp.rewards.valid[:, None]
+    error = jnp.where(fine, said - jnp.where(fine, target, 0.0), 0.0)
+    square = jnp.square(error)
+    mask = fine.astype(jnp.float32)
+    return Term(square, mask, every_row=True), {}
+
+  return Learner(init, loss, dict(score=_score(judge)), axes=judge.axes)
+
+
+def _score(judge: Reward) -> Callable[..., tuple[Array, Array]]:
+  """(params, traj, media [b k ...], inputs, keys [b]) -> (R [b k], valid)."""
+
+  def score(params, traj, media, inputs, keys):
+    _, own = params
+    b, k = media.shape[:2]
+    row = jnp.repeat(jnp.arange(b), k)
+    inputs = jax.tree.map(lambda x: x[row], inputs_lib.joined(inputs, traj))
+    inputs = inputs.replace(
+      media=media.reshape(b * k, *media.shape[2:]), group_size=1
+    )
+    out = combine.answer(judge.name, judge, own, inputs, keys[row])
+    return out.score.reshape(b, k), out.valid.reshape(b, k)
+
+  return score
