@@ -174,8 +174,12 @@ def fields() -> dict[str, Any]:
   # 'ramp_decay' or 'constant_decay', ...). Copies that objectives name as
   # `ref` need no entry: they stay as they were.
   c.copies = labelled()
-  # {label: dict(name, weight, ...)}; tasks=('text',) for prompts of these alone
+  # {label: dict(name, weight, ...)}; tasks=('text',) for prompts of these
+  # alone; schedule=dict(name, ...), a function of gen_rl.ramps, moves the
+  # weight.
   c.rewards = labelled()
+  # How they become one score: a function of gen_rl.mixers.
+  c.mix = part(name='weighted_sum')
   # {label: dict(name, ...)}, rewards that are logged and not trained on
   c.monitors = labelled(kind=NOTES)
   # Those that run in Python: seconds and groups of a call, calls at a time.
@@ -198,7 +202,7 @@ def fields() -> dict[str, Any]:
   # The same of the policy, which learners may run ahead of.
   c.policy_every = field(1, Count)
   c.advantage = part(name='grpo', std='global')  # a function of advantages
-  # {label: dict(name, weight, ...)}; with learners there may be none.
+  # {label: dict(name, weight, schedule, ...)}; with learners there may be none.
   c.objective = labelled()
   # A function of gen_rl.aggregate: how the losses of decisions become one.
   # token_mean, seq_mean_token_mean, seq_mean_token_sum or const; for rows of

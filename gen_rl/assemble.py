@@ -15,10 +15,12 @@ from gen_rl import (
   fits,
   initial,
   learners,
+  mixers,
   models,
   objectives,
   optim,
   policies,
+  ramps,
   schema,
   sharding,
   specs,
@@ -124,6 +126,7 @@ def setup(
   for c in evals.configs(config).values() if running else [config]:
     errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
+  errors += fits.mixed(config)
   errors += fits.answers(config, source)
   monitors = configured.build_all(config.monitors, **bound) if running else {}
   if running:
@@ -263,6 +266,7 @@ def make_evaluator(
     host_rewards=config.host_rewards.to_dict(),
     view=built.view,
     speak=built.tokenizer.decode,
+    mix=mix(config),
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
@@ -293,6 +297,22 @@ def make_kl_from_base(
     layout,
     chunk=_rows(config) // parts,
   )
+
+
+def mix(config: ml_collections.ConfigDict) -> mixers.Mixer | None:
+  """How rewards become one score; None: their weighted sum."""
+  if config.mix.name == 'weighted_sum':
+    return None
+  return build.build(mixers, config.mix)
+
+
+def _ramps(specs: Mapping[str, build.Spec]) -> dict[str, ramps.Ramp]:
+  """{label: factor of its weight} of those whose weight moves."""
+  return {
+    label: build.build(ramps, spec['schedule'])
+    for label, spec in specs.items()
+    if 'schedule' in spec and build.weight(spec)
+  }
 
 
 def _rows(config: ml_collections.ConfigDict) -> int:
@@ -376,6 +396,9 @@ def make_step(
     view=built.view,
     aggregate=build.find(aggregate, config.aggregate),
     learners=initial.taught(config, built),
+    mix=mix(config),
+    reward_ramps=_ramps(config.rewards),
+    objective_ramps=_ramps(config.objective),
     importance_cap=config.importance_cap,
     policy_every=config.policy_every,
     reals=build.build(

@@ -28,7 +28,7 @@ Spec = Mapping[str, Any] | str
 
 # Keys that belong to whoever combines the built functions: passed on to a
 # function only when its signature asks for them.
-OUTER_KEYS = ('weight', 'tasks')
+OUTER_KEYS = ('weight', 'tasks', 'schedule')
 
 
 class ConfigError(ValueError):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl import chunks, distributions, sharding
+from gen_rl import chunks, distributions, mixers, sharding
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.evaluation import Evaluation
@@ -93,6 +93,7 @@ def sampled(
   speak: Callable[[np.ndarray], list[str]] | None = None,
   layout: sharding.Layout | None = None,
   chunk: int = 0,
+  mix: mixers.Mixer | None = None,
 ) -> chunks.Evaluator:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -114,6 +115,8 @@ def sampled(
     speak: token ids [b k] -> b texts, for policies of tokens.
     layout: splits the samples; None: all on one device.
     chunk: samples drawn and scored at a time, see `chunks.places`.
+    mix: how the scores of `proxy` become one, see `combine.merge`; their
+      weights do not move here.
 
   Returns:
     params -> Evaluation.
@@ -196,7 +199,9 @@ def sampled(
       means[label] = _mean(*_for(seen_by, seen_by.score), monitor.verdict)
       invalid[f'monitor/{label}'] = int((~seen_by.valid).sum())
     if weights:
-      trained = jax.device_get(combine.merge(outs['proxy'], weights))
+      trained = jax.device_get(
+        combine.merge(outs['proxy'], weights, mix, samples)
+      )
       reward = np.where(trained.valid, trained.score, np.nan)
       invalid['proxy'] = int(
         (~trained.valid & combine.applies(outs['proxy'])).sum()

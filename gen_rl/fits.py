@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 
-from gen_rl import build, minibatch, sharding
+from gen_rl import advantages, build, minibatch, sharding
 from gen_rl.data import prompts
 from gen_rl.types import Policy, Reward
 
@@ -39,6 +39,22 @@ def policy(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
       reason = "lora.pattern is '', and no module has an adapter to start from"
     errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
   return errors
+
+
+def mixed(config: ml_collections.ConfigDict) -> list[str]:
+  """Advantages that mix rewards themselves, by weights that stay."""
+  if not build.takes(advantages, config.advantage, 'reward_weights'):
+    return []
+  moving = [k for k, spec in config.rewards.items() if 'schedule' in spec]
+  settings = [f'config.rewards.{label}.schedule' for label in moving]
+  if config.mix.name != 'weighted_sum':
+    settings.insert(0, f'config.mix.name={config.mix.name!r}')
+  name = config.advantage.name
+  return [
+    f'{setting} says how rewards become one score, and the advantage {name} '
+    'has one of each; leave one of the two out'
+    for setting in settings
+  ]
 
 
 def answers(

@@ -352,7 +352,7 @@ def sample(
         '--best_of chooses by the rewards of the config, and '
         + (f'{", ".join(host)} runs on the host' if host else 'it has none')
       )
-    judge = combine.combine(device)
+    judge = combine.combine(device, assemble.mix(config))
   if built.embed is None:
     if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
       prompt = prompt.rstrip(' .')

@@ -164,6 +164,9 @@ def _labelled(path: str, node: Any) -> Iterator[Mistake]:
     where = f'{path}.{label}'
     outer = specs.outer(where)
     for key in outer if isinstance(spec, Mapping) else ():
+      if outer[key] is fields.Spec and key in spec:
+        yield from _part(f'{where}.{key}', spec[key])
+        continue
       wrong = key in spec and fields.misfit(spec[key], outer[key])
       if wrong:
         yield _mistake(

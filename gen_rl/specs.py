@@ -10,15 +10,18 @@ from gen_rl import (
   advantages,
   build,
   learners,
+  mixers,
   models,
   objectives,
   optim,
   policies,
+  ramps,
   rewards,
   worlds,
 )
 from gen_rl.data import pictures, prompts, text_features, tokenizers
 from gen_rl.diffusion import schedules, transitions
+from gen_rl.fields import Spec
 
 # Where the function is found that a part of a config names; a star is a label.
 SPECS = {
@@ -44,6 +47,9 @@ SPECS = {
   'rollout': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
+  'mix': mixers,
+  'rewards.*.schedule': ramps,
+  'objective.*.schedule': ramps,
   'advantage': advantages,
   'objective.*': objectives,
   'optimizer': optim,
@@ -110,13 +116,14 @@ CHANGES = {
 }
 
 # Keys of a part that are of its place, and what they hold: a weight, of which 0
-# removes the part, and the tasks that a reward is for, by default all.
+# removes the part; a part that says by which factor the weight moves; and the
+# tasks that a reward is for, by default all.
 OUTER = {
-  'rewards.*': dict(weight=float, tasks=Sequence[str]),
+  'rewards.*': dict(weight=float, schedule=Spec, tasks=Sequence[str]),
   'monitors.*': dict(weight=float, tasks=Sequence[str]),
   'eval.gold.*': dict(tasks=Sequence[str]),
   'evals.*.gold.*': dict(tasks=Sequence[str]),
-  'objective.*': dict(weight=float),
+  'objective.*': dict(weight=float, schedule=Spec),
 }
 
 

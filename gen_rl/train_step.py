@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import optax
 
 from gen_rl import aggregate as aggregate_lib
+from gen_rl import mixers, ramps, sharding
 from gen_rl import rollout as rollout_lib
-from gen_rl import sharding
 from gen_rl.rewards import combine
 from gen_rl.step import judge as judge_lib
 from gen_rl.step import learn as learn_lib
@@ -78,6 +78,9 @@ def make(
   whole_groups: bool = False,
   aggregate: aggregate_lib.Aggregator = aggregate_lib.token_mean,
   learners: Mapping[str, Taught] | None = None,
+  mix: mixers.Mixer | None = None,
+  reward_ramps: Mapping[str, ramps.Ramp] | None = None,
+  objective_ramps: Mapping[str, ramps.Ramp] | None = None,
   importance_cap: float = 0.0,
   policy_every: int = 1,
   reals: View | None = None,
@@ -113,6 +116,9 @@ def make(
     aggregate: how values become a loss, a function of `gen_rl.aggregate`.
     learners: {label: what is trained beside the policy}; those of rewards have
       the reward's label.
+    mix: how rewards become one score; None: their weighted sum.
+    reward_ramps: {label: rollouts done -> factor of its weight}.
+    objective_ramps: the same of objectives.
     importance_cap: largest weight of a decision by how much likelier the
       update finds it than the rollout did; 0 weighs all alike.
     policy_every: minibatches from one optimizer step of the policy to the next.
@@ -148,6 +154,9 @@ def make(
     whole_groups=whole_groups,
     aggregate=aggregate,
     learners=dict(learners or {}),
+    mix=mix,
+    reward_ramps=dict(reward_ramps or {}),
+    objective_ramps=dict(objective_ramps or {}),
     importance_cap=importance_cap,
     policy_every=policy_every,
     reals=reals,

@@ -1,6 +1,6 @@
-"""The weighted sum of named rewards, and the split by where they run.
+"""One score of several named rewards, and the split by where they run.
 
-  (1)  score = sum_label weight[label] * score[label]
+  (1)  score = mix({label: score, weight}), by default the weighted sum
   (2)  valid = every part that applies is valid and finite, and one applies
 
 (2) because a missing part cannot be told from a bad one: a row with it left
@@ -27,6 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 import numpy as np
 
+from gen_rl import mixers
+from gen_rl.build import ConfigError
 from gen_rl.rewards import outcomes
 from gen_rl.types import (
   AnyArray,
@@ -164,13 +166,18 @@ def row_key(key: Array, label: str) -> Array:
 
 
 def merge(
-  outs: Mapping[str, RewardOut], weights: Mapping[str, float]
+  outs: Mapping[str, RewardOut],
+  weights: Mapping[str, float | Array],
+  mix: mixers.Mixer | None = None,
+  group_size: int = 1,
 ) -> RewardOut:
   """Equations (1) and (2), pure; jax arrays from numpy ones too.
 
   Args:
     outs: {label: scored batch of b rows}.
     weights: {label: weight}, the same labels.
+    mix: a function of `mixers`; None: the weighted sum.
+    group_size: neighbours that are of one prompt.
 
   Returns:
     score [b] float32; parts {label: [b], label/part: [b]}, unweighted, 0 where
@@ -178,6 +185,8 @@ def merge(
     have some, or None; before: the weighted sum, or None unless all have it.
 
   Raises:
+    ConfigError: rewards of decisions, or of samples finished before, that are
+      not summed.
     RewardError: a reward answered with something else than scores of b rows.
     ValueError: the labels differ, or there are none.
   """
@@ -210,22 +219,36 @@ def merge(
   parts = {
     name: jnp.where(valid & used[name], x, 0) for name, x in parts.items()
   }
-  score = sum(weights[label] * parts[label] for label in outs)
+  score = (mix or mixers.weighted_sum())(
+    {label: parts[label] for label in outs},
+    {label: valid & used[label] for label in outs},
+    weights,
+    group_size,
+  )
+  score = jnp.where(valid, score, 0)
   before = [
     weights[label] * jnp.asarray(out.before)
     for label, out in outs.items()
     if out.before is not None
   ]
   before = sum(before) if len(before) == len(outs) else None
+  if mix and not (steps is None and before is None):
+    raise ConfigError(
+      'rewards of decisions are summed: they go with mix.name="weighted_sum"'
+    )
   return RewardOut(score, parts, valid, steps, before)
 
 
-def combine(rewards: Weighted) -> Reward:
-  """One reward that is the weighted sum of several.
+def combine(rewards: Weighted, mix: mixers.Mixer | None = None) -> Reward:
+  """One reward that several are mixed to.
 
   Its `params` are {label: params}, its key is folded with each label. It runs
   on the device if all parts do; it is differentiable if all parts are, and a
   verdict if it is one of weight 1 and nothing else.
+
+  Args:
+    rewards: {label: (Reward, weight)}.
+    mix: see `merge`.
 
   Raises:
     ValueError: as `split`; or no reward has a weight.
@@ -241,7 +264,7 @@ def combine(rewards: Weighted) -> Reward:
       label: answer(label, reward, params[label], inputs, row_key(key, label))
       for label, (reward, _) in used.items()
     }
-    return merge(outs, w)
+    return merge(outs, w, mix, inputs.group_size)
 
   places = {reward.where for reward, _ in used.values()}
   return Reward(

@@ -56,7 +56,9 @@ def judge(
     for label, x in outs.items()
     if label not in recipe.monitors
   }
-  out = combine.merge(scored, recipe.reward_weights)
+  out = combine.merge(
+    scored, recipe.reward_weights(state.step), recipe.mix, recipe.group_size
+  )
   # 0 * NaN is NaN: a backward pass must not see the row at all.
   traj = tree.zero_rows(traj, out.valid)
   values = _values(recipe, state, traj, out, inputs)
@@ -66,6 +68,11 @@ def judge(
   )
   watched = combine.watch(watched, adv, out.valid, recipe.group_size)
   metrics = {**combine.summarize(out, scored), **metrics, **watched}
+  metrics |= {
+    f'reward/{label}/weight': weight
+    for label, weight in recipe.reward_weights(state.step).items()
+    if label in recipe.reward_ramps
+  }
   state = state.replace(adv_state=adv_state)
   exp = Experience(traj, adv, weight, out, inputs, values)
   return state, exp, metrics

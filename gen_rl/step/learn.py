@@ -129,7 +129,8 @@ class _Lesson(NamedTuple):
   """Whose parameters move, and by which losses."""
 
   live: str  # "params", or a learner
-  objectives: Mapping[str, tuple[Objective, float]]  # {label: (., weight)}
+  # {label: (., weight)}
+  objectives: Mapping[str, tuple[Objective, float | Array]]
   aggregate: aggregate_lib.Aggregator
 
 
@@ -145,7 +146,8 @@ def _minibatch_step(recipe: Recipe, carry, xs):
   exp, keys, number = xs
   first = (number == 0) & (recipe.behaviour == 'params')
   done = state.step * recipe.updates * recipe.epochs + number
-  lesson = _Lesson('params', recipe.objectives, recipe.aggregate)
+  objectives = recipe.moved_objectives(state.step)
+  lesson = _Lesson('params', objectives, recipe.aggregate)
 
   def step(state):
     grads, sums, peaks, decisions = _gradients(
@@ -162,6 +164,9 @@ def _minibatch_step(recipe: Recipe, carry, xs):
   if taught:
     aux = recipe.layout.constrain(state.replace(aux=taught)).aux
     new, metrics = new.replace(aux=aux), {**metrics, **said}
+  metrics |= {
+    f'{label}/weight': objectives[label][1] for label in recipe.objective_ramps
+  }
   return (new, old), (metrics, peaks)
 
 
@@ -240,7 +245,7 @@ class _Weighted(NamedTuple):
 
   value: Array  # [b k]
   mask: Array  # [b k], times the row weight
-  weight: float  # w_j
+  weight: float | Array  # w_j
   metrics: Metrics
   decisions: Array  # a row, whatever became of it
 
@@ -321,7 +326,8 @@ def _scorer(
       group_size=recipe.unit,
     )
     outs = evaluate.evaluate(rewards, inputs, keys, recipe.reward_params(state))
-    return combine.merge(outs, recipe.reward_weights)
+    weights = recipe.reward_weights(state.step)
+    return combine.merge(outs, weights, recipe.mix, recipe.unit)
 
   return score
 

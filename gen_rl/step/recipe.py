@@ -7,7 +7,7 @@ import functools
 import optax
 
 from gen_rl import aggregate as aggregate_lib
-from gen_rl import minibatch, sharding
+from gen_rl import minibatch, mixers, ramps, sharding
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
 from gen_rl.train_state import Taught, TrainState
@@ -48,6 +48,10 @@ class Recipe:
   whole_groups: bool
   aggregate: aggregate_lib.Aggregator
   learners: Mapping[str, Taught]
+  mix: mixers.Mixer | None
+  # {label: factor of the weight} of rewards, and of objectives
+  reward_ramps: Mapping[str, ramps.Ramp]
+  objective_ramps: Mapping[str, ramps.Ramp]
   importance_cap: float
   policy_every: int
   reals: View | None
@@ -106,10 +110,18 @@ class Recipe:
     """Monitors that are part of the program."""
     return combine.split(self.monitors)[0]
 
-  @functools.cached_property
-  def reward_weights(self) -> dict[str, float]:
-    """{label: weight} of all rewards."""
-    return combine.weights({**self.device_rewards, **self.host_rewards})
+  def reward_weights(self, done: Array) -> dict[str, float | Array]:
+    """{label: weight} of all rewards, after `done` rollouts."""
+    rewards = {**self.device_rewards, **self.host_rewards}
+    return _moved(combine.weights(rewards), self.reward_ramps, done)
+
+  def moved_objectives(
+    self, done: Array
+  ) -> dict[str, tuple[Objective, float | Array]]:
+    """{label: (objective, weight)}, after `done` rollouts."""
+    weights = {label: weight for label, (_, weight) in self.objectives.items()}
+    weights = _moved(weights, self.objective_ramps, done)
+    return {k: (f, weights[k]) for k, (f, _) in self.objectives.items()}
 
   @property
   def stepwise(self) -> bool:
@@ -181,3 +193,9 @@ class Recipe:
       if label in frozen
     }
     return {**frozen, **trained}
+
+
+def _moved(
+  weights: Mapping[str, float], by: Mapping[str, ramps.Ramp], done: Array
+) -> dict[str, float | Array]:
+  return {k: by[k](done) * w if k in by else w for k, w in weights.items()}
