@@ -182,12 +182,15 @@ def fields() -> dict[str, Any]:
   c.mix = part(name='weighted_sum')
   # {label: dict(name, ...)}, rewards that are logged and not trained on
   c.monitors = labelled(kind=NOTES)
-  # Those that run in Python: seconds and groups of a call, calls at a time.
+  # Those that run in Python: seconds and groups of a call, calls at a time, and
+  # what pictures are sent to the host as: rounded to 8 bits (published code
+  # scores such), they are a quarter of the bytes.
   c.host_rewards = section(
     NOTES,
     timeout=field(60.0, Positive),
     groups_per_call=field(1, Index),  # 0: all
     workers=field(8, Count),
+    pixels=field('float32', Literal['float32', 'uint8']),
   )
   # Of rewards that are trained: optimizer, and what is real to them.
   c.critic = section(

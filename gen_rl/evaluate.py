@@ -34,6 +34,7 @@ from gen_rl.evaluation import Evaluation
 from gen_rl.rewards import combine, outcomes
 from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.rewards import inputs as inputs_lib
+from gen_rl.rewards import spread as spread_lib
 from gen_rl.types import (
   Array,
   Params,
@@ -42,7 +43,7 @@ from gen_rl.types import (
   RewardOut,
   Rows,
 )
-from gen_rl.utils import hosts, rng
+from gen_rl.utils import rng
 from gen_rl.worlds import world
 
 
@@ -108,7 +109,7 @@ def sampled(
     proxy: {label: (Reward, weight)} as trained on, or None.
     samples: n per prompt.
     seed: of the initial noise.
-    host_rewards: keywords of `rewards.evaluate.evaluate_host`.
+    host_rewards: keywords of `rewards.spread.asker`.
     asked: what rewards on the host read of the rows, see `Prompts.asked`.
     monitors: {label: (Reward, weight)} whose means are logged.
     view: what the policy is shown, see `rollout.make_rows`.
@@ -170,14 +171,13 @@ def sampled(
   def summed(found) -> Evaluation:
     inputs, seen, outs, whole, spread = found
     media, text = inputs.image, inputs.text
-    inputs = inputs_lib.on_host(inputs, called, asked or {})
     for kind, named in on_host.items():
       if named:
-        outs[kind] |= hosts.from_first(
-          lambda named=named: reward_calls.evaluate_host(
-            named, inputs, jax.random.key(seed), **(host_rewards or {})
-          )
-        )[0]
+        answers = spread_lib.asker(
+          named, inputs, jax.random.key(seed), asked or {},
+          **(host_rewards or {}),
+        )  # fmt: skip
+        outs[kind] |= spread_lib.gathered([answers])
     outs = {
       kind: {k: x.replace(valid=x.valid & whole) for k, x in named.items()}
       for kind, named in outs.items()

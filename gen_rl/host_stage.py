@@ -5,7 +5,7 @@ says. While a part is judged in threads of the host the devices draw the next
 one, so a step takes about as long as the slower of the two, not as their sum. A
 sample depends on its prompt, its place in the group and the step alone, and a
 call of a reward on its number in the step: a step in parts is the step as a
-whole, to rounding.
+whole, to rounding. Of several processes each judges rows of its own (`spread`).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax
 
 from gen_rl import chunks, train_step
-from gen_rl.rewards import combine, evaluate
+from gen_rl.rewards import combine, spread
 from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.train_state import TrainState
-from gen_rl.types import Array, RewardInputs, RewardOut
-from gen_rl.utils import hosts
+from gen_rl.types import Array, RewardOut
 
 
 class Host(NamedTuple):
@@ -30,7 +29,7 @@ class Host(NamedTuple):
   # (prompt ids [P], group size) -> what they read of the prompts, see
   # `Prompts.asked`
   asked: Callable[..., Mapping[str, Any]]
-  settings: Mapping[str, Any]  # keywords of `evaluate.evaluate_host`
+  settings: Mapping[str, Any]  # `config.host_rewards`
 
 
 def parts(
@@ -99,9 +98,7 @@ def scored_step(
     last = count - 1
     judged.append(_judge(host, judge, batch, drawn, last, each, call_key))
     with waiting():
-      answers = hosts.from_first(
-        lambda: evaluate.joined([one.result() for one in judged])
-      )
+      answers = spread.gathered([one.result for one in judged])
   traj, inputs, outs = drawn[0] if count == 1 else step.join(drawn)
   return step.learn(state, traj, inputs, {**outs, **answers}, key)
 
@@ -118,16 +115,13 @@ def _judge(
   """Waits for part i and hands it to the host; all processes have to ask."""
   traj, inputs, _ = drawn[i]
   ids = batch['prompt_id'][i * each : (i + 1) * each]
-  seen: RewardInputs = inputs_lib.on_host(
-    inputs_lib.joined(inputs, traj),
+  answers = spread.asker(
     host.rewards,
+    inputs_lib.joined(inputs, traj),
+    key,
     host.asked(ids, inputs.group_size),
+    i * each,
+    len(batch['prompt_id']),
+    **host.settings,
   )
-  if jax.process_index():
-    return judge.submit(dict)
-  prompts = len(batch['prompt_id'])
-  return judge.submit(
-    lambda: evaluate.evaluate_host(
-      host.rewards, seen, key, groups=(i * each, prompts), **host.settings
-    )[0]
-  )
+  return judge.submit(answers)

@@ -6,7 +6,11 @@ cut into: every field but `group_size` has rows first.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gen_rl.rewards import combine
 from gen_rl.types import PyTree, RewardInputs, Rows, Trajectory
@@ -58,13 +62,51 @@ def needed(inputs: RewardInputs, rewards: combine.Weighted) -> RewardInputs:
 
 
 def on_host(
-  inputs: RewardInputs, rewards: combine.Weighted, asked: Mapping[str, Any]
+  inputs: RewardInputs,
+  rewards: combine.Weighted,
+  asked: Mapping[str, Any],
+  rows: slice | None = None,
+  pixels: Literal['float32', 'uint8'] = 'float32',
 ) -> RewardInputs:
   """Numpy arrays of what these rewards may look at; all processes have to ask.
 
   Args:
     inputs: of the device, or numpy arrays.
     rewards: {label: (Reward, weight)} on the host.
-    asked: what their prompts are, see `Prompts.asked`.
+    asked: what their prompts are, of all rows, see `Prompts.asked`.
+    rows: that this process wants, from a start to a stop; None: all.
+    pixels: what pictures are sent as; they come as float32 either way, NaN
+      where a picture is not finite.
   """
-  return hosts.fetch(needed(inputs, rewards)).replace(**asked)
+  inputs = needed(inputs, rewards)
+  rows = rows or slice(0, combine.rows_of(inputs))
+  if pixels == 'uint8':
+    inputs = inputs.replace(media=jax.tree.map(_small, inputs.media))
+  found = hosts.fetch_rows(inputs, rows)
+  media = jax.tree.map(_whole, found.media, is_leaf=_is_small)
+  asked = jax.tree.map(lambda x: x[rows], dict(asked))
+  return found.replace(media=media, **asked)
+
+
+def _small(x: Any) -> Any:
+  """Pictures [b ...] in [0, 1] as (bytes, are they finite [b])."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  xp = np if isinstance(x, np.ndarray) else jnp
+  fine = xp.isfinite(x).reshape(len(x), -1).all(1)
+  scaled = xp.round(255 * xp.clip(xp.nan_to_num(x), 0, 1))
+  return scaled.astype(np.uint8), fine
+
+
+def _is_small(x: Any) -> bool:
+  return isinstance(x, tuple)
+
+
+def _whole(x: Any) -> Any:
+  """The other way round than `_small`."""
+  if not _is_small(x):
+    return x
+  pixels, fine = x
+  out = pixels.astype(np.float32) / np.float32(255)
+  out[~fine] = np.nan
+  return out

@@ -8,8 +8,8 @@ write checkpoints.
 from collections.abc import Callable, Iterator
 import contextlib
 import glob
+import json
 import os
-import pickle
 import re
 import socket
 import sys
@@ -279,28 +279,99 @@ def fetch(tree: PyTree) -> PyTree:
   return jax.tree.map(one, tree)
 
 
+def stretch(count: int) -> tuple[int, int]:
+  """(first, one past the last) of `count` things that are this process's."""
+  i, n = jax.process_index(), jax.process_count()
+  return i * count // n, (i + 1) * count // n
+
+
+def fetch_rows(tree: PyTree, rows: slice) -> PyTree:
+  """These rows of arrays as numpy arrays; all processes have to ask.
+
+  Nothing is sent between hosts where each holds the rows it asks for.
+
+  Args:
+    tree: arrays, rows first.
+    rows: start and stop, which may be others on every process.
+  """
+  leaves, form = jax.tree.flatten(tree)
+  found = [_held(x, rows) for x in leaves]
+  if jax.process_count() > 1:
+    lacking = np.asarray([x is None for x in found], bool)
+    lacking = multihost_utils.process_allgather(lacking)
+    lacking = lacking.reshape(jax.process_count(), -1).any(0)
+    found = [
+      fetch(x)[rows] if missing else part
+      for x, part, missing in zip(leaves, found, lacking, strict=True)
+    ]
+  return form.unflatten(found)
+
+
+def _held(x: Any, rows: slice) -> np.ndarray | None:
+  """Rows of an array that this process holds; None: not all of them."""
+  if getattr(x, 'is_fully_addressable', True):
+    return np.asarray(jax.device_get(x))[rows]
+  out = np.empty((rows.stop - rows.start, *x.shape[1:]), x.dtype)
+  there = np.zeros(len(out), bool)
+  for shard in x.addressable_shards:
+    start, stop, _ = shard.index[0].indices(x.shape[0])
+    low, high = max(start, rows.start), min(stop, rows.stop)
+    if low >= high or shard.data.shape[1:] != x.shape[1:]:
+      continue
+    at = slice(low - rows.start, high - rows.start)
+    if not there[at].all():
+      out[at] = np.asarray(shard.data[low - start : high - start])
+      there[at] = True
+  return out if there.all() else None
+
+
+def everybody(text: str, numbers: np.ndarray) -> list[tuple[str, np.ndarray]]:
+  """What every process says, in order; all have to.
+
+  Args:
+    text: of any length.
+    numbers: [n m] float32, which may be others on every process.
+  """
+  data = np.frombuffer(text.encode(), np.uint8)
+  sizes = np.array([len(data), *numbers.shape], np.int32)
+  sizes = multihost_utils.process_allgather(sizes).reshape(-1, 3)
+  longest, most, widest = sizes.max(0)
+  padded = np.zeros(longest, np.uint8)
+  padded[: len(data)] = data
+  wide = np.zeros((most, widest), np.float32)
+  wide[: numbers.shape[0], : numbers.shape[1]] = numbers
+  texts = multihost_utils.process_allgather(padded)
+  tables = multihost_utils.process_allgather(wide)
+  tables = tables.reshape(len(sizes), most, widest)
+  return [
+    (bytes(text[:size]).decode(), table[:n, :m])
+    for (size, n, m), text, table in zip(sizes, texts, tables, strict=True)
+  ]
+
+
 def from_first(value: Callable[[], Any]) -> Any:
   """What `value()` is on process 0, on all of them; all have to ask.
 
-  For what may differ between processes: a judge that is not deterministic. A
-  ValueError it raises is raised on all of them, so that none waits for it.
+  A ValueError it raises is raised on all of them, so that none waits for it.
+
+  Args:
+    value: says what JSON can.
   """
   if jax.process_count() == 1:
     return value()
-  first = jax.process_index() == 0
   outcome = error = None
-  if first:
+  if jax.process_index() == 0:
     try:
       outcome = value()
     except ValueError as raised:
       error = raised
-  data = np.frombuffer(pickle.dumps((outcome, error)), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data))))
-  data = np.resize(data, size)
-  data = multihost_utils.broadcast_one_to_all(data).tobytes()
-  outcome, error = pickle.loads(data)
+  said = json.dumps([outcome, None if error is None else str(error)])
+  text, _ = everybody(said, np.zeros((0, 0), np.float32))[0]
   if error is not None:
     raise error
+  outcome, told = json.loads(text)
+  if told is not None:
+    raise ConfigError(told)
   return outcome
 
 
