@@ -260,8 +260,7 @@ def _with_evaluation(planned, config, built, layout, state) -> Plan:
   if planned.fits is False or planned.error:
     return planned
   start = time.time()
-  with layout.scope():
-    beside, error = _evaluation(config, built, layout, state)
+  beside, error = _evaluation(config, built, layout, state)
   needed, capacity = sum(planned.state.values()) + beside, planned.capacity
   if error:
     needed, capacity = _used(error, capacity)
@@ -307,9 +306,10 @@ def _evaluation(config, built, layout, state) -> tuple[float, str]:
     params,
     layout.params(params),
   )
-  programs = [evaluate.trace(params) for evaluate, _ in made.values()]
-  programs += [kl.trace(params, params)] if kl else []
-  compiled, error = _compiled(programs, layout)
+  with layout.scope():  # not before: nothing may run on chips of a topology
+    programs = [evaluate.trace(params) for evaluate, _ in made.values()]
+    programs += [kl.trace(params, params)] if kl else []
+    compiled, error = _compiled(programs, layout)
   held = sum(state_bytes(dict(params=params)).values())  # a part of the state
   sizes = [_peak(c.memory_analysis()) - held for c in compiled]
   return max(sizes, default=0.0), error

@@ -23,6 +23,7 @@ from gen_rl.utils import chips
 
 def _config(arg='tiny', **changes):
   config = flow_grpo.get_config(arg)
+  config.policy.grid.name = 'sd3'  # is worked out, and no chips of a plan can
   config.update_from_flattened_dict(changes)
   return config
 
@@ -67,6 +68,15 @@ def test_state_is_that_of_real_buffers():
     arguments <= size(real) + size(next(feeds.training(config, built))[0]) + 64
   )  # noqa: E501
   assert arguments > 0.9 * size(real)
+
+
+def test_an_evaluation_on_chips_that_are_not_there(on_tpu):
+  devices, _ = chips.devices('v5e:2x2')
+  config = _quick(_config(trainable='', ema=0.0))
+  config.eval.gold, config.rollout_chunks = {}, 2
+  planned = estimate.with_evaluation(on_tpu, config, devices)
+  assert planned.fits and 0 < planned.evaluation < on_tpu.capacity
+  assert planned.error == '' and planned.needed == on_tpu.needed
 
 
 def test_what_is_offloaded_takes_no_memory_of_the_device():
