@@ -263,6 +263,12 @@ def fields() -> dict[str, Any]:
     seed=field(1234, Seed),  # of the initial noise
     guidance_scale=field(None, NonNegative | None),  # None: the policy's
     gold=labelled(oracle=dict(name='shapes_strict')),  # the verdict; {}: none
+    # {label: dict(name, ...)}: numbers of all samples together, functions of
+    # measures, such as frechet.
+    sets=labelled(),
+    # Draw so many candidates for a sample and take what config.rewards like
+    # best: search at inference, by Euler steps of the ode.
+    best_of=field(1, Count),
     shown=field(14, Count),  # prompts in grids
   )
   # {label: changes to eval}: further evaluations beside it, each with prompts,

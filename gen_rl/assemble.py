@@ -15,6 +15,7 @@ from gen_rl import (
   fits,
   initial,
   learners,
+  measures,
   mixers,
   models,
   objectives,
@@ -22,6 +23,7 @@ from gen_rl import (
   policies,
   ramps,
   schema,
+  search,
   sharding,
   specs,
   train_step,
@@ -243,11 +245,13 @@ def make_evaluator(
   layout: sharding.Layout | None = None,
 ):
   """(params -> Evaluation, the batch of evaluation prompts)."""
+  best_of = config.eval.best_of
   batch, texts, tasks, asked = feeds.evaluation_and_asked(config, built)
   reader = built.reader and built.reader.tokenizer
   bound = dict(end=built.tokenizer.end_id, reader=reader)
   gold = configured.build_all(config.eval.gold, **bound)
   known = (*tasks, *built.source.tasks)
+  proxy = configured.comparable(config, built, asked['columns'])
   if errors := fits.tasks('eval.gold', gold, known, 'eval.prompts'):
     raise build.Mistakes(errors)
   run = build.build(
@@ -255,13 +259,14 @@ def make_evaluator(
     config.eval.name,
     policy=built.policy,
     sampler=_sampler(config, built.policy, built.net)[0],
+    search=_search(config, built, proxy),
     encode=encoder(config, built.tokenizer, config.eval.rollout),
     batch=batch,
     texts=texts,
     tasks=tasks,
     asked=asked,
     gold={label: (reward, 1.0) for label, reward in gold.items()},
-    proxy=configured.comparable(config, built, asked['columns']),
+    proxy=proxy,
     monitors=built.monitors,
     host_rewards=config.host_rewards.to_dict(),
     view=built.view,
@@ -270,9 +275,39 @@ def make_evaluator(
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
-    chunk=_rows(config) // config.rollout_chunks,
+    chunk=max(_rows(config) // config.rollout_chunks // best_of, 1),
+    sets=build.build_all(measures, config.eval.sets),
   )
   return run, batch
+
+
+def _search(
+  config: ml_collections.ConfigDict,
+  built: Setup,
+  rewards: combine.Weighted | None,
+) -> Any:
+  """(params, rows, judges' parameters) -> latents; None: nothing is searched.
+
+  Raises:
+    ConfigError: there is no search by these rewards.
+  """
+  if config.eval.best_of == 1:
+    return None
+  _, segments = _sampler(config, built.policy, built.net)
+  device, on_host = combine.split(rewards or {})
+  said = f'eval.best_of={config.eval.best_of} searches '
+  if segments is None:
+    raise build.ConfigError(
+      f"{said}by Euler steps: with eval.sampler='ode' and solver='euler', of a "
+      'policy that denoises'
+    )
+  if on_host or not device or combine.widest(device) == 'batch':
+    raise build.ConfigError(
+      f'{said}by the rewards of the config, which have to be on the device, '
+      'not trained with the policy, and to compare no whole batch'
+    )
+  judge = combine.combine(device, mix(config))
+  return search.sampler(built.policy, segments, judge, config.eval.best_of)
 
 
 def make_kl_from_base(

@@ -14,7 +14,7 @@ MAIN = ''  # label of `eval` itself
 
 # Dicts that a change replaces as a whole: keywords of one function, or the
 # labels of one set of judges, mean nothing to another.
-_WHOLE = ('prompts', 'rollout', 'gold')
+_WHOLE = ('prompts', 'rollout', 'gold', 'sets')
 
 
 def configs(

@@ -19,22 +19,21 @@ verdicts count it as wrong. Scores are means of what could be scored, NaN where
 nothing could. A sample that is not finite is scored by nothing.
 """
 
-import collections
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl import chunks, distributions, mixers, sharding
+from gen_rl import chunks, distributions, mixers, sharding, verdicts
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.evaluation import Evaluation
-from gen_rl.rewards import combine, outcomes
+from gen_rl.measures.measure import Measure
+from gen_rl.rewards import combine
 from gen_rl.rewards import evaluate as reward_calls
 from gen_rl.rewards import inputs as inputs_lib
-from gen_rl.rewards import spread as spread_lib
 from gen_rl.types import (
   Array,
   Params,
@@ -44,7 +43,6 @@ from gen_rl.types import (
   Rows,
 )
 from gen_rl.utils import rng
-from gen_rl.worlds import world
 
 
 def diversity(media: Array, samples: int) -> Array:
@@ -95,6 +93,8 @@ def sampled(
   layout: sharding.Layout | None = None,
   chunk: int = 0,
   mix: mixers.Mixer | None = None,
+  sets: Mapping[str, Measure] | None = None,
+  search: Callable[[Params, Rows, Mapping[str, Params]], Array] | None = None,
 ) -> chunks.Evaluator:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -118,6 +118,9 @@ def sampled(
     chunk: samples drawn and scored at a time, see `chunks.places`.
     mix: how the scores of `proxy` become one, see `combine.merge`; their
       weights do not move here.
+    sets: {label: measure of all samples}.
+    search: (params, rows, parameters of `proxy`'s device rewards) -> latents,
+      in place of `sampler`.
 
   Returns:
     params -> Evaluation.
@@ -127,110 +130,85 @@ def sampled(
   for kind, named in used.items():
     scored[kind], on_host[kind] = combine.split(named)
   called = {(kind, k): r for kind in on_host for k, r in on_host[kind].items()}
-  weights = combine.weights(used['proxy'])
-  verdict = bool(gold) and combine.combine(gold).verdict
+  sets = dict(sets or {})
   _check_uncut(scored, batch, samples, chunk, layout)
 
   @jax.jit
-  def run(params: Params, reward_params, prompts):
+  def run(params: Params, read_with, prompts):
     rows = rollout_lib.make_rows(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
     rows = layout.rows(rows) if layout else rows
-    latents = sampler(params, rows)
+    if search:
+      latents = search(params, rows, read_with['proxy'])
+    else:
+      latents = sampler(params, rows)
     media = policy.decode(params, latents)
     inputs = inputs_lib.of(rows, media, samples, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
     whole = finite(media)
     outs = {
-      kind: reward_calls.evaluate(named, inputs, keys, reward_params[kind])
+      kind: reward_calls.evaluate(named, inputs, keys, read_with[kind])
       for kind, named in scored.items()
     }
-    kept = inputs_lib.needed(inputs, called)
-    seen = None if view is None else rows.media
-    return kept, seen, outs, whole, diversity(inputs.image, samples)
+    features = {
+      label: _features(measure, read_with['sets'][label], rows, inputs.image)
+      for label, measure in sets.items()
+    }
+    return verdicts.Found(
+      inputs=inputs_lib.needed(inputs, called),
+      seen=None if view is None else rows.media,
+      outs=outs,
+      whole=whole,
+      spread=diversity(inputs.image, samples),
+      features=features,
+    )
 
-  reward_params = {k: combine.params(named) for k, named in scored.items()}
-  places = _places(scored, layout)
+  judged = verdicts.Judged(
+    used, on_host, texts, tasks, samples, seed, dict(host_rewards or {}),
+    dict(asked or {}), mix, speak, sets,
+  )  # fmt: skip
+  readers = {k: combine.params(named) for k, named in scored.items()}
+  readers['sets'] = {k: measure.params for k, measure in sets.items()}
+  places = _places(scored, sets, layout)
 
   def trace(params: Params):
-    """With the rewards' parameters as they are placed."""
-    shapes = reward_params
+    """With the readers' parameters as they are placed."""
+    shapes = readers
     if places:
       shapes = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        reward_params,
+        readers,
         places,
       )
     return chunked.trace(params, shapes)
 
   def call(params: Params) -> Evaluation:
-    judges = sharding.put(reward_params, places) if places else reward_params
-    return summed(chunked.call(params, judges))
-
-  def summed(found) -> Evaluation:
-    inputs, seen, outs, whole, spread = found
-    media, text = inputs.image, inputs.text
-    for kind, named in on_host.items():
-      if named:
-        answers = spread_lib.asker(
-          named, inputs, jax.random.key(seed), asked or {},
-          **(host_rewards or {}),
-        )  # fmt: skip
-        outs[kind] |= spread_lib.gathered([answers])
-    outs = {
-      kind: {k: x.replace(valid=x.valid & whole) for k, x in named.items()}
-      for kind, named in outs.items()
-    }
-    if gold:
-      out = jax.device_get(combine.merge(outs['gold'], combine.weights(gold)))
-      about = combine.applies(outs['gold'])
-    else:
-      nobody, about = np.zeros(len(whole), bool), True
-      out = RewardOut(np.zeros(len(whole), np.float32), {}, nobody)
-    result = _evaluation(
-      media, out, about, verdict, spread, texts, tasks if gold else ()
-    )
-    result = result._replace(judged=bool(gold))
-    invalid = dict(result.invalid) if gold else {}
-    means = {}
-    for label, (monitor, _) in used['monitor'].items():
-      seen_by = outs['monitor'][label]
-      means[label] = _mean(*_for(seen_by, seen_by.score), monitor.verdict)
-      invalid[f'monitor/{label}'] = int((~seen_by.valid).sum())
-    if weights:
-      trained = jax.device_get(
-        combine.merge(outs['proxy'], weights, mix, samples)
-      )
-      reward = np.where(trained.valid, trained.score, np.nan)
-      invalid['proxy'] = int(
-        (~trained.valid & combine.applies(outs['proxy'])).sum()
-      )
-      result = result._replace(
-        reward=reward.reshape(result.gold.shape),
-        proxy=_mean(trained.score, trained.valid),
-      )
-    names = _part_names(out.parts, gold, means)
-    parts = _part_means(gold, outs['gold'], names, len(whole))
-    result = result._replace(parts=parts, monitors=means, invalid=invalid)
-    if seen is not None:
-      shape = result.gold.shape
-      result = result._replace(seen=seen.reshape(*shape, *seen.shape[1:]))
-    if speak and np.issubdtype(text.dtype, np.integer):
-      result = result._replace(said=speak(text))
-    return result
+    placed = sharding.put(readers, places) if places else readers
+    return verdicts.summed(judged, chunked.call(params, placed))
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
   return chunks.Evaluator(call, trace)
 
 
+def _features(
+  measure: Measure, params: Params, rows: Rows, media: Array
+) -> tuple[Array, Array]:
+  """Of the samples and of the real pictures, [b d] each."""
+  real = rollout_lib.media_of(measure.real(rows)[0], media)
+  ours = jnp.where(finite(media)[:, None, None, None], media, 0.0)
+  return measure.features(params, ours), measure.features(params, real)
+
+
 def _places(
-  scored: Mapping[str, combine.Weighted], layout: sharding.Layout | None
+  scored: Mapping[str, combine.Weighted],
+  sets: Mapping[str, Measure],
+  layout: sharding.Layout | None,
 ) -> dict[str, Any] | None:
-  """{kind: {label: shardings of a judge's parameters}}; None: one device."""
+  """{kind: {label: shardings of a reader's parameters}}; None: one device."""
   if not layout or layout.mesh.size == 1:
     return None
-  return {
+  places = {
     kind: {
       label: layout.judge(reward.params, reward.axes)
       for label, (reward, weight) in named.items()
@@ -238,42 +216,8 @@ def _places(
     }
     for kind, named in scored.items()
   }
-
-
-def _part_means(
-  gold: combine.Weighted,
-  outs: Mapping[str, RewardOut],
-  names: Mapping[str, str],
-  rows: int,
-) -> dict[str, float]:
-  """{what a part is called: its mean over the rows it is for}."""
-  parts = {}
-  for label in combine.weights(gold):
-    one = outcomes.checked(label, outs[label], rows)
-    for name, part in one.parts.items():
-      parts[names[f'{label}/{name}']] = _mean(*_for(one, part))
-  return parts
-
-
-def _for(out: RewardOut, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Values [b] and whether they are valid, of the rows a reward is for."""
-  applies = slice(None) if out.applies is None else np.asarray(out.applies)
-  return np.asarray(x)[applies], np.asarray(out.valid)[applies]
-
-
-def _part_names(
-  parts: Iterable[str], labels: Container[str], monitors: Iterable[str]
-) -> dict[str, str]:
-  """{label/part: what it is called}: the part, where nothing else is so called.
-
-  Args:
-    parts: of the gold rewards, and their labels.
-    labels: of the gold rewards, which are no parts.
-    monitors: labels of the monitors, beside which parts are reported.
-  """
-  short = {p: p.rpartition('/')[2] for p in parts if p not in labels}
-  count = collections.Counter([*short.values(), *monitors])
-  return {p: name if count[name] == 1 else p for p, name in short.items()}
+  places['sets'] = {k: layout.judge(m.params, m.axes) for k, m in sets.items()}
+  return places
 
 
 def labelled(
@@ -323,19 +267,12 @@ def labelled(
   def summed(found) -> Evaluation:
     media, correct, spread = found
     out = RewardOut(correct, {}, np.ones(correct.shape, bool))
-    return _evaluation(media, out, True, True, spread, texts, tasks)
+    return verdicts.evaluation(media, out, True, True, spread, texts, tasks)
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
   return chunks.Evaluator(
     lambda params: summed(chunked.call(params)), chunked.trace
   )
-
-
-def _mean(score: np.ndarray, valid: np.ndarray, verdict: bool = False) -> float:
-  """Mean of what is valid; of verdicts, all others are wrong. NaN: of none."""
-  count = valid.size if verdict else valid.sum()
-  total = np.where(valid, score, 0).sum(dtype=np.float64)
-  return float(total / count) if count else float('nan')
 
 
 def _check_uncut(scored, batch, samples, chunk, layout) -> None:
@@ -352,34 +289,6 @@ def _check_uncut(scored, batch, samples, chunk, layout) -> None:
           'eval.samples has to be a multiple of the devices and at most '
           f'{chunk}, the samples of a step that are drawn at a time'
         )
-
-
-def _evaluation(media, out, about, verdict, spread, texts, tasks) -> Evaluation:
-  """Sums up numpy arrays: media [P*n ...], the gold reward's answer [P*n].
-
-  What gold is not about ([P*n] or True, all) is not right, wrong or invalid.
-  """
-  score = out.score.reshape(len(texts), -1)
-  valid = out.valid.reshape(score.shape)
-  about = np.broadcast_to(about, out.valid.shape).reshape(score.shape)
-  per_task = {}
-  for task in world.ordered(tasks):
-    at = np.array([t == task for t in tasks])[:, None] & about
-    if at.any():
-      per_task[task] = _mean(score[at], valid[at], verdict)
-  return Evaluation(
-    strict=_mean(score[about], valid[about], verdict),
-    strict_per_task=per_task,
-    parts={},
-    proxy=None,
-    diversity=_mean(spread, np.isfinite(spread)),
-    media=media.reshape(*score.shape, *media.shape[1:]),
-    gold=np.where(valid, score, np.nan),
-    texts=list(texts),
-    verdict=verdict,
-    invalid=dict(gold=int((~valid & about).sum())),
-    about=about,
-  )
 
 
 def kl_from_base(
@@ -413,7 +322,7 @@ def kl_from_base(
     return jnp.where(traj.mask > 0, p.kl(q), 0.0).sum(-1)
 
   def mean(kl: np.ndarray) -> float:
-    return _mean(kl, ~np.isnan(kl))
+    return verdicts.mean(kl, ~np.isnan(kl))
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout)
   return chunks.Evaluator(

@@ -29,6 +29,7 @@ class Evaluation(NamedTuple):
   invalid: dict[str, int] = {}
   judged: bool = True  # False: there is no gold reward, and strict is NaN
   about: np.ndarray | None = None  # [P n] False: gold is for other tasks
+  sets: dict[str, float] = {}  # numbers of all samples together
 
   def metrics(self, label: str = '') -> dict[str, float]:
     """Scalars for the log, below "eval", or "evals/<label>"."""
@@ -44,6 +45,7 @@ class Evaluation(NamedTuple):
     monitors = self.monitors.items()
     out |= {f'monitor/{name}': value for name, value in monitors}
     out |= {f'gold/{part}': value for part, value in self.parts.items()}
+    out |= {f'set/{name}': value for name, value in self.sets.items()}
     if self.judged and self.gold.shape[1] > 1:
       best, worst = self.extremes()
       out |= {'best': best, 'worst': worst}
@@ -118,6 +120,7 @@ class Evaluation(NamedTuple):
       parts=self.parts | self.monitors,
       proxy=self.proxy,
       diversity=self.diversity,
+      **(dict(sets=self.sets) if self.sets else {}),
       **self._of_n(),
       evaluated=self.gold.size,
       invalid=self.invalid,

@@ -23,6 +23,8 @@ result.json, schema_version 1. A number nobody measured is null.
     best, worst         mean gold reward of the best and of the worst of a
                         prompt's samples; of verdicts the best is pass@n;
                         optional
+    sets                {label: number} of all samples together, such as a
+                        Frechet distance (config.eval.sets); optional
     evaluated           how many samples there were; optional
     invalid             {gold, proxy, monitor/LABEL: how many of them it could
                         not score}; optional
@@ -229,6 +231,9 @@ def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
   for name, part in (base.get('parts') or {}).items():
     other = (trained.get('parts') or {}).get(name)
     compared.append((name.replace('_', ' '), part, other))
+  for name, number in (base.get('sets') or {}).items():
+    other = (trained.get('sets') or {}).get(name)
+    compared.append((f'{name} (set)', number, other))
   out = []
   for label, a, b in compared:
     change = words.to_float(b) - words.to_float(a)

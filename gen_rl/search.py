@@ -163,6 +163,36 @@ def best_of_n(
   return pruned_search(segments, params, (), verify, rows, n, chunk)
 
 
+def sampler(
+  policy: Policy, segments: Segments, reward: Reward, n: int
+) -> Callable[[Params, Rows, Params], Array]:
+  """A sampler that draws n candidates for a row and takes the best.
+
+  The first has the row's own noise, so that of 1 it is the row's sample.
+
+  Returns:
+    (params, rows, the reward's parameters) -> latents [b ...].
+  """
+
+  def sample(params: Params, rows: Rows, reward_params: Params) -> Array:
+    verify = verifier(policy, params, reward, reward_params, n)
+    tried = candidates(rows, n)
+    return best_of_n(segments, params, verify, tried, n).sample
+
+  return sample
+
+
+def candidates(rows: Rows, n: int) -> Rows:
+  """Every row n times, with keys of their own; the first has the row's."""
+  b = rows.group.shape[0]
+  number = jnp.tile(jnp.arange(n), b)
+  many = _take(rows, jnp.repeat(jnp.arange(b), n))
+  fresh = jax.vmap(jax.random.fold_in)(
+    rng.stream_keys(many.keys, 'candidate'), number
+  )
+  return many.replace(keys=jnp.where(number == 0, many.keys, fresh))
+
+
 def neighbours(
   keys: Key[Array, ' b'], z: Float[Array, 'P ...'], n: int, cosine: float
 ) -> Float[Array, 'b ...']:

@@ -10,6 +10,7 @@ from gen_rl import (
   advantages,
   build,
   learners,
+  measures,
   mixers,
   models,
   objectives,
@@ -22,6 +23,7 @@ from gen_rl import (
 from gen_rl.data import pictures, prompts, text_features, tokenizers
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.fields import Spec
+from gen_rl.measures import features
 
 # Where the function is found that a part of a config names; a star is a label.
 SPECS = {
@@ -33,9 +35,11 @@ SPECS = {
   'eval.prompts': prompts,
   'eval.rollout': pictures,
   'eval.gold.*': rewards,
+  'eval.sets.*': measures,
   'evals.*.prompts': prompts,
   'evals.*.rollout': pictures,
   'evals.*.gold.*': rewards,
+  'evals.*.sets.*': measures,
   'model': models,
   'model.net': models,
   'model.vae': models,
@@ -68,9 +72,11 @@ LEARNS = dict(name='adamw', lr=1e-3)
 INNER = {
   'codec': models,
   'each': advantages,
+  'features': features,
   'first': policies,
   'model': models,
   'objective': objectives,
+  'real': pictures,
   'reward': rewards,
   'second': policies,
   'world': worlds,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import build, evaluate, rollout, testing
+from gen_rl import build, evaluate, rollout, testing, verdicts
 from gen_rl.data import prompts
 from gen_rl.policies import compose, denoising, ode, tokens
 from gen_rl.types import Policy, Reward, RewardOut
@@ -277,7 +277,7 @@ def test_pictures_that_are_not_finite():
   ],
 )
 def test_parts_have_names_of_their_own(parts, monitors, names):
-  assert evaluate._part_names(parts, {'a', 'b'}, monitors) == names
+  assert verdicts.part_names(parts, {'a', 'b'}, monitors) == names
 
 
 def test_scores_are_no_verdicts():
