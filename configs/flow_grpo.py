@@ -44,7 +44,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import base
-from gen_rl.models import lora
+from gen_rl.models.parts import lora
 from gen_rl.worlds import shapes_world
 
 VARIANTS = (

@@ -37,7 +37,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import base
-from gen_rl.models import lora
+from gen_rl.models.parts import lora
 
 VARIANTS = ('lcm', 'tiny')
 LORA = r'/attn[12]/to_([qkv]|out_0)$'

@@ -68,7 +68,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import base
-from gen_rl.models import lora
+from gen_rl.models.parts import lora
 
 VARIANTS = (
   'pickscore', 'ocr', 'geneval', 'fast', 'fast_nocfg', 'cps', 'guard', 'files',

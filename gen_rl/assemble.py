@@ -38,7 +38,7 @@ from gen_rl.data import (
   prompts,
   tokenizers,
 )
-from gen_rl.models import layers
+from gen_rl.models.parts import layers
 from gen_rl.policies import ode
 from gen_rl.rewards import combine, configured
 from gen_rl.types import Learner, Policy

@@ -25,7 +25,7 @@ from gen_rl import (
   train_state,
 )
 from gen_rl.data import feeds, tokenizers
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 from gen_rl.utils import chips
 
 

@@ -11,7 +11,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl.models import lora, weights
+from gen_rl.models.files import weights
+from gen_rl.models.parts import lora
 from gen_rl.types import Params, Policy
 from gen_rl.utils import hosts, tree
 

@@ -9,7 +9,8 @@ import ml_collections
 import optax
 
 from gen_rl import build, optim, schema, specs, train_state
-from gen_rl.models import lora, weights
+from gen_rl.models.files import weights
+from gen_rl.models.parts import lora
 from gen_rl.rewards import combine
 from gen_rl.types import Advantage, Params, Policy
 from gen_rl.utils import rng, tree

@@ -24,7 +24,7 @@ from gen_rl import (
   train_step,
 )
 from gen_rl.models import dit as dit_lib
-from gen_rl.models.layers import MaskNet, Net, TokenNet
+from gen_rl.models.parts.layers import MaskNet, Net, TokenNet
 from gen_rl.policies import denoising
 from gen_rl.rewards import combine
 from gen_rl.types import (

@@ -19,7 +19,7 @@ from gen_rl import (
   sharding,
 )
 from gen_rl import evaluate as evaluate_lib
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 from gen_rl.policies import ode
 from gen_rl.utils import image, rng, tree
 from gen_rl.worlds import grammar, shapes

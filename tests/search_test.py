@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gen_rl import rollout, search, selection, testing
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.policies import ode
 from gen_rl.selection import Cost
 

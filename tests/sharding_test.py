@@ -22,7 +22,7 @@ from gen_rl import (
   testing,
   train_state,
 )
-from gen_rl.models import layers
+from gen_rl.models.parts import layers
 from gen_rl.utils import chips, tree
 
 AXES = (

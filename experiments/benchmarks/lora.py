@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import tables
-from gen_rl.models import dit, layers, lora
-from gen_rl.models.layers import Net
+from gen_rl.models import dit
+from gen_rl.models.parts import layers, lora
+from gen_rl.models.parts.layers import Net
 from gen_rl.types import Array, Params
 from gen_rl.utils import system, tree
 

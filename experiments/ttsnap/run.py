@@ -38,7 +38,7 @@ from gen_rl import (
   train,
 )
 from gen_rl.data import feeds, pipeline
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 from gen_rl.rewards import combine
 from gen_rl.utils import system
 

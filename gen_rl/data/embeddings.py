@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 
 Features = dict[str, np.ndarray]
 

@@ -25,7 +25,8 @@ import numpy as np
 from gen_rl.data import embeddings, tokenizers
 from gen_rl.data.embeddings import Encoder, Features
 from gen_rl.fields import Chunk, Count
-from gen_rl.models import clip, folders, t5, weights
+from gen_rl.models import clip, t5
+from gen_rl.models.files import folders, weights
 
 _CLIP_LENGTH = 77
 Real = Literal['float32', 'bfloat16', 'float16']

@@ -26,7 +26,7 @@ from gen_rl import build, models
 from gen_rl.advantages import returns
 from gen_rl.build import ConfigError
 from gen_rl.fields import Fraction, Positive
-from gen_rl.models.layers import Net, TokenNet
+from gen_rl.models.parts.layers import Net, TokenNet
 from gen_rl.types import (
   Array,
   Experience,

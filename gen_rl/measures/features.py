@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Count
-from gen_rl.models import detector, dinov2, vit
-from gen_rl.models import weights as weights_lib
+from gen_rl.models import detector, dinov2
+from gen_rl.models.files import weights as weights_lib
+from gen_rl.models.parts import vit
 from gen_rl.types import Array, Axes, Params
 
 __all__ = ('dino', 'shapes_detector', 'thumbnails')

@@ -12,9 +12,9 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from gen_rl.fields import Count, NonNegative, Positive, Remat
-from gen_rl.models import decoder as decoder_lib
 from gen_rl.models import lm
-from gen_rl.models.layers import PAD, TokenNet
+from gen_rl.models.parts import decoder as decoder_lib
+from gen_rl.models.parts.layers import PAD, TokenNet
 from gen_rl.types import Array, PyTree
 
 AXES = (

@@ -33,9 +33,10 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models import folders, released, vit
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.layers import Dense, constrain
+from gen_rl.models.files import folders, released
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts import vit
+from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

@@ -32,8 +32,9 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models import options, released, vit
-from gen_rl.models.layers import Dense
+from gen_rl.models.files import options, released
+from gen_rl.models.parts import vit
+from gen_rl.models.parts.layers import Dense
 from gen_rl.types import Array, Axes, Params
 
 AXES = (

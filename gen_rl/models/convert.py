@@ -32,11 +32,11 @@ import einops
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models import folders, weights
 from gen_rl.models import lm as lm_lib
-from gen_rl.models import options as options_lib
-from gen_rl.models.layers import TokenNet
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import folders, weights
+from gen_rl.models.files import options as options_lib
+from gen_rl.models.files.weights import WeightsError
+from gen_rl.models.parts.layers import TokenNet
 from gen_rl.types import Params
 from gen_rl.utils import tree as tree_lib
 

@@ -38,9 +38,10 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models import released, vit
-from gen_rl.models.layers import Dense, constrain
-from gen_rl.models.vit import Features, ImageEncoder
+from gen_rl.models.files import released
+from gen_rl.models.parts import vit
+from gen_rl.models.parts.layers import Dense, constrain
+from gen_rl.models.parts.vit import Features, ImageEncoder
 from gen_rl.types import Array, Params
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Count, Fraction, Index, Remat
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.layers import (
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import (
   PAD,
   Dense,
   Net,

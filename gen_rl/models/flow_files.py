@@ -15,8 +15,8 @@ import os
 from typing import Any
 
 from gen_rl.diffusion import schedules
-from gen_rl.models import folders, options
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import folders, options
+from gen_rl.models.files.weights import WeightsError
 
 _PART = 'scheduler'
 _COMPUTED = dict(

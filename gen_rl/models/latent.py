@@ -14,10 +14,10 @@ import jax
 from gen_rl import build, minibatch, models
 from gen_rl.build import ConfigError
 from gen_rl.fields import RowsOrAll
-from gen_rl.models import layers as layers_lib
-from gen_rl.models import options, released
 from gen_rl.models import vae as vae_lib
-from gen_rl.models.layers import Net
+from gen_rl.models.files import options, released
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import Net
 from gen_rl.types import Array, Params, PyTree
 from gen_rl.utils import rng
 

@@ -36,10 +36,10 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Count, Index, NonNegative, Positive, Remat
-from gen_rl.models import decoder as decoder_lib
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.decoder import Decoder, Past
-from gen_rl.models.layers import PAD, Dense, TokenNet
+from gen_rl.models.parts import decoder as decoder_lib
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.decoder import Decoder, Past
+from gen_rl.models.parts.layers import PAD, Dense, TokenNet
 from gen_rl.types import Array, Params, PyTree
 
 AXES = (

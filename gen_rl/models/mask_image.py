@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gen_rl.fields import Count, Index
 from gen_rl.models import lm, vlm
-from gen_rl.models.layers import PAD, Dense, MaskNet, TextEncoder
+from gen_rl.models.parts.layers import PAD, Dense, MaskNet, TextEncoder
 from gen_rl.types import Array, Params, PyTree
 
 AXES = (

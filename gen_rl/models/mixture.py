@@ -12,7 +12,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from gen_rl.fields import Count
-from gen_rl.models.layers import PAD, Net
+from gen_rl.models.parts.layers import PAD, Net
 from gen_rl.types import Array, Params, PyTree
 from gen_rl.worlds import mixture
 

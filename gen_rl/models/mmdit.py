@@ -29,9 +29,11 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from gen_rl.fields import Count, Index, Kernel, Remat
-from gen_rl.models import adaln, mmdit_files, peft, vit
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.layers import Dense, Net, constrain, sdpa
+from gen_rl.models import mmdit_files
+from gen_rl.models.files import peft
+from gen_rl.models.parts import adaln, vit
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import Dense, Net, constrain, sdpa
 from gen_rl.types import Array
 
 AXES = (

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from gen_rl.models import flow_files, folders, options, released
-from gen_rl.models.adaln import positions
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import flow_files
+from gen_rl.models.files import folders, options, released
+from gen_rl.models.files.weights import WeightsError
+from gen_rl.models.parts.adaln import positions
 
 _TABLE = 'pos_embed.pos_embed'  # follows from the sizes
 KINDS = ('SD3Transformer2DModel',)

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gen_rl.models import clip, folders, released
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import clip
+from gen_rl.models.files import folders, released
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.types import Params
 
 # (their expression, ours), of texts and of pictures

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.models import resnet
-from gen_rl.models.layers import Dense, constrain, sdpa
+from gen_rl.models.parts import resnet
+from gen_rl.models.parts.layers import Dense, constrain, sdpa
 from gen_rl.types import Array
 
 AXES = (

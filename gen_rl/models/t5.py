@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models import options, released
-from gen_rl.models.layers import Dense, constrain
+from gen_rl.models.files import options, released
+from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
 
 AXES = (

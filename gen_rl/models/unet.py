@@ -29,17 +29,11 @@ import numpy as np
 
 from gen_rl.diffusion import ddpm
 from gen_rl.fields import Count, Fraction, Kernel, NonNegative, Positive, Remat
-from gen_rl.models import (
-  folders,
-  options,
-  peft,
-  pixel_transformer,
-  released,
-  resnet,
-  unet_files,
-)
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.layers import Dense, Net
+from gen_rl.models import pixel_transformer, unet_files
+from gen_rl.models.files import folders, options, peft, released
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts import resnet
+from gen_rl.models.parts.layers import Dense, Net
 from gen_rl.models.pixel_transformer import Settings, Transformer
 from gen_rl.types import Array, Params
 

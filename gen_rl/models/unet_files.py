@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gen_rl.models import options, released
+from gen_rl.models.files import options, released
 
 NAMES = released.Names()
 KINDS = ('UNet2DConditionModel',)

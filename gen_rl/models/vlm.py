@@ -16,10 +16,10 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from gen_rl.fields import Count, Index, NonNegative, Positive, Remat
-from gen_rl.models import decoder as decoder_lib
-from gen_rl.models import layers as layers_lib
 from gen_rl.models import lm
-from gen_rl.models.layers import PAD, Dense, TokenNet
+from gen_rl.models.parts import decoder as decoder_lib
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import PAD, Dense, TokenNet
 from gen_rl.types import Array, PyTree
 
 AXES = (

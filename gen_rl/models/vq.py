@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.fields import Count
-from gen_rl.models import layers as layers_lib
 from gen_rl.models import vlm
-from gen_rl.models.layers import Dense
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import Dense
 from gen_rl.types import Array, Axes, Params
 
 AXES = (

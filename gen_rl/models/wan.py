@@ -28,9 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.fields import Count, Kernel, Remat
-from gen_rl.models import adaln, flow_files, options, peft, released
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.layers import Dense, Net, constrain, sdpa
+from gen_rl.models import flow_files
+from gen_rl.models.files import options, peft, released
+from gen_rl.models.parts import adaln
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import Dense, Net, constrain, sdpa
 from gen_rl.types import Array, Params, PyTree
 
 AXES = (

@@ -14,7 +14,7 @@ from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import process, schedules, solvers
 from gen_rl.distributions import Gaussian
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from gen_rl import build, models, types
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
-from gen_rl.models import vq, weights
+from gen_rl.models import vq
+from gen_rl.models.files import weights
 from gen_rl.types import Array, Params
 from gen_rl.utils import rng
 

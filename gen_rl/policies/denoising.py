@@ -33,7 +33,7 @@ from gen_rl.diffusion import process, schedules, solvers, transitions
 from gen_rl.distributions import decision_keys
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models import flow_files
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.policies import chain as chain_lib
 from gen_rl.policies import guidance, ode
 from gen_rl.types import (

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.types import Array, Params, PyTree
 
 GRADIENTS = ('both', 'conditional')

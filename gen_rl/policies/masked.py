@@ -50,7 +50,7 @@ import numpy as np
 from gen_rl.build import ConfigError
 from gen_rl.distributions import Categorical, Places
 from gen_rl.fields import Count, Fraction, NonNegative, Positive
-from gen_rl.models.layers import MaskNet
+from gen_rl.models.parts.layers import MaskNet
 from gen_rl.policies import coded, guidance
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree

@@ -15,7 +15,7 @@ import numpy as np
 
 from gen_rl import build
 from gen_rl.diffusion import process, schedules, solvers
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.policies import guidance
 from gen_rl.types import Array, Params, PyTree, Rows
 from gen_rl.utils import rng

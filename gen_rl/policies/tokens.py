@@ -46,7 +46,7 @@ from gen_rl.fields import (
   RowsOrAll,
   Share,
 )
-from gen_rl.models.layers import PAD, TokenNet
+from gen_rl.models.parts.layers import PAD, TokenNet
 from gen_rl.policies import coded, guidance
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from gen_rl.fields import Count, NonNegative
 from gen_rl.models import detector
-from gen_rl.models import weights as weights_lib
+from gen_rl.models.files import weights as weights_lib
 from gen_rl.types import (
   Array,
   Experience,

@@ -17,8 +17,8 @@ from gen_rl import build, models
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
 from gen_rl.distributions import Categorical
-from gen_rl.models import weights as weights_lib
-from gen_rl.models.layers import TokenNet
+from gen_rl.models.files import weights as weights_lib
+from gen_rl.models.parts.layers import TokenNet
 from gen_rl.types import Array, Params
 
 

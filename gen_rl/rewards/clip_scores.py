@@ -47,7 +47,9 @@ import numpy as np
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
 from gen_rl.fields import Positive
-from gen_rl.models import clip, folders, open_clip, vit
+from gen_rl.models import clip, open_clip
+from gen_rl.models.files import folders
+from gen_rl.models.parts import vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 

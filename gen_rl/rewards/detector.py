@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
 from gen_rl.models import detector
-from gen_rl.models import weights as weights_lib
+from gen_rl.models.files import weights as weights_lib
 from gen_rl.scoring import geneval
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Count, Kernel, Remat
-from gen_rl.models import dinov2, vit
+from gen_rl.models import dinov2
+from gen_rl.models.parts import vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 

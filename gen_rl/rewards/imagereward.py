@@ -18,7 +18,8 @@ from typing import Any, Literal
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models import blip, vit
+from gen_rl.models import blip
+from gen_rl.models.parts import vit
 from gen_rl.rewards import pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 

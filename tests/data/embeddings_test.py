@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gen_rl.data import embeddings, feeds, pipeline, tokenizers
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files.weights import WeightsError
 
 SHAPES = dict(
   text=jax.ShapeDtypeStruct((3, 2), jnp.bfloat16),

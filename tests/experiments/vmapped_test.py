@@ -9,7 +9,7 @@ import pytest
 from configs import toy
 from experiments import vmapped
 from gen_rl import build, metrics, train
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 
 
 def _config(seed: int):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from gen_rl.models import convert, lm, weights
+from gen_rl.models import convert, lm
+from gen_rl.models.files import weights
 from gen_rl.utils import tree
 
 CONFIG = dict(

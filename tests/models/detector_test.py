@@ -8,7 +8,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from gen_rl.models import detector, weights
+from gen_rl.models import detector
+from gen_rl.models.files import weights
 from gen_rl.worlds import grammar, shapes
 
 CIRCLE, SQUARE, TRIANGLE, CROSS = range(4)

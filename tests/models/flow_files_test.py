@@ -8,7 +8,7 @@ import pytest
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules
 from gen_rl.models import flow_files
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files.weights import WeightsError
 
 diffusers = pytest.importorskip('diffusers')
 

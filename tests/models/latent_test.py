@@ -8,7 +8,7 @@ import pytest
 from gen_rl import build, models, rollout, sharding, testing
 from gen_rl.build import ConfigError
 from gen_rl.models import latent, vae
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.policies import denoising
 from gen_rl.utils import tree
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gen_rl import sharding, testing
-from gen_rl.models import ar, decoder, lm, vlm
+from gen_rl.models import ar, lm, vlm
+from gen_rl.models.parts import decoder
 
 V, L, K, B = 20, 5, 4, 3
 SMALL = dict(vocab=V, length=L, width=16, layers=2, heads=4, kv_heads=2)

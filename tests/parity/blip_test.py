@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import blip, pickles, released
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import blip
+from gen_rl.models.files import pickles, released
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

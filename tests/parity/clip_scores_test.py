@@ -12,8 +12,9 @@ from configs import flow_grpo
 from gen_rl import assemble, initial
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, tokenizers
-from gen_rl.models import open_clip, vit
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import open_clip
+from gen_rl.models.files.weights import WeightsError
+from gen_rl.models.parts import vit
 from gen_rl.rewards import clip_scores
 from gen_rl.types import RewardInputs
 

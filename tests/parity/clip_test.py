@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gen_rl import sharding
-from gen_rl.models import clip, released, t5
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import clip, t5
+from gen_rl.models.files import released
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import dinov2, released, vit
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import dinov2
+from gen_rl.models.files import released
+from gen_rl.models.files.weights import WeightsError
+from gen_rl.models.parts import vit
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

@@ -10,7 +10,9 @@ import pytest
 from gen_rl import sharding
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import schedules
-from gen_rl.models import flux, lora, released
+from gen_rl.models import flux
+from gen_rl.models.files import released
+from gen_rl.models.parts import lora
 from gen_rl.policies import ode
 from gen_rl.types import Rows
 from gen_rl.utils import rng as rng_lib

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl.models import convert, weights
+from gen_rl.models import convert
+from gen_rl.models.files import weights
 from gen_rl.policies import tokens
 from gen_rl.types import Rows
 from gen_rl.utils import tree

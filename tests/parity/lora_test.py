@@ -9,7 +9,7 @@ import pytest
 
 from experiments.benchmarks import lora as benchmark
 from gen_rl import testing
-from gen_rl.models import lora
+from gen_rl.models.parts import lora
 from gen_rl.utils import tree
 
 pytest.importorskip('qwix')

@@ -11,8 +11,10 @@ import pytest
 from configs import sd3_flow_grpo
 from gen_rl import build, models
 from gen_rl.build import ConfigError
-from gen_rl.models import layers, lora, mmdit, mmdit_files, released
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import mmdit, mmdit_files
+from gen_rl.models.files import released
+from gen_rl.models.files.weights import WeightsError
+from gen_rl.models.parts import layers, lora
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

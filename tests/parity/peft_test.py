@@ -9,8 +9,10 @@ import pytest
 import safetensors.numpy
 
 from gen_rl.build import ConfigError
-from gen_rl.models import lora, mmdit, mmdit_files, peft, released
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import mmdit, mmdit_files
+from gen_rl.models.files import peft, released
+from gen_rl.models.files.weights import WeightsError
+from gen_rl.models.parts import lora
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

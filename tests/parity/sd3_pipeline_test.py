@@ -9,7 +9,9 @@ from configs import sd3_flow_grpo
 from gen_rl import assemble, build, export, initial, train
 from gen_rl.data import feeds
 from gen_rl.diffusion import schedules, transitions
-from gen_rl.models import lora, mmdit_files, peft, t5
+from gen_rl.models import mmdit_files, t5
+from gen_rl.models.files import peft
+from gen_rl.models.parts import lora
 from gen_rl.rollout import make_rows
 from gen_rl.utils import rng as rng_lib
 from gen_rl.utils import tree

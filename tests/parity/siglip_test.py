@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import released, siglip
+from gen_rl.models import siglip
+from gen_rl.models.files import released
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

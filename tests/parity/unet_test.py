@@ -9,7 +9,8 @@ import pytest
 
 from gen_rl import sharding
 from gen_rl.diffusion import ddpm, process
-from gen_rl.models import released, unet, unet_files
+from gen_rl.models import unet, unet_files
+from gen_rl.models.files import released
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

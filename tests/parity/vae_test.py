@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import released, vae
-from gen_rl.models.weights import WeightsError
+from gen_rl.models import vae
+from gen_rl.models.files import released
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils import tree
 
 torch = pytest.importorskip('torch')

@@ -7,7 +7,8 @@ import pytest
 
 from gen_rl import sharding
 from gen_rl.build import ConfigError
-from gen_rl.models import released, wan
+from gen_rl.models import wan
+from gen_rl.models.files import released
 from gen_rl.policies import ode
 from gen_rl.types import Rows
 from gen_rl.utils import rng as rng_lib

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl.build import ConfigError
-from gen_rl.models.layers import Net
+from gen_rl.models.parts.layers import Net
 from gen_rl.policies import guidance
 
 

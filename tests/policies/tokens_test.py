@@ -9,7 +9,8 @@ import pytest
 from scipy import special, stats
 
 from gen_rl import build, rollout, testing
-from gen_rl.models import lm, vq, weights
+from gen_rl.models import lm, vq
+from gen_rl.models.files import weights
 from gen_rl.policies import tokens as tokens_lib
 
 KEY = jax.random.key(0)

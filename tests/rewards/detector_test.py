@@ -8,7 +8,7 @@ import pytest
 
 from gen_rl import build
 from gen_rl.models import detector as net_lib
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 from gen_rl.rewards import combine, detector
 from gen_rl.scoring import geneval
 from gen_rl.types import RewardInputs

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gen_rl.build import ConfigError
-from gen_rl.models import dinov2, released, vit
+from gen_rl.models import dinov2
+from gen_rl.models.files import released
+from gen_rl.models.parts import vit
 from gen_rl.rewards import dino
 from gen_rl.types import RewardInputs
 

@@ -9,7 +9,9 @@ from configs import base
 from gen_rl import build, rewards
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, pipeline, tokenizers
-from gen_rl.models import blip, released, vit
+from gen_rl.models import blip
+from gen_rl.models.files import released
+from gen_rl.models.parts import vit
 from gen_rl.rewards import imagereward
 from gen_rl.types import RewardInputs
 

@@ -12,7 +12,8 @@ from configs import pretrain_vlm
 from gen_rl import testing
 from gen_rl.build import ConfigError
 from gen_rl.data import pipeline, prompts, tokenizers
-from gen_rl.models import vlm, weights
+from gen_rl.models import vlm
+from gen_rl.models.files import weights
 from gen_rl.rewards import judge
 from gen_rl.types import RewardInputs
 from gen_rl.worlds import grammar, questions, shapes

@@ -8,7 +8,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Count
-from gen_rl.models.layers import PAD
+from gen_rl.models.parts.layers import PAD
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng
 

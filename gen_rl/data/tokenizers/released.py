@@ -60,7 +60,7 @@ def clip(folder: str = '', world: Spec = 'shapes') -> Tokenizer:
   """
   if not folder:
     return world_words(world)
-  from gen_rl.models import folders
+  from gen_rl.models.files import folders
 
   return pretrained(folders.locate(folder, 'tokenizer'))
 

@@ -23,8 +23,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from gen_rl.models import weights
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import weights
+from gen_rl.models.files.weights import WeightsError
 
 # torch's name of a storage -> (type of its numbers, name in safetensors)
 _STORAGES = {

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from configs import flow_grpo
 from gen_rl import assemble, initial
-from gen_rl.models import weights
+from gen_rl.models.files import weights
 from gen_rl.utils import tree as tree_lib
 
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from gen_rl.models import pickles, weights
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import pickles, weights
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils import files as files_lib
 from gen_rl.utils.words import few
 

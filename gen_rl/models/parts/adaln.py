@@ -17,7 +17,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models.layers import Dense, constrain
+from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array, Params, PyTree
 
 EPS = 1e-6

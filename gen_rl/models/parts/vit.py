@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.models import layers as layers_lib
-from gen_rl.models.layers import Dense, constrain
+from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
 
 # Of the pictures that CLIP was trained on, red, green and blue.

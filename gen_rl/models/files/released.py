@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from gen_rl.models import folders, weights
+from gen_rl.models.files import folders, weights
 from gen_rl.types import Params, PyTree
 from gen_rl.utils import tree as tree_lib
 

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gen_rl.models import folders, options, weights
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import folders, options, weights
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils.words import few
 
 FILE = 'pytorch_lora_weights.safetensors'

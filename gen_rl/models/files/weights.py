@@ -78,7 +78,7 @@ def find(path: str) -> str:
   name = path.removeprefix('asset:')
   if not re.fullmatch(r'\w[\w.-]*', name):
     raise WeightsError(f'{path} is no asset: {name!r} is no name of a file.')
-  folder = pathlib.Path(__file__).parents[1] / 'assets'
+  folder = pathlib.Path(__file__).parents[2] / 'assets'
   return str(folder / f'{name}.safetensors')
 
 

@@ -7,7 +7,8 @@ from PIL import Image
 import pytest
 
 from gen_rl import sharding
-from gen_rl.models import blip, dinov2, siglip, vit
+from gen_rl.models import blip, dinov2, siglip
+from gen_rl.models.parts import vit
 from gen_rl.utils import tree
 
 SIZES = dict(width=16, layers=2, heads=2, mlp=24)

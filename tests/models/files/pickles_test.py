@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from gen_rl.models import pickles
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import pickles
+from gen_rl.models.files.weights import WeightsError
 
 torch = pytest.importorskip('torch')
 

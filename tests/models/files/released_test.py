@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_rl.models import released, weights
-from gen_rl.models.weights import WeightsError
+from gen_rl.models.files import released, weights
+from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils import tree
 
 CONFIG = dict(_class_name='Thing', width=3)
@@ -113,7 +113,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 from gen_rl import sharding
-from gen_rl.models import released, weights
+from gen_rl.models.files import released, weights
 
 like = {'conv': {'kernel': np.empty((3, 1, 4, 6), np.float32)}}
 mesh = sharding.make_mesh(data=1, fsdp=2)
@@ -139,7 +139,7 @@ def test_each_device_holds_its_part(tmp_path):
   subprocess.run(
     [sys.executable, '-c', _SHARDED, tmp_path],
     check=True,
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=pathlib.Path(__file__).parents[3],
     env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'),
   )
   whole = np.load(tmp_path / 'whole.npy')
@@ -356,7 +356,7 @@ _MEMORY = """
 import re
 import sys
 import numpy as np
-from gen_rl.models import released, weights
+from gen_rl.models.files import released, weights
 
 def peak():  # of this program alone, KiB
   text = open('/proc/self/status').read()
@@ -385,7 +385,7 @@ def test_files_are_not_held_beside_the_parameters(tmp_path):
     [sys.executable, '-c', _MEMORY, tmp_path / 'many', tmp_path / 'few'],
     check=True,
     capture_output=True,
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=pathlib.Path(__file__).parents[3],
     env=os.environ | dict(JAX_PLATFORMS='cpu'),
   ).stdout
   more = int(out) / 2**10  # MiB

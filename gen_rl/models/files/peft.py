@@ -23,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 
 from gen_rl.build import ConfigError
-from gen_rl.models import adapter_files, options, released, weights
+from gen_rl.models.files import adapter_files, options, released, weights
 from gen_rl.types import Array, Params
 from gen_rl.utils import tree as tree_lib
 from gen_rl.utils.words import few
@@ -148,7 +148,7 @@ def in_folders(
       raise ValueError(
         f'a file of adapters cannot hold what was trained beside them: '
         f'{few(sorted(changed))}; merge the adapters into the network '
-        '(gen_rl.models.lora.merge) and write all of it'
+        '(gen_rl.models.parts.lora.merge) and write all of it'
       )
     save(os.path.join(folder, FILE), params, names, part)
 

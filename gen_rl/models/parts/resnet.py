@@ -14,7 +14,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from gen_rl.models.layers import Dense, constrain
+from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array
 
 # Of a pair of convolutions the first is split by its outputs, the second by its

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import testing
-from gen_rl.models import layers
+from gen_rl.models.parts import layers
 
 KEY = jax.random.key(0)
 

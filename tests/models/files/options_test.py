@@ -8,12 +8,12 @@ from gen_rl.models import (
   flow_files,
   flux,
   mmdit_files,
-  options,
   t5,
   unet_files,
   vae,
   wan,
 )
+from gen_rl.models.files import options
 
 NONSENSE = (
   'x', None, -1, 0, [], {}, 1.5, True, [None], float('nan'), 10**30,

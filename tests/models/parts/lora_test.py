@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen_rl import build, testing
-from gen_rl.models import lora
+from gen_rl.models.parts import lora
 from gen_rl.utils import tree
 
 KEY = jax.random.key(3)

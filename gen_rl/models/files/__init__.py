@@ -1,0 +1,1 @@
+"""Weights as others keep them: safetensors, torch, folders, adapters."""
