@@ -106,11 +106,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'plain' in variants:
     c.objective.pg.ratio = 'plain'
   if 'jpeg' in variants or 'jpeg_host' in variants:
-    place = 'host_' if 'jpeg_host' in variants else ''
     c.rewards.oracle.weight = 0.0
-    c.rewards.jpeg = config_dict.create(
-      name=f'{place}jpeg_compressibility', weight=1.0
-    )
+    name = 'jpeg_compressibility'
+    if 'jpeg_host' in variants:
+      name = 'host_jpeg_compressibility'
+    c.rewards.jpeg = config_dict.create(name=name, weight=1.0)
   if 'ocr' in variants:
     c.data.prompts.tasks = ('text',)
     c.data.weights = {}

@@ -46,6 +46,8 @@ def weighted_sum() -> Mixer:
 def product(floor: Positive = 1e-3) -> Mixer:
   """(2): none makes up for another; of scores from 0 to 1, say.
 
+  Tested, not measured.
+
   Args:
     floor: smaller scores count as this one.
   """
@@ -63,6 +65,8 @@ def product(floor: Positive = 1e-3) -> Mixer:
 
 def gated(gate: str, threshold: float = 0.5, closed: float = 0.0) -> Mixer:
   """(3): the others count where one of them says that they may.
+
+  Tested, not measured.
 
   Args:
     gate: label of a reward.

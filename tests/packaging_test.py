@@ -20,7 +20,7 @@ import setuptools
 
 import configs
 import gen_rl
-from gen_rl import types
+from gen_rl import build, types
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -248,6 +248,29 @@ def test_readme_commands(name, ends):
   extra = "'.[test]'" if name == 'test' else '.'
   assert install == f'.venv/bin/pip install -e {extra}'
   assert then == f'.venv/bin/python {ends}'
+
+
+@pytest.mark.parametrize(
+  'module',
+  [
+    'advantages', 'learners', 'measures', 'mixers', 'models', 'objectives',
+    'policies', 'ramps', 'rewards',
+  ],
+)  # fmt: skip
+def test_parts_say_whether_they_were_measured(module):
+  """What no config and no study names is marked, and nothing else."""
+  homes = (('configs', '*.py'), ('experiments', '*/*.py'), ('colab', '*.ipynb'))
+  used = ''.join(
+    path.read_text(encoding='utf-8')
+    for folder, files in homes
+    for path in sorted((_ROOT / folder).glob(files))
+  )
+  parts = importlib.import_module(f'gen_rl.{module}')
+  for name in build.names(parts):
+    said = 'Tested, not measured.' in build.find(parts, name).__doc__
+    short = name.rpartition('.')[2]
+    named = re.search(rf"""['"\\\\]{short}['"\\\\]""", used)
+    assert said == (named is None), f'{module}.{name}'
 
 
 @pytest.mark.parametrize('command', [['check'], ['format', '--check']])

@@ -32,6 +32,8 @@ def reinforce_pp(
   is an objective here: sampled_kl('k1', ratio=True, path=True); it is not
   whitened.
 
+  Tested, not measured.
+
   Args:
     group_size: samples per prompt, G; 1 is allowed without `baseline`.
     baseline: REINFORCE++-baseline, which compares with the group first.

@@ -86,6 +86,8 @@ def rloo(
 
   Unbiased: the baseline of a row does not depend on the row.
 
+  Tested, not measured.
+
   Raises:
     ValueError: for group_size < 2.
   """
@@ -146,6 +148,8 @@ def best_margin(
   over all rows, and its gradient that of the expected best of the G samples,
   over G. Nobody leads where two rows are best.
 
+  Tested, not measured.
+
   Raises:
     ValueError: for group_size < 2.
   """
@@ -166,6 +170,8 @@ def scst(
 
   The first row is what the policy says without chance (policy.greedy_first);
   it has no advantage itself, and a group without its score has none.
+
+  Tested, not measured.
 
   Raises:
     ValueError: for group_size < 2.

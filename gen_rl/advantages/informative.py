@@ -27,6 +27,8 @@ def informative(
   differ at all. What the advantage compares over a whole batch, it compares
   over all groups.
 
+  Tested, not measured.
+
   Args:
     group_size: samples per prompt, G.
     reward_weights: {label: w_k}, those of the config's rewards.

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen_rl import build, rewards
+from gen_rl import build, rewards, types
 from gen_rl.build import ConfigError
 from gen_rl.data import tokenizers
 from gen_rl.rewards import combine
@@ -63,7 +63,9 @@ def noise_aware(
   return of_reward(judge)
 
 
-def of_reward(judge: Reward) -> Learner:
+# The return type is spelled so that a config cannot ask for this function by
+# name (learners.BUILDS).
+def of_reward(judge: Reward) -> types.Learner:
   """The same of a reward."""
   if not judge.differentiable or judge.where != 'device' or judge.learner:
     raise ConfigError(

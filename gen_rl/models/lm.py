@@ -253,6 +253,8 @@ def lm(
 ) -> TokenNet:
   """A language model that continues prompts: cond is dict(tokens [b l]).
 
+  Tested, not measured.
+
   Args:
     vocab: token ids, padding and unknown included; of prompts and of actions.
     length: of a prompt, to initialise with; others will do.

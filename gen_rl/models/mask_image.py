@@ -85,6 +85,8 @@ def mask_image(
 ) -> MaskNet:
   """A masked image model: cond is dict(tokens [b l]).
 
+  Tested, not measured.
+
   Args:
     vocab: of prompts, padding and unknown included.
     length: l of prompts, which are padded to it.

@@ -155,6 +155,8 @@ def entropy() -> Objective:
   The entropy of a Gaussian step depends on its deviation alone, so where the
   deviation is not learned this term has no gradient.
 
+  Tested, not measured.
+
   Returns:
     Objective with value -H and mask [b k], in nats, and metric `entropy`, +H.
   """

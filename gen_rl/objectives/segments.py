@@ -44,6 +44,8 @@ def of_segment(
 ) -> Objective:
   """Another objective, of the decisions of one segment.
 
+  Tested, not measured.
+
   Args:
     objective: spec of a function of `gen_rl.objectives`; one of decisions.
     part: 'first', the text, or 'second', the picture.

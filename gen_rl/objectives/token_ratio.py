@@ -105,6 +105,8 @@ def cispo(
 ) -> Objective:
   """Policy gradient with clipped importance weights, equation (5).
 
+  Tested, not measured.
+
   Args:
     cap: largest weight: 1 + hi of the paper, `epsilon_high` of TRL.
     floor: smallest weight, 1 - lo; 0, as the paper trains, is none.

@@ -252,6 +252,8 @@ def text_then_image(
   The two networks share nothing, where T2I-R1 has one for both. A base for one
   of them is a file of parameters named first/... or second/....
 
+  Tested, not measured.
+
   Args:
     net: of the first policy; its vocabulary is that of both prompts.
     first: spec of `policies.tokens`.

@@ -116,6 +116,8 @@ def masked(
   the codes committed, v at all other places. Log-probs are sums over the
   places of a step, (5): there are few at first and many at last.
 
+  Tested, not measured.
+
   Args:
     net: of `models.mask_image`.
     steps: T.
@@ -270,6 +272,8 @@ def masked_image(
   """A masked policy whose codes a codec turns into a picture.
 
   Parameters are dict(net, codec), see `coded.coded`.
+
+  Tested, not measured.
 
   Args:
     net: of `models.mask_image`, as many codes and places as the codec has.

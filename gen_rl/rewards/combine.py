@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 import numpy as np
 
-from gen_rl import mixers
+from gen_rl import mixers, types
 from gen_rl.build import ConfigError
 from gen_rl.rewards import outcomes
 from gen_rl.types import (
@@ -239,7 +239,9 @@ def merge(
   return RewardOut(score, parts, valid, steps, before)
 
 
-def combine(rewards: Weighted, mix: mixers.Mixer | None = None) -> Reward:
+# The return type is spelled so that a config cannot ask for this function by
+# name (rewards.BUILDS).
+def combine(rewards: Weighted, mix: mixers.Mixer | None = None) -> types.Reward:
   """One reward that several are mixed to.
 
   Its `params` are {label: params}, its key is folded with each label. It runs

@@ -26,6 +26,8 @@ from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 def length_shaping(longest: Count, buffer: Count, end: int) -> Reward:
   """Equation (1), in [-1, 0]. Part: `length`, L.
 
+  Tested, not measured.
+
   Args:
     longest: tokens from which on the score is -1; at most the k of the policy,
       or nothing is ever punished in full.
@@ -56,6 +58,8 @@ def length_gate(
   """Equation (2): a reward that is 0 outside of a band of lengths.
 
   Parts: those of the reward, `length_ratio`, n / m, and `in_band`.
+
+  Tested, not measured.
 
   Args:
     reward: what is gated: `dict(name=...)` with its keywords.
@@ -90,6 +94,8 @@ def drop_truncated(reward: build.Spec, end: int) -> Reward:
 
   They enter no group statistics and no loss. One such reward of a sum is
   enough. Part: `finished`, is there an end token?
+
+  Tested, not measured.
 
   Args:
     reward: `dict(name=...)` with its keywords.

@@ -45,6 +45,8 @@ def dino(
   A row with a picture that is not finite, either of them, is not valid. Parts:
   `pooled` and `patches`.
 
+  Tested, not measured.
+
   Args:
     folder: of DINOv2's weights, or an id, see `dinov2.load`.
     column: of info that holds the other picture, [b h w 3] in [0, 1] or

@@ -380,14 +380,20 @@ def jpeg_compressibility(
 def jpeg_incompressibility(
   quality: Quality = 95, scale: Positive = 1.0
 ) -> Reward:
-  """+scale * kilobytes (1000 bytes) of the JPEG file (DDPO, flow_grpo)."""
+  """+scale * kilobytes (1000 bytes) of the JPEG file (DDPO, flow_grpo).
+
+  Tested, not measured.
+  """
   return _reward('jpeg_incompressibility', jpeg_bytes, 1.0, quality, scale)
 
 
 def smooth_compressibility(
   quality: Quality = 95, scale: Positive = 1.0
 ) -> Reward:
-  """-scale * `jpeg_surrogate` kilobytes, for objectives that differentiate."""
+  """-scale * `jpeg_surrogate` kilobytes, for objectives that differentiate.
+
+  Tested, not measured.
+  """
   return _reward(
     'smooth_compressibility',
     jpeg_surrogate,

@@ -141,6 +141,8 @@ def yes_probability(
 ) -> Reward:
   """The probability of a yes, equation (2). Part: `mass`, of yes and no.
 
+  Tested, not measured.
+
   Args:
     reader: bound, the tokenizer of config.data.reader.
     model: spec of the judge.
@@ -185,6 +187,8 @@ def expected_score(
   """The mean of a distribution over scores, equation (3).
 
   Parts: `mass`, of the words; `spread`, the standard deviation of the scores.
+
+  Tested, not measured.
 
   Args:
     reader: bound, the tokenizer of config.data.reader.
@@ -238,6 +242,8 @@ def checklist(
   The questions are those of the prompts (`Prompts.checks`). A prompt without
   any, or with one that is not judged, is not valid. Parts: `all`, the product
   over the questions; `questions`, their number.
+
+  Tested, not measured.
 
   Args:
     reader: bound, the tokenizer of config.data.reader.
@@ -297,6 +303,8 @@ def judged_win_rate(
 
   The judge sees two pictures side by side as one, twice as wide. Parts: `ties`,
   the share of comparisons that were none; `opponents`, how many there were.
+
+  Tested, not measured.
 
   Args:
     reader: bound, the tokenizer of config.data.reader.

@@ -66,6 +66,8 @@ def tagged_answer(
 ) -> Reward:
   """Equation (2); the completion need not end. Part: `tagged`, are both there?
 
+  Tested, not measured.
+
   Args:
     begin: id of the tag before the answer.
     close: id of the tag behind it.
@@ -98,6 +100,8 @@ def choice_accuracy(
   choices: Sequence[int], end: int, tags: Sequence[int] = ()
 ) -> Reward:
   """Equation (4). Part: `named`, is there a choice at all?
+
+  Tested, not measured.
 
   Args:
     choices: ids of the choices, one of which is the answer's only token.
@@ -154,6 +158,8 @@ def iou(
   A box is the content's numbers, whatever else stands between them, if there
   are four; the answer's likewise. Part: `parsed`, are there four?
 
+  Tested, not measured.
+
   Args:
     base: id of the number 0.
     size: numbers 0 .. size - 1 have the ids from `base` on.
@@ -191,6 +197,8 @@ def count_error(
 
   Parts: `parsed`, is there a number? `exact`, is it the right one?
 
+  Tested, not measured.
+
   Args:
     base: id of the number 0.
     size: numbers 0 .. size - 1 have the ids from `base` on.
@@ -224,6 +232,8 @@ def count_error(
 def tag_format(tags: Sequence[int], end: int) -> Reward:
   """Equation (3): all tags, once each, in order, and text within pairs only.
 
+  Tested, not measured.
+
   Args:
     tags: ids (open, close, open, close, ...), such as those of a thought and of
       an answer. Between a pair there is any number of other tokens, none
@@ -252,6 +262,8 @@ def format_automaton(
   end: int,
 ) -> Reward:
   """Equation (3) for a template that a finite automaton knows.
+
+  Tested, not measured.
 
   Args:
     classes: ids of the classes 1, 2, ... of tokens; all others are of class 0.
