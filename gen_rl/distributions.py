@@ -290,6 +290,40 @@ class Places(struct.PyTreeNode):
     return jnp.where(self.chosen, x, 0.0).sum(-1)
 
 
+class HeadPlaces(struct.PyTreeNode):
+  """`Places` of logits that are computed a few places at a time."""
+
+  head: HeadCategorical  # of the k n places of a row, one behind the other
+  chosen: Array  # [b k n] bool
+
+  def sample(self, keys: Array) -> Array:
+    """Ids [b k n] int32 of all places; `keys` as in `decision_keys`."""
+    return self._safe().sample(keys).reshape(self.chosen.shape)
+
+  def log_prob(self, actions: Array) -> Array:
+    """As that of `Places`."""
+    said = jnp.where(self.chosen, actions, 0).reshape(len(actions), -1)
+    return self._sum(self._safe().log_prob(said))
+
+  def kl(self, other: 'HeadPlaces') -> Array:
+    """As that of `Places`."""
+    same = HeadPlaces(other.head, self.chosen)
+    return self._sum(self._safe().kl(same._safe()))
+
+  def entropy(self) -> Array:
+    """As that of `Places`."""
+    return self._sum(self._safe().entropy())
+
+  def _safe(self) -> HeadCategorical:
+    """No gradient reaches the vectors of places that do not count."""
+    used = self.chosen.reshape(len(self.chosen), -1, 1)
+    hidden = jax.tree.map(lambda h: jnp.where(used, h, 0), self.head.hidden)
+    return self.head.replace(hidden=hidden)
+
+  def _sum(self, x: Array) -> Array:
+    return jnp.where(self.chosen, x.reshape(self.chosen.shape), 0.0).sum(-1)
+
+
 class Concat(struct.PyTreeNode):
   """Decisions of unlike kinds, one part behind the other along k.
 

@@ -57,6 +57,14 @@ class MaskImage(nn.Module):
 
   def fill(self, codes: Array, prompt: tuple[Array, Array]) -> Array:
     """Codes [b n], `self.codes` where masked -> logits [b n v] float32."""
+    return self.head(self.hidden(codes, prompt))
+
+  def logits(self, hidden: Array) -> Array:
+    """The second half of `fill`."""
+    return self.head(hidden)
+
+  def hidden(self, codes: Array, prompt: tuple[Array, Array]) -> Array:
+    """The first half of `fill`, [b n d]."""
     gap = (codes == self.codes)[..., None]
     known = self.table(jnp.minimum(codes, self.codes - 1))
     x = jnp.where(gap, self.masked, known).astype(self.dtype)
@@ -64,7 +72,7 @@ class MaskImage(nn.Module):
     length = text.shape[1]
     x = jnp.concatenate([text, x], 1)
     visible = jnp.concatenate([visible, jnp.ones(codes.shape, bool)], 1)
-    return self.head(self.blocks(x, visible)[:, length:])
+    return self.blocks(x, visible)[:, length:]
 
   def __call__(self, codes: Array, tokens: Array) -> Array:
     return self.fill(codes, self.encode(tokens))
@@ -130,7 +138,13 @@ def mask_image(
   def apply(params: Params, codes: Array, prompt: PyTree) -> Array:
     return module.apply({'params': params}, codes, prompt, method='fill')
 
+  def hidden(params: Params, codes: Array, prompt: PyTree) -> Array:
+    return module.apply({'params': params}, codes, prompt, method='hidden')
+
+  def logits(params: Params, hidden: Array) -> Array:
+    return module.apply({'params': params}, hidden, method='logits')
+
   def null(cond: PyTree) -> PyTree:
     return {**cond, 'tokens': jnp.full_like(cond['tokens'], pad)}
 
-  return MaskNet(init, codes, n, apply, null, encode, AXES)
+  return MaskNet(init, codes, n, apply, null, encode, AXES, hidden, logits)

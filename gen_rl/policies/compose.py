@@ -38,7 +38,7 @@ from gen_rl.build import ConfigError
 from gen_rl.distributions import Concat
 from gen_rl.fields import Count
 from gen_rl.models.parts.layers import PAD, TokenNet
-from gen_rl.policies.tokens import chosen
+from gen_rl.policies.speech import chosen
 from gen_rl.types import (
   Array,
   Axes,

@@ -28,15 +28,12 @@ with cached keys and values, and scores, by one pass over given tokens; the two
 agree to rounding (tests: 1e-5).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+import functools
 import math
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
 from gen_rl.build import ConfigError
-from gen_rl.distributions import Categorical, HeadCategorical
 from gen_rl.fields import (
   Count,
   Fraction,
@@ -48,43 +45,8 @@ from gen_rl.fields import (
 )
 from gen_rl.models.parts.layers import PAD, TokenNet
 from gen_rl.policies import coded, guidance
-from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
-from gen_rl.utils import rng, tree
-
-
-def chosen(tokens: Array, end: int | None) -> Array:
-  """Bool [b k]: what was said up to and including the first end token.
-
-  Args:
-    tokens: [b k] int.
-    end: None: all of it.
-  """
-  if end is None:
-    return jnp.ones(tokens.shape, bool)
-  ended = jnp.cumsum(tokens == end, 1)
-  return (ended == 0) | ((ended == 1) & (tokens == end))
-
-
-def truncated(logits: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
-  """Logits with what is not to be sampled at -inf.
-
-  Args:
-    logits: [... v], divided by the temperature.
-    top_k: keeps the k largest (and those equal to the k-th); 0 keeps all.
-    top_p: keeps the fewest tokens whose probabilities sum to at least this
-      (arXiv 1904.09751), at least one; of what top_k left.
-  """
-  v = logits.shape[-1]
-  if 0 < top_k < v:
-    least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  if top_p < 1:
-    ordered = jnp.sort(logits, -1, descending=True)
-    p = jax.nn.softmax(ordered, -1)
-    before = jnp.cumsum(p, -1) - p  # of the likelier ones
-    least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  return logits
+from gen_rl.policies import speech as speech_lib
+from gen_rl.types import Policy
 
 
 def _check(length, temperature, top_k, top_p, score) -> None:
@@ -127,8 +89,8 @@ def tokens(
     length: k, most tokens said.
     end: id of the token that ends a row; None: all rows have `length` tokens.
     temperature: tau of (2) and (3).
-    top_k: see `truncated`; 0 is off.
-    top_p: see `truncated`; 1 is off.
+    top_k: see `speech.truncated`; 0 is off.
+    top_p: see `speech.truncated`; 1 is off.
     guidance_scale: w of (1), 1 is off.
     guidance_gradient: 'both', of l and l0, or 'conditional', of l alone.
     score: whose log-probs are trained, see (3).
@@ -153,161 +115,24 @@ def tokens(
     raise ConfigError(
       f'policy.head_chunk={head_chunk}: this network has no head of its own'
     )
-  guided = guidance_scale != 1
-
-  def mix(with_prompt: Array, without: Array | None) -> Array:
-    """(1), of logits."""
-    if without is None:
-      return with_prompt
-    return without + guidance_scale * (with_prompt - without)
-
-  def generate(
-    params: Params, rows: Rows, pick: Callable[[Array, Array], Array]
-  ) -> tuple[Array, Array, Array]:
-    """(tokens, log-probs of (3), mask), all [b k].
-
-    Args:
-      params: of the net.
-      rows: what is asked.
-      pick: (logits g / tau [b v], position) -> tokens [b].
-    """
-    b = rows.group.shape[0]
-    forced = rows.cond.get('forced')
-    if forced is not None and forced.shape[1] != length:
-      raise ConfigError(
-        f'cond["forced"] says {forced.shape[1]} tokens, policy.length is '
-        f'{length}'
-      )
-    conds = [rows.cond] + ([net.null(rows.cond)] if guided else [])
-    ready = [net.prefill(params, cond, length) for cond in conds]
-
-    def say(i, alive, said, logits):
-      g = mix(*(logits if guided else (logits[0], None))) / temperature
-      token = pick(g, i)
-      mask = alive
-      if forced is not None:
-        given = forced[:, i]
-        token = jnp.where(given >= 0, given, token)
-        mask &= given < 0
-      token = jnp.where(alive, token, pad).astype(jnp.int32)
-      kept = g if score == 'guided' else logits[0] / temperature
-      log_prob = Categorical(kept[:, None]).log_prob(token[:, None])[:, 0]
-      new = token, jnp.where(mask, log_prob, 0.0), mask.astype(jnp.float32)
-      said = tuple(x.at[:, i].set(y) for x, y in zip(said, new, strict=True))
-      if end is not None:
-        alive &= token != end
-      return alive, said, token
-
-    def going(carry) -> Array:
-      i, alive, *_ = carry
-      return (i < length) & alive.any()
-
-    def body(carry):
-      i, alive, said, caches, token = carry
-      ready = [net.step(params, cache, token) for cache in caches]
-      caches, logits = zip(*ready, strict=True)
-      alive, said, token = say(i, alive, said, logits)
-      return i + 1, alive, said, caches, token
-
-    zeros = jnp.zeros((b, length))
-    said = zeros.astype(jnp.int32), zeros, zeros
-    caches, logits = zip(*ready, strict=True)
-    alive, said, token = say(0, jnp.ones(b, bool), said, logits)
-    carry = jnp.int32(1), alive, said, caches, token
-    if length > 1:
-      carry = jax.lax.while_loop(going, body, carry)
-    return carry[2]
-
-  def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
-    del step
-    first = rows.member == 0 if greedy_first else None
-
-    def pick(logits: Array, i: Array) -> Array:
-      keys = rng.step_keys(rows.keys, i)[:, None]
-      kept = truncated(logits, top_k, top_p)
-      drawn = Categorical(kept[:, None]).sample(keys)[:, 0]
-      if greedy_first:
-        drawn = jnp.where(first, logits.argmax(-1), drawn)
-      return drawn
-
-    said, log_prob, mask = generate(params, rows, pick)
-    if drop_truncated:
-      mask *= (said == end).any(1, keepdims=True)
-    if greedy_first:
-      mask *= ~first[:, None]
-    zeros = jnp.zeros_like(log_prob)
-    return Trajectory(
-      cond=rows.cond,
-      states=(),
-      actions=said,
-      times=jnp.zeros((*said.shape, 2)),
-      noise=zeros,
-      log_prob=log_prob,
-      mask=mask,
-      sample=said,
-      group=rows.group,
-    )
-
-  def greedy(params: Params, rows: Rows) -> Array:
-    return generate(params, rows, lambda logits, _: logits.argmax(-1))[0]
-
-  def sampled_as(logits: Array, null: Array | None = None) -> Array:
-    return mix(logits, null).astype(jnp.float32) / temperature
-
-  def scores(
-    asked: list[tuple[Params, PyTree]],
-    actions: Array,
-    read: Callable[..., Array],
-  ) -> Categorical | HeadCategorical:
-    """Of the logits given each cond, by its parameters, as `read` takes them.
-
-    Args:
-      asked: (parameters, cond) of each logits.
-      actions: [b k].
-      read: one of `heads`.
-    """
-    if not head_chunk:
-      return Categorical(read(*(net.score(*a, actions) for a in asked)))
-    hidden = tuple(net.hidden(*a, actions) for a in asked)
-    owners = tuple(params for params, _ in asked)
-    return HeadCategorical(hidden, owners, heads[read], head_chunk)
-
-  def head(read: Callable[..., Array]) -> Callable[[PyTree, PyTree], Array]:
-    return lambda owners, hidden: read(
-      *(net.logits(p, h) for p, h in zip(owners, hidden, strict=True))
-    )
-
-  plain = lambda logits: logits
-  heads = {read: head(read) for read in (sampled_as, plain)}
-
-  def dist(params: Params, traj: Trajectory) -> Categorical | HeadCategorical:
-    asked = [(params, traj.cond)]
-    if guided and score == 'guided':
-      free = guidance.unconditional(params, guidance_gradient)
-      asked += [(free, net.null(traj.cond))]
-    return scores(asked, traj.actions, sampled_as)
-
-  def nll(params: Params, traj: Trajectory, keys: Array) -> Array:
-    x, cond = traj.sample, traj.cond
-    if null_prob > 0:
-      drop_keys = rng.stream_keys(keys, 'null')
-      drop = jax.vmap(jax.random.bernoulli, (0, None))(drop_keys, null_prob)
-      cond = tree.where(drop, net.null(cond), cond)
-    log_prob = scores([(params, cond)], x, plain).log_prob(x)
-    said = chosen(x, end) & (x >= 0)
-    total = jnp.where(said, -log_prob, 0.0).sum(1)
-    return total / jnp.maximum(said.sum(1), 1)
-
-  def decode(params: Params, latent: Array) -> Array:
-    del params
-    return latent
-
-  ops = dict(dist=dist, nll=nll, greedy=greedy)
+  speech = speech_lib.Speech(
+    net, length, end, pad, temperature, top_k, top_p, guidance_scale,
+    guidance_gradient, score == 'guided', null_prob, drop_truncated,
+    greedy_first, head_chunk,
+  )  # fmt: skip
+  of_speech = (speech_lib.dist, speech_lib.nll, speech_lib.greedy)
+  ops = {op.__name__: functools.partial(op, speech) for op in of_speech}
   if net.hidden is not None:
     ops['features'] = lambda params, traj: net.hidden(
       params, traj.cond, traj.actions
     )
-  return Policy(net.init, rollout, decode, ops, axes=net.axes)
+  return Policy(
+    net.init,
+    functools.partial(speech_lib.rollout, speech),
+    lambda params, latent: latent,
+    ops,
+    axes=net.axes,
+  )
 
 
 def image_tokens(

@@ -10,6 +10,8 @@ import pytest
 from scipy import special, stats
 
 from gen_rl import build, objectives, rollout, testing
+from gen_rl.models import mask_image
+from gen_rl.policies import filling
 from gen_rl.policies import masked as masked_lib
 from gen_rl.types import Reward, RewardOut
 
@@ -43,14 +45,14 @@ def logits_of(params, codes, prompt):
 def test_every_schedule_commits_all():
   for places in (*range(1, 20), 64, 256, 1024):
     for steps in range(1, min(places, 24) + 1):
-      counts = masked_lib.schedule(places, steps)
+      counts = filling.schedule(places, steps)
       assert counts.shape == (steps,) and counts.sum() == places
       assert counts.min() >= 1
 
 
 @pytest.mark.parametrize('places, steps', [(5, 3), (9, 1), (7, 7)])
 def test_each_place_is_committed_once(places, steps):
-  counts = masked_lib.schedule(places, steps)
+  counts = filling.schedule(places, steps)
   policy, params = make(length=places, steps=steps)
   traj = policy.rollout(params, make_rows(4), 0)
   committed = np.asarray(traj.states.committed)
@@ -65,10 +67,10 @@ def test_the_schedule_by_hand():
 
   And of 4 places in 4 steps (3.7, 2.8, 1.5, 0) one at each.
   """
-  assert masked_lib.schedule(16, 8).tolist() == [1, 1, 1, 2, 3, 2, 3, 3]
-  assert masked_lib.schedule(4, 4).tolist() == [1, 1, 1, 1]
+  assert filling.schedule(16, 8).tolist() == [1, 1, 1, 2, 3, 2, 3, 3]
+  assert filling.schedule(4, 4).tolist() == [1, 1, 1, 1]
   # 7 cos(pi t / 8): 6.5, 4.9, 2.7, 0.
-  assert masked_lib.schedule(7, 4).tolist() == [1, 2, 2, 2]
+  assert filling.schedule(7, 4).tolist() == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize('choice', [0.0, 4.5, math.inf])
@@ -123,7 +125,7 @@ def test_confident_places_come_first():
   """Without noise, the likeliest of the codes drawn, which keys tell."""
   policy, params = make(choice_temperature=0.0, length=6, steps=3)
   traj = policy.rollout(params, make_rows(8), 0)
-  assert masked_lib.schedule(6, 3)[0] == 1
+  assert filling.schedule(6, 3)[0] == 1
   whole = jax.jit(jax.nn.log_softmax)(
     testing.mask_table(V, 6).apply(
       params, np.full((16, 6), V, np.int32), traj.cond
@@ -391,3 +393,34 @@ def test_microbatches_equal_the_full_batch():
   parts, part_logs = testing.run(*make_step(updates=2, microbatches=4))
   testing.assert_close(parts.params, whole.params)
   testing.assert_close(part_logs, logs)
+
+
+@pytest.mark.parametrize('score', ['guided', 'cond'])
+def test_logits_a_few_places_at_a_time(score):
+  net = mask_image.mask_image(
+    vocab=4, length=1, codes=V, grid=(2, 2), width=8, layers=1, heads=2,
+    text_width=8, text_layers=0,
+  )  # fmt: skip
+  options = dict(steps=T, guidance_scale=2.0, temperature=0.7, score=score)
+  params = jax.jit(net.init)(KEY)
+  traj = jax.jit(masked_lib.masked(net, **options).rollout)(
+    params, make_rows(2), 0
+  )
+
+  def of(chunk):
+    policy = masked_lib.masked(net, head_chunk=chunk, **options)
+
+    def loss(params):
+      dist = policy.ops['dist'](params, traj)
+      base = policy.ops['dist'](jax.tree.map(lambda x: 0.9 * x, params), traj)
+      numbers = dist.log_prob(traj.actions), dist.kl(base), dist.entropy()
+      return sum(x.sum() for x in numbers), numbers
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    of(3), of(0),
+  )  # fmt: skip
+  with pytest.raises(build.ConfigError, match='no head of its own'):
+    make(head_chunk=2)

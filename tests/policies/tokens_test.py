@@ -11,6 +11,7 @@ from scipy import special, stats
 from gen_rl import build, rollout, testing
 from gen_rl.models import lm, vq
 from gen_rl.models.files import weights
+from gen_rl.policies import speech
 from gen_rl.policies import tokens as tokens_lib
 
 KEY = jax.random.key(0)
@@ -89,7 +90,7 @@ def test_frequencies_are_the_probabilities():
 
 def test_truncation_by_hand():
   logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
-  kept = lambda **k: np.isfinite(tokens_lib.truncated(logits, **k))[0].tolist()
+  kept = lambda **k: np.isfinite(speech.truncated(logits, **k))[0].tolist()
   assert kept(top_k=2) == [True, True, False, False]
   assert kept(top_p=0.5) == [True, False, False, False]
   assert kept(top_p=0.51) == [True, True, False, False]

@@ -99,6 +99,10 @@ class MaskNet(NamedTuple):
   # (params, cond) -> what does not depend on the codes, rows [b ...]
   encode: Callable[[Params, PyTree], PyTree] = lambda params, cond: cond
   axes: Axes = ()  # of the parameters' dimensions, see sharding.logical_axes
+  # `apply` in two: (params, codes, encode(params, cond)) -> vectors [b n d],
+  # and (params, vectors [b s d]) -> logits [b s v] float32
+  hidden: Callable[[Params, Array, PyTree], Array] | None = None
+  logits: Callable[[Params, Array], Array] | None = None
 
 
 def traced_once(net: Any) -> Any:
