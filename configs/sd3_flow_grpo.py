@@ -38,8 +38,7 @@ them in a folder between runs. Nothing was measured with released weights: this
 project has only had drawn ones. A plan (gen_rl.plan, --topology=v5e:4x4) says
 14.7 of 16 GiB for each of 16 chips of v5e, with --config.microbatches=36
 --config.rollout_chunks=36, 17,665 T operations a chip and step, and 241 TB
-through memory, most of them attention's scores (29 Nov 2026, 13 minutes of CPU
-time).
+through memory (29 Nov 2026, 13 minutes of CPU time).
 
 Variants, joined by commas:
   pickscore   reward: PickScore, judged by HPS v2.1 (the default)

@@ -37,7 +37,7 @@ from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
-from gen_rl.types import Array, Params, Policy, Rows
+from gen_rl.types import Array, Params, Policy, Reward, Rows
 from gen_rl.utils import files, image, tree
 from gen_rl.worlds import world as world_lib
 
@@ -338,32 +338,8 @@ def sample(
   built = assemble.setup(config, use=use)
   if built.sampler is None:
     raise ConfigError(f'the policy {config.policy.name!r} draws no pictures')
-  judge = None
-  if best_of > 1 and built.segments is None:
-    raise ConfigError(
-      '--best_of searches with Euler steps of the ODE; this config has '
-      f'eval.sampler={config.eval.sampler!r}, eval.solver='
-      f'{config.eval.solver!r}'
-    )
-  if best_of > 1:
-    device, host = combine.split(built.rewards or {})
-    if host or not device:
-      raise ConfigError(
-        '--best_of chooses by the rewards of the config, and '
-        + (f'{", ".join(host)} runs on the host' if host else 'it has none')
-      )
-    judge = combine.combine(device, assemble.mix(config))
-  if built.embed is None:
-    if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
-      prompt = prompt.rstrip(' .')
-    unknown = built.tokenizer.unknown([prompt])
-    if unknown:
-      words = ', '.join(map(repr, unknown))
-      print(
-        f'gen_rl: the model does not know the words {words} and reads each of '
-        'them as one and the same unknown word',
-        file=sys.stderr,
-      )
+  judge = _judge(config, built) if best_of > 1 else None
+  prompt = _readable(built, prompt)
   world, said = world_lib.understood([prompt]) or (None, [])
   asked = said[0].facts if said else {}
   batch = feeds.alone(config, built, prompt, asked, judge is not None)
@@ -378,20 +354,7 @@ def sample(
   def draw(
     params: Params, reward_params: Params, rows: Rows
   ) -> tuple[Array, Array | None, Array | None]:
-    score = None
-    if judge:
-      verify = search.verifier(
-        built.policy, params, judge, reward_params, best_of
-      )
-      found = search.best_of_n(
-        built.segments, params, verify, rows, best_of,
-        chunk=0 if judge.called_on == 'batch' else (
-          max(256 // best_of, 1) * best_of
-        ),
-      )  # fmt: skip
-      latents, score = found.sample, found.score
-    else:
-      latents = built.sampler(params, rows)
+    latents, score = _draw(built, judge, params, reward_params, rows, best_of)
     media = media_lib.image(built.policy.decode(params, latents))
     if world is None or media.shape[1:] != world.shape:
       return media, None, score
@@ -401,6 +364,7 @@ def sample(
 
   reward_params = ()
   if judge:
+    device, _ = combine.split(built.rewards)
     reward_params = judge.params | _learners(device, workdir, loaded.step)
   media, correct, score = jax.device_get(
     draw(loaded.params, reward_params, rows)
@@ -421,3 +385,64 @@ def sample(
     print(f'{correct.sum()} of {num} are what the prompt asks for.')
   print(f'Pictures: {path}')
   return Pictures(media, correct, path)
+
+
+def _judge(config: ml_collections.ConfigDict, built: assemble.Setup) -> Reward:
+  """What chooses among candidates.
+
+  Raises:
+    ConfigError: nothing does.
+  """
+  if built.segments is None:
+    raise ConfigError(
+      '--best_of searches with Euler steps of the ODE; this config has '
+      f'eval.sampler={config.eval.sampler!r}, eval.solver='
+      f'{config.eval.solver!r}'
+    )
+  device, host = combine.split(built.rewards or {})
+  if host or not device:
+    raise ConfigError(
+      '--best_of chooses by the rewards of the config, and '
+      + (f'{", ".join(host)} runs on the host' if host else 'it has none')
+    )
+  return combine.combine(device, assemble.mix(config))
+
+
+def _readable(built: assemble.Setup, prompt: str) -> str:
+  """The prompt as the model reads it; says which words it does not know."""
+  if built.embed is not None:
+    return prompt
+  if built.tokenizer.unknown(['.']):  # a sentence may end, a caption does not
+    prompt = prompt.rstrip(' .')
+  if unknown := built.tokenizer.unknown([prompt]):
+    words = ', '.join(map(repr, unknown))
+    print(
+      f'gen_rl: the model does not know the words {words} and reads each of '
+      'them as one and the same unknown word',
+      file=sys.stderr,
+    )
+  return prompt
+
+
+def _draw(
+  built: assemble.Setup,
+  judge: Reward | None,
+  params: Params,
+  reward_params: Params,
+  rows: Rows,
+  best_of: int,
+) -> tuple[Array, Array | None]:
+  """(latents, scores of those that were chosen, or None)."""
+  if judge is None:
+    return built.sampler(params, rows), None
+  verify = search.verifier(built.policy, params, judge, reward_params, best_of)
+  chunk = max(256 // best_of, 1) * best_of
+  found = search.best_of_n(
+    built.segments,
+    params,
+    verify,
+    rows,
+    best_of,
+    chunk=0 if judge.called_on == 'batch' else chunk,
+  )
+  return found.sample, found.score
