@@ -261,6 +261,8 @@ def fields() -> dict[str, Any]:
     steps=field(8, Count),  # denoising steps of the ode
     solver=field('euler', Literal['euler', 'dpm2']),  # of them
     seed=field(1234, Seed),  # of the initial noise
+    # Samples drawn and judged at a time; 0: as many as a step draws.
+    chunk=field(0, Index),
     guidance_scale=field(None, NonNegative | None),  # None: the policy's
     gold=labelled(oracle=dict(name='shapes_strict')),  # the verdict; {}: none
     # {label: dict(name, ...)}: numbers of all samples together, functions of

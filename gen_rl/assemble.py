@@ -275,7 +275,8 @@ def make_evaluator(
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
-    chunk=max(_rows(config) // config.rollout_chunks // best_of, 1),
+    chunk=config.eval.chunk
+    or max(_rows(config) // config.rollout_chunks // best_of, 1),
     sets=build.build_all(measures, config.eval.sets),
   )
   return run, batch
@@ -330,7 +331,7 @@ def make_kl_from_base(
     config.eval.seed,
     built.view,
     layout,
-    chunk=_rows(config) // parts,
+    chunk=config.eval.chunk or _rows(config) // parts,
   )
 
 

@@ -51,6 +51,7 @@ from collections.abc import Mapping
 import json
 import math
 import pathlib
+from typing import Any
 
 from gen_rl.utils import files, words
 
@@ -76,6 +77,36 @@ RESULT_KEYS = (
 )
 # Results of older releases lack the first, runs without config.evals the other.
 OPTIONAL_KEYS = ('trained_on', 'evals')
+
+
+def of_run(
+  config: Mapping[str, Any],
+  base: Mapping[str, Any],
+  trained: Mapping[str, Any],
+  environment: Mapping[str, Any],
+  **more: Any,
+) -> dict[str, Any]:
+  """What result.json holds.
+
+  Args:
+    config: of the run.
+    base: `Evaluation.summary` of the policy before.
+    trained: the same of the policy after.
+    environment: `system.environment()`.
+    **more: the keys of the module docstring that do not follow from these.
+  """
+  return dict(
+    schema_version=SCHEMA_VERSION,
+    config_name=config['name'],
+    seed=config['seed'],
+    base=base,
+    trained=trained,
+    device=environment['device'],
+    cpus=environment['cpus'],
+    jax_version=environment['jax'],
+    git_commit=environment['git_commit'],
+    **more,
+  )
 
 
 def check(result: Mapping) -> None:

@@ -196,6 +196,27 @@ class Run:
     near = self._layout.near(self.state)
     return train_state.full_params(near, self._averaged)
 
+  def writer(self) -> metrics.Writer:
+    """Of the run's metrics, from where it is."""
+    return metrics.Writer(
+      self.workdir,
+      resume_step=self.start if self.resumed else None,
+      tensorboard=self.config.log.tensorboard,
+    )
+
+  def export(self, params: Params, trained: Evaluations) -> None:
+    """Writes what the config asks for, of the policy and of learners.
+
+    Args:
+      params: of the policy.
+      trained: what evaluations say of them.
+    """
+    config, policy = self.config, self.built.policy
+    if config.export:
+      summary = trained[MAIN].summary()
+      export.write(config, self.workdir, policy, params, config.steps, summary)
+    export.learned(config, self.workdir, self.state.aux)
+
   def due(self, done: int) -> list[str]:
     """Evaluations that come after `done` updates."""
     return [k for k, c in self._evals.items() if done % c.eval.every == 0]
@@ -398,7 +419,6 @@ class Run:
       trained: of those it ends with.
       kl: of these from those.
     """
-    environment = system.environment()
     others = {
       label: dict(
         base=base[label].summary(),
@@ -407,13 +427,13 @@ class Run:
       )
       for label, share in self._others_trained_on.items()
     }
-    result = dict(
-      schema_version=results.SCHEMA_VERSION,
-      config_name=self.config.name,
-      seed=self.config.seed,
+    environment = system.environment()
+    result = results.of_run(
+      self.config,
+      base[MAIN].summary(),
+      trained[MAIN].summary(),
+      environment,
       steps=int(self.state.step),
-      base=base[MAIN].summary(),
-      trained=trained[MAIN].summary(),
       **(dict(evals=others) if others else {}),
       trained_on=self._trained_on,
       kl=kl,
@@ -422,10 +442,6 @@ class Run:
       samples_per_second=report.median_speed(self.workdir),
       peak_rss_bytes=self._memory(),
       updates_skipped=int(self.state.skipped),
-      device=environment['device'],
-      cpus=environment['cpus'],
-      jax_version=environment['jax'],
-      git_commit=environment['git_commit'],
     )
     if self.primary:
       path = report.write_report(

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gen_rl import assemble, build, checks, export, initial, metrics, run_folder
-from gen_rl.evals import MAIN
+from gen_rl import assemble, build, checks, initial, run_folder
 from gen_rl.rewards import combine
 from gen_rl.run import Evaluations, Run
 
@@ -64,24 +63,23 @@ def train_and_evaluate(
       return result
     run.prepare()
     with layout.scope():
-      return run.finish(*_loop(run))
+      return run.finish(*loop(run))
 
 
-def _loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
-  """(evaluations of the base and of what was trained, KL between them)."""
+def loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
+  """(evaluations of the base and of what was trained, KL between them).
+
+  Args:
+    run: or what has its methods, such as several seeds in one program
+      (experiments/vmapped.py).
+  """
   config, asked = run.config, []
   with contextlib.ExitStack() as stack:
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     stack.callback(signal.signal, signal.SIGTERM, before)
     stack.callback(run.close)
     # Not before: a writer forgets what came after the checkpoint.
-    writer = stack.enter_context(
-      metrics.Writer(
-        run.workdir,
-        resume_step=run.start if run.resumed else None,
-        tensorboard=config.log.tensorboard,
-      )
-    )
+    writer = stack.enter_context(run.writer())
     base = None
     if run.start == 0:
       base, _ = run.evaluate(writer, 0)
@@ -105,14 +103,5 @@ def _loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
     if base is None:
       base = run.evaluate_base()
     run.check(writer, stop=bool(asked))
-    if config.export:
-      export.write(
-        config,
-        run.workdir,
-        run.built.policy,
-        params,
-        config.steps,
-        trained[MAIN].summary(),
-      )
-    export.learned(config, run.workdir, run.state.aux)
+    run.export(params, trained)
   return base, trained, kl

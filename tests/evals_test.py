@@ -34,7 +34,7 @@ def test_a_run_with_two(tmp_path):
   config = toy.get_config('tiny')
   config.steps = 3
   config.eval.every = 2
-  config.evals.few = dict(num_prompts=2, samples=2, every=3)
+  config.evals.few = dict(num_prompts=2, samples=2, every=3, chunk=2)
   config.evals.unjudged = dict(samples=2, gold={}, every=1)
   result = train.train_and_evaluate(config, str(tmp_path))
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
