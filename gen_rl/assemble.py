@@ -379,7 +379,7 @@ def make_step(
   tx = build.build(
     optim,
     config.optimizer,
-    steps=config.steps * config.updates * config.epochs,
+    steps=initial.minibatches(config, config.policy_every),
   )
   advantage = None
   if built.rewards:

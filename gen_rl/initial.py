@@ -120,18 +120,25 @@ def state(
   )
 
 
+def minibatches(config: ml_collections.ConfigDict, every: int = 1) -> int:
+  """Optimizer steps of a run, of who takes one at each `every`-th minibatch."""
+  return -(-config.steps * config.updates * config.epochs // every)
+
+
 def taught(
   config: ml_collections.ConfigDict, built: Any
 ) -> dict[str, train_state.Taught]:
   """{label: what is trained beside the policy}, rewards among it."""
   device_rewards, _ = combine.split(built.rewards or {})
-  steps = config.steps * config.updates * config.epochs
   found = {}
   for label, learner in combine.learners(device_rewards).items():
+    steps = minibatches(config)
     tx = build.build(optim, config.critic.optimizer, steps=steps)
     found[label] = train_state.Taught(learner, tx)
   for label, learner in built.learners.items():
     spec = config.learners[label]
+    every = spec.get('every', 1)
+    steps = minibatches(config, every)
     tx = build.build(optim, spec.get('optimizer', specs.LEARNS), steps=steps)
-    found[label] = train_state.Taught(learner, tx, spec.get('every', 1))
+    found[label] = train_state.Taught(learner, tx, every)
   return found

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import alignprop, ar_grpo, flow_grpo, vlm_grpo
+from configs import alignprop, ar_grpo, flow_grpo, toy, vlm_grpo
 from gen_rl import assemble, initial, sharding
 from gen_rl import build as builder
 from gen_rl.build import ConfigError
@@ -176,3 +176,11 @@ def test_rewards_for_tasks():
   config.monitors.gold = dict(name='shapes_strict', tasks='counting')
   with pytest.raises(ConfigError, match='gold.tasks is .* a tuple'):
     assemble.setup(config)
+
+
+def test_optimizer_steps_of_who_waits():
+  """Of 5 rollouts of 2 minibatches, every third: 0, 3, 6 and 9."""
+  config = toy.get_config('tiny')
+  config.update(steps=5, updates=2)
+  assert initial.minibatches(config) == 10
+  assert initial.minibatches(config, 3) == 4
