@@ -28,6 +28,7 @@ and path-wise ones train the second policy alone.
 """
 
 from collections.abc import Mapping
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -128,113 +129,132 @@ def compose(
       f'policy.length={length}: the second policy sees at least one token'
     )
 
-  def init(key: Array) -> Params:
+  both = _Both(first, second, length, end, keep_prompt, pad)
+  axes = (
+    *_axes_within('first', first.axes),
+    *_axes_within('second', second.axes),
+  )
+  shared = first.ops.keys() & second.ops.keys()
+  ops = dict(dist=_dist, greedy=_greedy)
+  return types.Policy(
+    both.init,
+    functools.partial(_rollout, both),
+    both.decode,
+    {k: functools.partial(op, both) for k, op in ops.items() if k in shared},
+    axes=axes,
+  )
+
+
+class _Both(NamedTuple):
+  """Two policies, and what the second sees of what the first said."""
+
+  first: Policy
+  second: Policy
+  length: int
+  end: int | None
+  keep_prompt: bool
+  pad: int
+
+  def init(self, key: Array) -> Params:
     return dict(
-      first=first.init(rng.stream_keys(key, 'first')),
-      second=second.init(rng.stream_keys(key, 'second')),
+      first=self.first.init(rng.stream_keys(key, 'first')),
+      second=self.second.init(rng.stream_keys(key, 'second')),
     )
 
-  def seen(cond: PyTree, said: Array) -> PyTree:
-    """Cond of the second policy."""
-    prompt = cond['tokens'] if keep_prompt else cond['tokens'][:, :0]
-    rest = {k: v for k, v in cond.items() if k != 'forced'}
-    return {**rest, 'tokens': continued(prompt, said, length, end, pad)}
+  def decode(self, params: Params, sample: PyTree) -> PyTree:
+    shown = self.second.decode(params['second'], sample['image'])
+    return dict(text=sample['text'], image=shown)
 
-  def follow(rows: Rows, said: Array) -> Rows:
+  def seen(self, cond: PyTree, said: Array) -> PyTree:
+    """Cond of the second policy."""
+    prompt = cond['tokens'] if self.keep_prompt else cond['tokens'][:, :0]
+    rest = {k: v for k, v in cond.items() if k != 'forced'}
+    tokens = continued(prompt, said, self.length, self.end, self.pad)
+    return {**rest, 'tokens': tokens}
+
+  def follow(self, rows: Rows, said: Array) -> Rows:
     """Rows of the second policy, which draws numbers of its own."""
     keys = {
       name: rng.stream_keys(getattr(rows, name), 'second')
       for name in ('keys', 'group_keys', 'key')
     }
-    return rows.replace(cond=seen(rows.cond, said), **keys)
+    return rows.replace(cond=self.seen(rows.cond, said), **keys)
 
-  def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
-    said = first.rollout(params['first'], rows, step)
-    words = said.actions
-    if words.ndim != 2 or not jnp.issubdtype(words.dtype, jnp.integer):
-      raise ConfigError(
-        f'the first policy decides on {words.dtype}{list(words.shape)}: it has '
-        'to say tokens, as policies.tokens does'
-      )
-    drawn = second.rollout(params['second'], follow(rows, words), step)
 
-    def along(name: str) -> Array:
-      pair = getattr(said, name), getattr(drawn, name)
-      return jnp.concatenate(pair, 1)
-
-    return Trajectory(
-      cond=rows.cond,
-      states=Pair(said.states, drawn.states),
-      actions=Pair(words, drawn.actions),
-      times=along('times'),
-      noise=along('noise'),
-      log_prob=along('log_prob'),
-      mask=along('mask'),
-      sample=dict(text=words, image=drawn.sample),
-      group=rows.group,
+def _rollout(
+  both: _Both, params: Params, rows: Rows, step: Array
+) -> Trajectory:
+  """Says, then draws."""
+  said = both.first.rollout(params['first'], rows, step)
+  words = said.actions
+  if words.ndim != 2 or not jnp.issubdtype(words.dtype, jnp.integer):
+    raise ConfigError(
+      f'the first policy decides on {words.dtype}{list(words.shape)}: it has '
+      'to say tokens, as policies.tokens does'
     )
+  follow = both.follow(rows, words)
+  drawn = both.second.rollout(params['second'], follow, step)
 
-  def split(traj: Trajectory) -> Pair:
-    """The trajectories of both policies."""
-    k = traj.actions.first.shape[1]
+  def along(name: str) -> Array:
+    pair = getattr(said, name), getattr(drawn, name)
+    return jnp.concatenate(pair, 1)
 
-    def part(name: str, where: slice, **own: PyTree) -> Trajectory:
-      fields = {
-        field: getattr(traj, field)[:, where]
-        for field in ('times', 'noise', 'log_prob', 'mask')
-      }
-      return traj.replace(
-        states=getattr(traj.states, name),
-        actions=getattr(traj.actions, name),
-        **fields,
-        **own,
-      )
-
-    said = traj.actions.first
-    return Pair(
-      part('first', slice(None, k), sample=said),
-      part(
-        'second',
-        slice(k, None),
-        cond=seen(traj.cond, said),
-        sample=traj.sample['image'],
-      ),
-    )
-
-  def dist(params: Params, traj: Trajectory) -> Concat:
-    parts = split(traj)
-    return Concat(
-      (
-        first.ops['dist'](params['first'], parts.first),
-        second.ops['dist'](params['second'], parts.second),
-      )
-    )
-
-  def greedy(params: Params, rows: Rows) -> PyTree:
-    said = first.ops['greedy'](params['first'], rows)
-    shown = second.ops['greedy'](params['second'], follow(rows, said))
-    return dict(text=said, image=shown)
-
-  def decode(params: Params, sample: PyTree) -> PyTree:
-    shown = second.decode(params['second'], sample['image'])
-    return dict(text=sample['text'], image=shown)
-
-  axes = (
-    *_axes_within('first', first.axes),
-    *_axes_within('second', second.axes),
+  return Trajectory(
+    cond=rows.cond,
+    states=Pair(said.states, drawn.states),
+    actions=Pair(words, drawn.actions),
+    times=along('times'),
+    noise=along('noise'),
+    log_prob=along('log_prob'),
+    mask=along('mask'),
+    sample=dict(text=words, image=drawn.sample),
+    group=rows.group,
   )
-  ops = dict(dist=dist, greedy=greedy)
-  return types.Policy(
-    init,
-    rollout,
-    decode,
-    {
-      name: op
-      for name, op in ops.items()
-      if {name} <= first.ops.keys() & second.ops.keys()
-    },
-    axes=axes,
+
+
+def _split(both: _Both, traj: Trajectory) -> Pair:
+  """The trajectories of both policies."""
+  k = traj.actions.first.shape[1]
+
+  def part(name: str, where: slice, **own: PyTree) -> Trajectory:
+    fields = {
+      field: getattr(traj, field)[:, where]
+      for field in ('times', 'noise', 'log_prob', 'mask')
+    }
+    return traj.replace(
+      states=getattr(traj.states, name),
+      actions=getattr(traj.actions, name),
+      **fields,
+      **own,
+    )
+
+  said = traj.actions.first
+  return Pair(
+    part('first', slice(None, k), sample=said),
+    part(
+      'second',
+      slice(k, None),
+      cond=both.seen(traj.cond, said),
+      sample=traj.sample['image'],
+    ),
   )
+
+
+def _dist(both: _Both, params: Params, traj: Trajectory) -> Concat:
+  parts = _split(both, traj)
+  return Concat(
+    (
+      both.first.ops['dist'](params['first'], parts.first),
+      both.second.ops['dist'](params['second'], parts.second),
+    )
+  )
+
+
+def _greedy(both: _Both, params: Params, rows: Rows) -> PyTree:
+  said = both.first.ops['greedy'](params['first'], rows)
+  follow = both.follow(rows, said)
+  shown = both.second.ops['greedy'](params['second'], follow)
+  return dict(text=said, image=shown)
 
 
 def text_then_image(
