@@ -191,6 +191,15 @@ def test_installed_metadata():
   assert installed['Requires-Python'] == '>=3.11'
 
 
+def test_modules_that_moved_are_found_where_they_were():
+  from gen_rl.models import lora, weights
+  from gen_rl.models.files import weights as moved_weights
+  from gen_rl.models.parts import lora as moved_lora
+
+  assert importlib.import_module('gen_rl.models.lora') is moved_lora is lora
+  assert weights.WeightsError is moved_weights.WeightsError
+
+
 def test_import_is_light():
   """`import gen_rl` and the shared types load none of the heavy packages."""
   heavy = ('tensorflow', 'transformers', 'tensorflow_datasets', 'grain', 'clu')
