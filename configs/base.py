@@ -190,7 +190,7 @@ def fields() -> dict[str, Any]:
     timeout=field(60.0, Positive),
     groups_per_call=field(1, Index),  # 0: all
     workers=field(8, Count),
-    pixels=field('float32', Literal['float32', 'uint8']),
+    pixels=field('float32', Literal['float32', 'uint8'], Kind.MATHEMATICS),
   )
   # Of rewards that are trained: optimizer, and what is real to them.
   c.critic = section(

@@ -18,7 +18,7 @@ rank 4, no average. What differs, and why:
   prompts  of ShapesWorld in groups of four; there 398 animals, one sample each
   steps    the last takes no noise here and is not trained; there all are
   dtype    bfloat16; there float16
-  eval     every 10 rollouts; there there is none
+  eval     every 10 rollouts, by the reward alone; there there is none
 Those of `lcm` are of RLCM's code (conf/task/compression.yaml, main.py and
 ppo_training_loop.py): eight calls, adapters of rank 16, a learning rate of 1e-4
 for Adam, advantages up to 10, gradients up to 5, one update a rollout. There,
@@ -83,6 +83,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.microbatches = 16
   c.rollout_chunks = 16
   c.eval.update(every=10, num_prompts=64, samples=1, steps=50, shown=16)
+  c.eval.gold = {}  # nothing here judges photographs of shapes
   c.checkpoint.every = 10
   c.rewards.jpeg = config_dict.create(name='jpeg_compressibility', weight=1.0)
   if 'lcm' in variants:

@@ -100,6 +100,10 @@ class Seeds:
     built = self.built
     if combine.split({**(built.rewards or {}), **built.monitors})[1]:
       raise build.ConfigError('a reward that needs the host cannot be vmapped')
+    if config.evals or any(s.get('export') for s in config.learners.values()):
+      raise build.ConfigError(
+        'runs in one program have one evaluation, and write no learners'
+      )
     step, tx, advantage = assemble.make_step(
       config, built, sharding.one_device()
     )
@@ -193,7 +197,7 @@ class Seeds:
 
   def check(self, writer: Writers, stop: bool) -> None:
     if stop:
-      raise SystemExit(0)
+      raise SystemExit(143)  # as the signal would; nothing is kept
 
   def close(self) -> None:
     """Nothing is in writing."""

@@ -245,7 +245,6 @@ def make_evaluator(
   layout: sharding.Layout | None = None,
 ):
   """(params -> Evaluation, the batch of evaluation prompts)."""
-  best_of = config.eval.best_of
   batch, texts, tasks, asked = feeds.evaluation_and_asked(config, built)
   reader = built.reader and built.reader.tokenizer
   bound = dict(end=built.tokenizer.end_id, reader=reader)
@@ -275,8 +274,7 @@ def make_evaluator(
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
-    chunk=config.eval.chunk
-    or max(_rows(config) // config.rollout_chunks // best_of, 1),
+    chunk=max(_at_a_time(config) // config.eval.best_of, 1),
     sets=build.build_all(measures, config.eval.sets),
   )
   return run, batch
@@ -296,19 +294,29 @@ def _search(
     return None
   _, segments = _sampler(config, built.policy, built.net)
   device, on_host = combine.split(rewards or {})
+  dropped = combine.weights(built.rewards or {}) != combine.weights(
+    rewards or {}
+  )
   said = f'eval.best_of={config.eval.best_of} searches '
   if segments is None:
     raise build.ConfigError(
       f"{said}by Euler steps: with eval.sampler='ode' and solver='euler', of a "
       'policy that denoises'
     )
-  if on_host or not device or combine.widest(device) == 'batch':
+  if on_host or not device or dropped or combine.widest(device) == 'batch':
     raise build.ConfigError(
       f'{said}by the rewards of the config, which have to be on the device, '
       'not trained with the policy, and to compare no whole batch'
     )
   judge = combine.combine(device, mix(config))
-  return search.sampler(built.policy, segments, judge, config.eval.best_of)
+  n = config.eval.best_of
+  chunk = max(_at_a_time(config) // n, 1) * n
+  return search.sampler(built.policy, segments, judge, n, chunk)
+
+
+def _at_a_time(config: ml_collections.ConfigDict) -> int:
+  """Samples that an evaluation draws at a time."""
+  return config.eval.chunk or _rows(config) // config.rollout_chunks
 
 
 def make_kl_from_base(

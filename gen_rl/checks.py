@@ -142,6 +142,45 @@ def idle(
   return found
 
 
+def unlearned(
+  before: Mapping[str, int], logged: Mapping[str, Any]
+) -> dict[str, int]:
+  """{learner: updates in a row in which none of its steps was finite}.
+
+  Args:
+    before: the same, before this update.
+    logged: metrics of the update.
+  """
+  found = {}
+  for name, share in logged.items():
+    kind, _, rest = name.partition('/')
+    label, _, what = rest.rpartition('/')
+    if kind == 'learner' and label and what == 'skipped':
+      count = before.get(label, 0)
+      found[label] = count if np.isnan(share) else (count + 1) * int(share == 1)
+  return found
+
+
+def learned(counts: Mapping[str, int], limit: int, done: int) -> None:
+  """Ends a run in which a learner cannot learn.
+
+  Args:
+    counts: of `unlearned`.
+    limit: so many updates in a row are too many.
+    done: updates of the run so far.
+
+  Raises:
+    FloatingPointError: names the learner.
+  """
+  for label, n in counts.items():
+    if n >= limit:
+      raise FloatingPointError(
+        f'no step of the learner {label!r} was finite in the last {n} updates, '
+        f'to step {done}; see learner/{label}/loss in metrics.jsonl, and try a '
+        'lower rate of its optimizer'
+      )
+
+
 def decided(counts: Mapping[str, int], limit: int, done: int) -> None:
   """Ends a run in which an objective has nothing to train.
 

@@ -298,7 +298,9 @@ class HeadPlaces(struct.PyTreeNode):
 
   def sample(self, keys: Array) -> Array:
     """Ids [b k n] int32 of all places; `keys` as in `decision_keys`."""
-    return self._safe().sample(keys).reshape(self.chosen.shape)
+    logits = self.head.logits(self.head.params, self.head.hidden)
+    logits = logits.reshape(*self.chosen.shape, -1)
+    return Places(logits, self.chosen).sample(keys)
 
   def log_prob(self, actions: Array) -> Array:
     """As that of `Places`."""

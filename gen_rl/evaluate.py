@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import chunks, distributions, mixers, sharding, verdicts
+from gen_rl import media as media_lib
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.evaluation import Evaluation
@@ -152,7 +153,7 @@ def sampled(
       for kind, named in scored.items()
     }
     features = {
-      label: _features(measure, read_with['sets'][label], rows, inputs.image)
+      label: _features(label, measure, read_with['sets'], rows, inputs.media)
       for label, measure in sets.items()
     }
     return verdicts.Found(
@@ -192,12 +193,29 @@ def sampled(
 
 
 def _features(
-  measure: Measure, params: Params, rows: Rows, media: Array
+  label: str,
+  measure: Measure,
+  params: Mapping[str, Params],
+  rows: Rows,
+  media: PyTree,
 ) -> tuple[Array, Array]:
-  """Of the samples and of the real pictures, [b d] each."""
-  real = rollout_lib.media_of(measure.real(rows)[0], media)
+  """Of the samples and of the real pictures, [b d] each.
+
+  Raises:
+    ConfigError: there are no pictures of one of the two.
+  """
+  media = media_lib.image(media)
+  if media.ndim != 4 or not jnp.issubdtype(media.dtype, jnp.floating):
+    raise ConfigError(
+      f'eval.sets.{label} reads pictures, and the samples are '
+      f'{media.dtype}{list(media.shape)}'
+    )
+  try:
+    real = rollout_lib.media_of(measure.real(rows)[0], media)
+  except ConfigError as error:
+    raise ConfigError(f'eval.sets.{label}: {error}') from None
   ours = jnp.where(finite(media)[:, None, None, None], media, 0.0)
-  return measure.features(params, ours), measure.features(params, real)
+  return tuple(measure.features(params[label], x) for x in (ours, real))
 
 
 def _places(
@@ -287,7 +305,8 @@ def _check_uncut(scored, batch, samples, chunk, layout) -> None:
           f'and the {count * samples} samples of an evaluation are scored in '
           f'{len(at)} x {at.shape[1] * samples}; eval.num_prompts * '
           'eval.samples has to be a multiple of the devices and at most '
-          f'{chunk}, the samples of a step that are drawn at a time'
+          f'{chunk}, the samples that are drawn at a time (eval.chunk, or '
+          'those of a step)'
         )
 
 

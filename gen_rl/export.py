@@ -75,6 +75,7 @@ def learned(
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike[str],
   aux: Mapping[str, Any],
+  missing: bool = False,
 ) -> None:
   """Writes what learners have learned, those whose part has `export`.
 
@@ -84,14 +85,17 @@ def learned(
     config: of the run.
     workdir: of the run.
     aux: of the TrainState.
+    missing: only what is not there.
   """
   for label, spec in config.learners.items():
     if not spec.get('export'):
       continue
+    path = pathlib.Path(workdir) / f'{spec["export"]}.safetensors'
+    if missing and hosts.from_first(path.exists):
+      continue
     params = hosts.fetch(aux[label]['params'])
     facts = dict(config=config.name, learner=label, seed=str(config.seed))
     if jax.process_index() == 0:
-      path = pathlib.Path(workdir) / f'{spec["export"]}.safetensors'
       weights.save(str(path), params, facts)
 
 

@@ -45,7 +45,11 @@ def mixed(config: ml_collections.ConfigDict) -> list[str]:
   """Advantages that mix rewards themselves, by weights that stay."""
   if not build.takes(advantages, config.advantage, 'reward_weights'):
     return []
-  moving = [k for k, spec in config.rewards.items() if 'schedule' in spec]
+  moving = [
+    k
+    for k, spec in config.rewards.items()
+    if 'schedule' in spec and build.weight(spec)
+  ]
   settings = [f'config.rewards.{label}.schedule' for label in moving]
   if config.mix.name != 'weighted_sum':
     settings.insert(0, f'config.mix.name={config.mix.name!r}')

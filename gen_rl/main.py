@@ -136,6 +136,11 @@ def main(argv: list[str]) -> None:
   arguments.drop_leftovers(config, arguments.overrides_of(sys.argv))
   if _MODE.value == 'sample' and not _PROMPT.value:
     raise ValueError('--mode=sample needs --prompt="what to draw"')
+  if _MODE.value == 'train' and _STEP.value is not None:
+    raise ValueError(
+      f'--step={_STEP.value} names a checkpoint to evaluate, sample or export; '
+      'training goes on from the newest (--mode=train)'
+    )
   if (_WORKDIR.value or '').startswith('~'):
     raise ValueError(
       f'--workdir={_WORKDIR.value} begins with a ~ that no shell replaced; '

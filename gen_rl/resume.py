@@ -51,6 +51,8 @@ def kind_of(path: str, config: Mapping[str, Any]) -> Kind:
     if isinstance(node, Field) or part not in node:
       break
     node = node[part]
+  if specs.written(path):
+    return Kind.BOOKKEEPING
   own = isinstance(node, Field) and (node.kind or kind(node.annotation))
   if own and own != Kind.MATHEMATICS:
     return own

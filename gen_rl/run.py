@@ -86,7 +86,7 @@ class Run:
       {**(built.rewards or {}), **built.monitors}
     )
     self._labels = combine.weights(built.rewards or {})
-    self._silence, self._idle = {}, {}
+    self._silence, self._idle, self._unlearned = {}, {}, {}
     self._running: tuple[int, Any] | None = None  # (number, metrics) of a step
     self._elapsed_before, self._first_metric, self._most_memory = 0.0, None, 0
     self.state = init(self._base)
@@ -152,6 +152,7 @@ class Run:
         before['trained'],
       )  # fmt: skip
       self.line.note(f'Exported: {path}')
+    export.learned(config, self.workdir, self.state.aux, missing=True)
     if self.primary:
       print(results.table(before))
       print(
@@ -168,6 +169,10 @@ class Run:
       for label, c in self._evals.items()
     }
     self._evaluators = {label: run for label, (run, _) in made.items()}
+    shapes = jax.eval_shape(lambda x: x, self._base)
+    with layout.scope():
+      for run in self._evaluators.values():
+        run.trace(shapes)
     _, batch = made[MAIN]
     self._kl = assemble.make_kl_from_base(config, built, batch, layout)
     if not self._on_host:
@@ -321,7 +326,9 @@ class Run:
     limit = min(limit, done) if done == config.steps else limit
     self._silence = outcomes.silent(self._silence, logged, self._labels)
     self._idle = checks.idle(self._idle, logged)
-    worst = max([0, *self._silence.values(), *self._idle.values()])
+    self._unlearned = checks.unlearned(self._unlearned, logged)
+    counts = self._silence, self._idle, self._unlearned
+    worst = max([0, *(n for found in counts for n in found.values())])
     last = done == config.steps or diverged or worst >= limit
     if done % config.log.every == 0 or last:
       writer.write_scalars(
@@ -337,6 +344,7 @@ class Run:
     reasons = {label: evaluate.failure(label) for label in self._on_host}
     outcomes.check_heard(self._silence, limit, done, reasons)
     checks.decided(self._idle, limit, done)
+    checks.learned(self._unlearned, limit, done)
 
   def _host_scored_step(
     self, batch: Mapping[str, Any]
@@ -460,6 +468,6 @@ class Run:
       )
       # Last: it says that the run has ended.
       results.write_json(self.workdir, result)
-      print(results.table(result))
-      print(f'Report: {path}')
+      progress.say(results.table(result))
+      progress.say(f'Report: {path}')
     return result

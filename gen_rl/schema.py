@@ -18,7 +18,16 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from gen_rl import advantages, build, fields, objectives, policies, specs
+from gen_rl import (
+  advantages,
+  build,
+  fields,
+  mixers,
+  objectives,
+  policies,
+  ramps,
+  specs,
+)
 from gen_rl.fields import Field
 
 
@@ -337,6 +346,56 @@ def _copies_are_there(config: Mapping[str, Any]) -> list[str]:
   return found
 
 
+def _gate_is_there(config: Mapping[str, Any]) -> list[str]:
+  gate = build.argument(mixers, config['mix'], 'gate')
+  if gate is None:
+    return []
+  labels = [k for k, spec in config['rewards'].items() if build.weight(spec)]
+  if gate in labels:
+    return []
+  return [
+    f'config.mix.gate is {gate!r}, which is no reward with a weight'
+    f'{build.did_you_mean(gate, labels)}; there are '
+    f'{", ".join(labels) or "none"}'
+  ]
+
+
+def _sets_are_of_samples(config: Mapping[str, Any]) -> list[str]:
+  places = {'eval': config['eval']}
+  for label, changes in config['evals'].items():
+    places[f'evals.{label}'] = {**config['eval'], **changes}
+  return [
+    f'config.{place}.sets measures samples, and with name="labelled" there are '
+    'none'
+    for place, node in places.items()
+    if node['name'] == 'labelled' and node['sets']
+  ]
+
+
+def _schedules_are_some(config: Mapping[str, Any]) -> list[str]:
+  """A weight whose factor is 0 for ever, which `weight=0` would say."""
+  return [
+    f'config.{part}.{label}.schedule is 0 from start to end; leave the part '
+    'out with weight=0'
+    for part in ('rewards', 'objective')
+    for label, spec in config[part].items()
+    if 'schedule' in spec
+    and not any(
+      build.argument(ramps, spec['schedule'], key) for key in ('start', 'end')
+    )
+  ]
+
+
+def _rates_go_somewhere(config: Mapping[str, Any]) -> list[str]:
+  spec = config['optimizer']
+  if spec.get('decay', 'constant') != 'constant' or not spec.get('decay_to'):
+    return []
+  return [
+    f'config.optimizer.decay_to is {spec["decay_to"]}, and the rate does not '
+    "decay: set decay to 'linear' or 'cosine'"
+  ]
+
+
 def _rows_can_be_counted(config: Mapping[str, Any]) -> list[str]:
   """Arrays are indexed by numbers of 32 bits."""
   data = config['data']
@@ -413,6 +472,10 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     _learners_are_there,
   ),
   (('offload', 'ema'), _average_is_there),
+  (('mix', 'rewards'), _gate_is_there),
+  (('eval', 'evals'), _sets_are_of_samples),
+  (('rewards', 'objective'), _schedules_are_some),
+  (('optimizer',), _rates_go_somewhere),
   (('data',), _rows_can_be_counted),
   (('objective', 'policy', 'rollout'), _decisions_are_made),
   (('objective', 'policy'), _paths_are_sums),

@@ -164,11 +164,18 @@ def best_of_n(
 
 
 def sampler(
-  policy: Policy, segments: Segments, reward: Reward, n: int
+  policy: Policy, segments: Segments, reward: Reward, n: int, chunk: int = 0
 ) -> Callable[[Params, Rows, Params], Array]:
   """A sampler that draws n candidates for a row and takes the best.
 
   The first has the row's own noise, so that of 1 it is the row's sample.
+
+  Args:
+    policy: whose latents they are.
+    segments: see `ode.segments`.
+    reward: what chooses.
+    n: candidates.
+    chunk: of them, computed at a time, a multiple of n; 0: all.
 
   Returns:
     (params, rows, the reward's parameters) -> latents [b ...].
@@ -177,7 +184,7 @@ def sampler(
   def sample(params: Params, rows: Rows, reward_params: Params) -> Array:
     verify = verifier(policy, params, reward, reward_params, n)
     tried = candidates(rows, n)
-    return best_of_n(segments, params, verify, tried, n).sample
+    return best_of_n(segments, params, verify, tried, n, chunk).sample
 
   return sample
 

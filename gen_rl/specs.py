@@ -25,6 +25,9 @@ from gen_rl.diffusion import schedules, transitions
 from gen_rl.fields import Spec
 from gen_rl.measures import features
 
+# Keys of parts that say what is written, which a resumed run may change.
+WRITTEN = {'learners.*.export': True}
+
 # Where the function is found that a part of a config names; a star is a label.
 SPECS = {
   'tokenizer': tokenizers,
@@ -174,6 +177,11 @@ def parameters(
 def outer(path: str) -> Mapping[str, Any]:
   """{key: annotation} of a part at `path` that are of its place."""
   return _match(OUTER, path) or {}
+
+
+def written(path: str) -> bool:
+  """Whether a key only says what is written."""
+  return bool(_match(WRITTEN, path))
 
 
 def misplaced(path: str, name: str) -> str | None:

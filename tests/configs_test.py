@@ -98,6 +98,14 @@ def _kind(x):
   return x.shape, x.dtype, x.weak_type
 
 
+@pytest.mark.parametrize('name', [n for n, variant in VARIANTS if not variant])
+def test_evaluations_go_with_what_is_sampled(name):
+  config = _tiny(name)
+  built = assemble.setup(config)
+  run, _ = assemble.make_evaluator(config, built)
+  run.trace(initial.shapes(config, built.policy))
+
+
 @pytest.mark.parametrize('name, variant', TRACED)
 def test_a_step_traces_and_gives_a_state_of_the_same_kind(name, variant):
   """So that the second step is the same program."""

@@ -52,6 +52,7 @@ def run(*args, cwd, **env):
     (['--config=flow_grpo', 'train'], ['unexpected', 'train']),
     (['--config=flow_grpo', '--config.steps=abc'], ['config.steps', 'abc']),
     (['--config=flow_grpo', '--mode=sample'], ['--prompt']),
+    (['--config=flow_grpo', '--step=1'], ['--step=1', '--mode=train']),
     (['--config=flow_grpo', '--workdir=~/x'], ['~/x', 'write the folder, /']),
     (
       ['--config=flow_grpo', '--config.objective.pg.clpi=1'],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import flow_grpo, sd3_flow_grpo
+from configs import flow_grpo, sd3_flow_grpo, toy
 from gen_rl import build, resume, schema
 from gen_rl.fields import Kind
 
@@ -36,6 +36,12 @@ def test_what_is_no_mathematics_may_change(field, value):
   assert not _changes(flow_grpo.get_config('tiny'), **{field: value})
 
 
+def test_what_a_learner_writes_may_change():
+  config = toy.get_config('ppo,tiny')
+  assert not _changes(config, **{'learners.value.export': 'x'})
+  assert _changes(config, **{'learners.value.every': 2})
+
+
 def test_a_network_inside_another_is_recomputed_at_will():
   config = sd3_flow_grpo.get_config('tiny')
   fields = {'model.net.remat': 'full', 'model.net.attention': 'cudnn'}
@@ -55,6 +61,7 @@ def test_a_network_inside_another_is_recomputed_at_will():
     ('data.group_size', 4),
     ('frozen_dtype', 'bfloat16'),
     ('model.layers', 7),
+    ('host_rewards.pixels', 'uint8'),
     ('nobody_knows_this', 1),
   ],
 )

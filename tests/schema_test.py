@@ -110,6 +110,22 @@ def test_copies_that_are_there():
   assert not _mistakes(**{'objective.kl.ref': 'ema'})
 
 
+def test_what_would_do_nothing():
+  never = dict(name='linear', steps=3, start=0.0, end=0.0)
+  for changed, says in (
+    ({'objective.pg.schedule': never}, 'pg.schedule is 0 from start to end'),
+    ({'optimizer.decay': 'constant', 'optimizer.decay_to': 0.5}, 'set decay'),
+    ({'mix': dict(name='gated', gate='orakel')}, "did you mean 'oracle'"),
+    (
+      {'eval.name': 'labelled', 'eval.sets.far': dict(name='frechet')},
+      'config.eval.sets measures samples',
+    ),
+  ):
+    (said,) = _mistakes(**changed)
+    assert says in said
+  assert not _mistakes(mix=dict(name='gated', gate='oracle'))
+
+
 def test_parts_inside_parts():
   spec = dict(name='win_rate', reward=dict(name='shapes_genevl'))
   (said,) = _mistakes(**{'rewards.wins': spec})

@@ -126,14 +126,17 @@ def test_ema_and_reference_by_hand():
   assert state.refs['ema']['b'] == 2
 
 
-def test_an_average_that_warms_up_and_rests_by_hand():
+@pytest.mark.parametrize('every', [1, 2])
+def test_an_average_that_warms_up_and_rests_by_hand(every):
+  """Also where the policy takes a step at every second minibatch only."""
   step, state = data_step(
     scalar_policy(),
     dict(x=(constant('a', [1] * 4, [1] * 4), 1.0)),
     optax.sgd(0.5),
     refs=('ema',),
     ema_decay=optim.average_decay(0.9, every=2, warmup=True),
-    updates=2,
+    updates=2 * every,
+    policy_every=every,
   )
   averages = []
   for _ in range(2):

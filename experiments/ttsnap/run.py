@@ -126,10 +126,13 @@ def chunks(batch: dict, size: int, n: int, key):
     yield rollout.make_rows(part, n, key, jnp.int32(0))
 
 
-def taught(seed: int, level: int, of: int, updates: int, start: str) -> str:
+def taught(
+  folder: str, seed: int, level: int, of: int, updates: int, start: str
+) -> str:
   """A run that teaches the detector to read estimates; where its weights are.
 
   Args:
+    folder: it makes a folder in.
     seed: of the study.
     level: the first step whose estimates it reads.
     of: levels from there on, one of them drawn for each update.
@@ -158,9 +161,9 @@ def taught(seed: int, level: int, of: int, updates: int, start: str) -> str:
   )  # fmt: skip
   c.eval.update(every=updates, num_prompts=6, samples=2)
   c.checkpoint.every, c.log.tensorboard = updates, False
-  folder = tempfile.mkdtemp(prefix=f'ttsnap_{seed}_{level}_')
-  train.train_and_evaluate(c, folder)
-  return f'{folder}/aware.safetensors'
+  workdir = f'{folder}/{level}_{of}'
+  train.train_and_evaluate(c, workdir)
+  return f'{workdir}/aware.safetensors'
 
 
 def distil(lab: Lab, seed: int) -> tuple[list, list]:
@@ -173,10 +176,12 @@ def distil(lab: Lab, seed: int) -> tuple[list, list]:
   clean = 'asset:shapes_detector'
   read = lambda path: weights.load(path, lab.reward.params)[0]
   aware, start = [], clean
-  for level in reversed(range(LEVELS)):
-    start = taught(seed, level, 1, UPDATES, start)
-    aware.insert(0, read(start))
-  mixed = read(taught(seed, 0, LEVELS, UPDATES * LEVELS, clean))
+  with tempfile.TemporaryDirectory(prefix='ttsnap_') as folder:
+    for level in reversed(range(LEVELS)):
+      start = taught(folder, seed, level, 1, UPDATES, start)
+      aware.insert(0, read(start))
+    every = UPDATES * LEVELS
+    mixed = read(taught(folder, seed, 0, LEVELS, every, clean))
   return aware, [mixed] * LEVELS
 
 

@@ -38,6 +38,7 @@ from absl import logging
 import grain
 import numpy as np
 
+from gen_rl.build import ConfigError
 from gen_rl.data import embeddings, prompts, tokenizers
 from gen_rl.utils import tasks
 
@@ -319,6 +320,13 @@ def _check_texts(
   tokens = tokenizer.encode(texts, length, truncate=truncate)
   if (tokens == tokenizer.unk_id).any():
     unknown = tokenizer.unknown(texts)
+    words = (tokens != tokenizer.pad_id).sum()
+    if (tokens == tokenizer.unk_id).sum() > 0.9 * words:
+      most = ', '.join(word for word, _ in unknown.most_common(5))
+      raise ConfigError(
+        f'the tokenizer knows next to none of the words of {source.name} '
+        f'({most}, ...): it is that of other prompts'
+      )
     logging.warning(
       '%d words of %s (%d different) are not in the vocabulary and become'
       ' "unknown": %s',

@@ -7,7 +7,8 @@ say of the sample x that comes of it,
 
   L = (R_theta(xhat_s, c) - R(x, c))^2                                   (1)
 
-which is least for R_theta = E[R(x, c) | xhat_s, c]. The levels s are those of
+which is least for R_theta = E[R(x, c) | xhat_s, c]; an estimate that cannot be
+scored counts as no error. The levels s are those of
 the decisions that the policy stores: `policy.window` of them. The authors go
 through the levels one by one, cleanest first, each from the weights of the one
 before, and keep the weights of every level: runs in a row with a window of 1,
@@ -67,29 +68,36 @@ def noise_aware(
 # name (learners.BUILDS).
 def of_reward(judge: Reward) -> types.Learner:
   """The same of a reward."""
-  if not judge.differentiable or judge.where != 'device' or judge.learner:
+  if (
+    not judge.differentiable
+    or judge.where != 'device'
+    or judge.learner
+    or judge.called_on != 'rows'
+    or not jax.tree.leaves(judge.params)
+  ):
     raise ConfigError(
       f'noise_aware: the reward {judge.name!r} has to be on the device, '
-      'differentiable, and not trained otherwise'
+      'differentiable, to have parameters that are not trained otherwise, and '
+      'to score a row by itself'
     )
 
   def init(key: Array) -> Params:
     del key
-    return jax.tree.map(jnp.asarray, judge.params)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), judge.params)
 
   def loss(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
-    if exp.inputs is None:
+    if not exp.rewards.parts:
       raise ConfigError('noise_aware learns from rewards, and there are none')
     said, valid = replay.ask('self', 'score', replay.ask('params', 'foresee'),
                              exp.inputs, keys.own)  # fmt: skip
+    # Not `valid`: masks of a whole minibatch must not need the networks.
+    mask = jnp.broadcast_to(exp.rewards.valid[:, None], exp.traj.mask.shape)
     target = exp.rewards.score[:, None]
-    fine = valid & exp.rewards.valid[:, None]
+    fine = valid & mask
     error = jnp.where(fine, said - jnp.where(fine, target, 0.0), 0.0)
-    square = jnp.square(error)
-    mask = fine.astype(jnp.float32)
-    return Term(square, mask, every_row=True), {}
+    return Term(jnp.square(error), mask.astype(jnp.float32), every_row=True), {}
 
   return Learner(init, loss, dict(score=_score(judge)), axes=judge.axes)
 

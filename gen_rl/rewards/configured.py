@@ -43,6 +43,9 @@ def comparable(
   if config.rollout.name != 'policy' or not built.rewards:
     return None
   kept = {k: v for k, v in built.rewards.items() if v[0].learner is None}
+  mixed = config.mix.name != 'weighted_sum'
+  if mixed and combine.weights(kept) != combine.weights(built.rewards):
+    return None  # another quantity without those that are trained
   if 'task' not in columns and any(r.tasks for r, _ in kept.values()):
     logging.warning(
       'Rewards are for some tasks, and eval.prompts have none: evaluations '

@@ -289,6 +289,12 @@ def failure(label: str) -> str:
   return said[-1] if said else ''
 
 
+def heard(label: str, reason: str) -> None:
+  """Keeps why a reward failed in another process."""
+  if reason and not failure(label):
+    _failures[label, 'elsewhere'] = reason
+
+
 def _log_once(label: str, error: BaseException) -> None:
   kind = type(error).__name__
   if (label, kind) in _failures:

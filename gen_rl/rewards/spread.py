@@ -118,13 +118,17 @@ def _gathered(
     steps = 0 if out.steps is None else out.steps.shape[1]
     columns += list(out.steps.T) if steps else []
     heads[label] = names, out.applies is not None, steps
+  reasons = {label: evaluate.failure(label) for label in answers}
   numbers = np.float32(columns) if columns else np.zeros((0, 0), np.float32)
-  said = hosts.everybody(json.dumps(dict(error=error, heads=heads)), numbers)
+  head = dict(error=error, heads=heads, reasons=reasons)
+  said = hosts.everybody(json.dumps(head), numbers)
   parts = []
   for text, numbers in said:
     told = json.loads(text)
     if told['error'] is not None:
       raise outcomes.RewardError(told['error'])
+    for label, reason in told['reasons'].items():
+      evaluate.heard(label, reason)
     parts.append(_read(told['heads'], iter(numbers)))
   return evaluate.joined(parts)
 

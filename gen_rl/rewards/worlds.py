@@ -7,6 +7,7 @@ world_verdict  1 if the picture shows exactly what was asked for, else 0
 import jax.numpy as jnp
 
 from gen_rl import build, worlds
+from gen_rl.build import ConfigError
 from gen_rl.fields import Fraction, Spec
 from gen_rl.types import Reward, RewardInputs, RewardOut
 
@@ -19,12 +20,19 @@ def world_oracle(world: Spec, strict_weight: Fraction = 0.5) -> Reward:
     strict_weight: w; 0 is partial credit alone, 1 all or nothing.
 
   Raises:
-    ConfigError: when called, the prompts are no sentences of the world.
+    ConfigError: when called, the prompts are no sentences of the world, or the
+      pictures are not of its size.
   """
   of = build.build(worlds, world)
 
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     del params, key
+    if inputs.image.shape[1:] != of.shape:
+      raise ConfigError(
+        f'the oracle of {of.name} reads pictures of {list(of.shape)}, and '
+        f'these are {list(inputs.image.shape[1:])}; name another judge, or '
+        'none (eval.gold={})'
+      )
     partial, strict = of.judge(inputs.image, of.facts_of(inputs.info))
     strict = strict.astype(jnp.float32)
     inner = tuple(range(1, inputs.image.ndim))

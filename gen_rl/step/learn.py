@@ -97,10 +97,12 @@ def update(
     logs.append(log)
   sums, peaks = jax.tree.map(lambda *x: jnp.concatenate(x), *logs)
   state = _after(recipe, carry[0])
-  mean, most = jnp.mean, jnp.max
-  if recipe.left_out:
-    mean, most = jnp.nanmean, jnp.nanmax
-  metrics = jax.tree.map(mean, sums) | jax.tree.map(most, peaks)
+  metrics = {
+    name: (jnp.nanmean if recipe.left_out(name) else jnp.mean)(x)
+    for name, x in sums.items()
+  }
+  for name, x in peaks.items():
+    metrics[name] = (jnp.nanmax if recipe.left_out(name) else jnp.max)(x)
   metrics['optim/skipped'] = state.skipped
   metrics['optim/skipped_in_a_row'] = state.skipped_in_a_row
   return state, metrics
@@ -354,7 +356,7 @@ def _teach(
     own = RowKeys(*(rng.stream_keys(k, f'learner {i}') for k in keys))
     held = state.aux[label]
 
-    def step(held, lesson=lesson, tx=taught.tx, own=own):
+    def step(held, label=label, lesson=lesson, tx=taught.tx, own=own):
       grads, sums, _, _ = _gradients(
         recipe, lesson, held['params'], state, old, exp, own, first
       )
@@ -362,10 +364,11 @@ def _teach(
       params = optax.apply_updates(held['params'], deltas)
       finite = jnp.isfinite(optax.tree.norm(deltas))
       moved = dict(params=params, opt_state=opt_state)
-      return tree.where(finite, moved, held), (sums, 1.0 - finite)
+      bad = {f'{label}/skipped': 1.0 - finite}
+      return tree.where(finite, moved, held), {**sums, **bad}
 
-    aux[label], (sums, bad) = _at_times(taught.every, done, step, held)
-    skipped += jnp.nan_to_num(bad)
+    aux[label], sums = _at_times(taught.every, done, step, held)
+    skipped += jnp.nan_to_num(sums[f'{label}/skipped'])
     metrics |= {f'learner/{name}': x for name, x in sums.items()}
   if recipe.learners:
     metrics['learner/skipped'] = skipped
@@ -411,8 +414,8 @@ def _move(
   refs = dict(state.refs)
   if decay := recipe.ema_decay:
     if callable(decay):
-      steps = recipe.updates * recipe.epochs
-      decay = decay(state.step * steps + number + 1)
+      done = state.step * recipe.updates * recipe.epochs + number
+      decay = decay(done // recipe.policy_every + 1)
     refs['ema'] = optax.incremental_update(
       params, state.refs['ema'], 1.0 - decay
     )

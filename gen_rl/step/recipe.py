@@ -138,11 +138,13 @@ class Recipe:
     """Whether parameters that are updated may not be those that sampled."""
     return self.updates * self.epochs > 1 or self.behaviour != 'params'
 
-  @property
-  def left_out(self) -> bool:
-    """Whether not everybody takes an optimizer step at every minibatch."""
-    every = [taught.every for taught in self.learners.values()]
-    return max([self.policy_every, *every]) > 1
+  def left_out(self, metric: str) -> bool:
+    """Whether it is NaN at minibatches where nobody takes a step."""
+    kind, _, rest = metric.partition('/')
+    if kind != 'learner':
+      return self.policy_every > 1
+    taught = self.learners.get(rest.partition('/')[0])
+    return taught is not None and taught.every > 1
 
   def cut(self, x: PyTree, parts: int) -> PyTree:
     """Pieces [parts b/parts ...] of rows, each of them over all devices."""

@@ -282,7 +282,7 @@ def fetch(tree: PyTree) -> PyTree:
 def stretch(count: int) -> tuple[int, int]:
   """(first, one past the last) of `count` things that are this process's."""
   i, n = jax.process_index(), jax.process_count()
-  return i * count // n, (i + 1) * count // n
+  return -(-i * count // n), -(-(i + 1) * count // n)
 
 
 def fetch_rows(tree: PyTree, rows: slice) -> PyTree:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gen_rl.build import ConfigError
 from gen_rl.data import pipeline, prompts, tokenizers
 from gen_rl.worlds import grammar
 
@@ -281,6 +282,13 @@ def test_unknown_words_are_reported_once(tmp_path, monkeypatch):
   _ids(stream, 5)
   assert len(messages) == 1
   assert '3 words' in messages[0] and 'zebra (2), gnu (1)' in messages[0]
+
+
+def test_a_tokenizer_of_other_prompts(tmp_path):
+  (tmp_path / 'p.txt').write_text('gnus graze\nzebras drink\n')
+  source = prompts.txt(str(tmp_path / 'p.txt'))
+  with pytest.raises(ConfigError, match='next to none of the words'):
+    _batches(source, 1)
 
 
 def test_gather_is_plain_indexing():

@@ -43,7 +43,8 @@ def experience(target, valid):
     cond=(), states=(), actions=blank, times=jnp.zeros((b, 2, 2)), noise=blank,
     log_prob=blank, mask=blank, sample=none, group=none.astype(int),
   )  # fmt: skip
-  rewards = RewardOut(jnp.float32(target), {}, jnp.array(valid))
+  score = jnp.float32(target)
+  rewards = RewardOut(score, dict(r=score), jnp.array(valid))
   inputs = RewardInputs((), dict(channel=jnp.zeros(b, jnp.int32)), 1)
   return Experience(traj, none[:, None], none, rewards, inputs)
 
@@ -72,7 +73,10 @@ def taught():
 
 
 def test_by_hand(taught):
-  """1.5 and 2 against 1; a target that is none and a picture count nothing."""
+  """1.5 and 2 against 1; a row without a target counts nothing.
+
+  An estimate that cannot be scored is no error.
+  """
   params = dict(w=jnp.float32(2), b=jnp.float32(1))
   means = [[0.25, 0.5], [0.5, 0.5], [-1.0, 0.0]]
   (_, term), gradient = taught(
@@ -80,10 +84,10 @@ def test_by_hand(taught):
     jnp.array([True, False, True]),
   )  # fmt: skip
   np.testing.assert_allclose(term.value, [[0.25, 1], [0, 0], [0, 1]])
-  np.testing.assert_array_equal(term.mask, [[1, 1], [0, 0], [0, 1]])
-  # of (0.5^2 + 1^2 + (-1)^2) / 3: dw is 2 (0.5 0.25 + 1 0.5) / 3, db 2 0.5 / 3
-  np.testing.assert_allclose(gradient['w'], 1.25 / 3, rtol=1e-6)
-  np.testing.assert_allclose(gradient['b'], 1.0 / 3, rtol=1e-6)
+  np.testing.assert_array_equal(term.mask, [[1, 1], [0, 0], [1, 1]])
+  # of (0.5^2 + 1^2 + (-1)^2) / 4: dw is 2 (0.5 0.25 + 1 0.5) / 4, db 2 0.5 / 4
+  np.testing.assert_allclose(gradient['w'], 1.25 / 4, rtol=1e-6)
+  np.testing.assert_allclose(gradient['b'], 1.0 / 4, rtol=1e-6)
 
 
 def test_the_minimum_is_the_conditional_mean(taught):
@@ -128,3 +132,6 @@ def test_a_step_without_objectives():
 def test_rewards_that_cannot():
   with pytest.raises(ConfigError, match="'linear' has to be .* differentiable"):
     noise_aware.of_reward(linear(False))
+  for change in (dict(called_on='groups'), dict(params=())):
+    with pytest.raises(ConfigError, match='score a row by itself'):
+      noise_aware.of_reward(linear()._replace(**change))

@@ -142,10 +142,10 @@ def test_pixels_of_eight_bits():
 @pytest.mark.parametrize(
   ('called_on', 'each', 'processes', 'want'),
   [
-    ('rows', 1, 3, [(0, 2), (2, 5), (5, 8)]),
-    ('groups', 4, 3, [(0, 0), (0, 4), (4, 8)]),  # two calls
-    ('groups', 0, 2, [(0, 0), (0, 8)]),  # one
-    ('batch', 1, 2, [(0, 0), (0, 8)]),
+    ('rows', 1, 3, [(0, 3), (3, 6), (6, 8)]),
+    ('groups', 4, 3, [(0, 4), (4, 8), (8, 8)]),  # two calls
+    ('groups', 0, 2, [(0, 8), (8, 8)]),  # one
+    ('batch', 1, 2, [(0, 8), (8, 8)]),
   ],
 )
 def test_who_judges_what(called_on, each, processes, want, monkeypatch):
