@@ -29,7 +29,7 @@ def studies() -> dict[str, study.Study]:
   """{folder: Study} of all folders whose run.py defines one."""
   out = {}
   for path in sorted((study.ROOT / 'experiments').glob('*/run.py')):
-    if 'study.Study(' in path.read_text():
+    if 'study.Study(' in path.read_text(encoding='utf-8'):
       name = path.parent.name
       out[name] = importlib.import_module(f'experiments.{name}.run').STUDY
       study.check(out[name])
@@ -45,7 +45,7 @@ def lines_of(what: str, root: pathlib.Path = study.ROOT) -> int:
     ValueError: there is no such function, listing those there are.
   """
   file, _, name = what.partition(':')
-  text = (root / file).read_text()
+  text = (root / file).read_text(encoding='utf-8')
   module = ast.parse(text)
   tokens = tokenize.generate_tokens(io.StringIO(text).readline)
   code = {

@@ -80,7 +80,7 @@ def row_of(workdir: pathlib.Path, **more: Any) -> Row:
     workdir: of the run.
     more: columns that say more than its files do, `arm`, or better.
   """
-  result = json.loads((workdir / 'result.json').read_text())
+  result = json.loads((workdir / 'result.json').read_text('utf-8'))
   row = {key: result.get(key) for key in COLUMNS}
   drawn = [line.get('samples') for line in metrics.read(workdir / metrics.FILE)]
   row['samples'] = max(filter(None, drawn), default=None)

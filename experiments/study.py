@@ -180,7 +180,7 @@ def load_config(workdir: pathlib.Path):
 
   from gen_rl import arguments
 
-  words = json.loads((workdir / 'command.json').read_text())
+  words = json.loads((workdir / 'command.json').read_text('utf-8'))
   argv = arguments.resolve(['main', *words])
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
@@ -262,7 +262,7 @@ def measure(
         more['init'] = init.parent.name
       if study.extra:
         call([*script, '--child=extra', name, seed, str(workdir)], lock)
-        more |= json.loads((workdir / 'extra.json').read_text())
+        more |= json.loads((workdir / 'extra.json').read_text('utf-8'))
       rows.append(study.folder, rows.row_of(workdir, **more))
 
 
@@ -285,7 +285,7 @@ def finished(workdir: pathlib.Path, words: Sequence[str], commit: str) -> bool:
   """
   workdir.mkdir(parents=True, exist_ok=True)
   said, result = workdir / 'command.json', workdir / 'result.json'
-  same = said.exists() and json.loads(said.read_text()) == list(words)
+  same = said.exists() and json.loads(said.read_text('utf-8')) == list(words)
   if same and result.exists() and not commit.endswith('-dirty'):
     return True
   result.unlink(missing_ok=True)

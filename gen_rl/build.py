@@ -299,7 +299,7 @@ def _catalogue(
       continue
     spec = importlib.util.find_spec(home)
     if spec is not None and spec.origin and spec.origin.endswith('.py'):
-      source = pathlib.Path(spec.origin).read_text()
+      source = pathlib.Path(spec.origin).read_text(encoding='utf-8')
       found[home] = list(_public_in_source(source, builds))
     else:
       found[home] = _public(importlib.import_module(home))

@@ -1,5 +1,8 @@
 """Name lookup, its error sentences, and comparing configs."""
 
+import os
+import pathlib
+import subprocess
 import sys
 import textwrap
 import types
@@ -187,3 +190,17 @@ def test_diff_names_fields():
     "pg.norm: (absent) -> 'x'",
   ]
   assert build.diff(a, a) == []
+
+
+def test_names_are_found_in_any_locale():
+  """Sources hold letters that ASCII has not."""
+  program = (
+    'from gen_rl import build\n'
+    'from gen_rl.data import tokenizers\n'
+    'assert build.names(tokenizers)\n'
+  )
+  ascii_only = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
+  subprocess.run(
+    [sys.executable, '-c', program], check=True, env=os.environ | ascii_only,
+    cwd=pathlib.Path(__file__).parents[1],
+  )  # fmt: skip
