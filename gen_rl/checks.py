@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from gen_rl import (
   aggregate,
@@ -121,85 +120,6 @@ def together() -> Iterator[None]:
       f'the parts of this config do not go together: {first} '
       '(GEN_RL_TRACEBACK=1 shows where)'
     ) from error
-
-
-def idle(
-  before: Mapping[str, int], logged: Mapping[str, Any]
-) -> dict[str, int]:
-  """{objective: updates in a row in which no row had a decision of its kind}.
-
-  Args:
-    before: the same, before this update.
-    logged: metrics of the update.
-  """
-  found = {}
-  for name, said in logged.items():
-    label, _, what = name.rpartition('/')
-    if what == 'decisions':
-      count = before.get(label, 0)
-      left_out = np.isnan(said)  # by policy_every
-      found[label] = count if left_out else (count + 1) * int(not said)
-  return found
-
-
-def unlearned(
-  before: Mapping[str, int], logged: Mapping[str, Any]
-) -> dict[str, int]:
-  """{learner: updates in a row in which none of its steps was finite}.
-
-  Args:
-    before: the same, before this update.
-    logged: metrics of the update.
-  """
-  found = {}
-  for name, share in logged.items():
-    kind, _, rest = name.partition('/')
-    label, _, what = rest.rpartition('/')
-    if kind == 'learner' and label and what == 'skipped':
-      count = before.get(label, 0)
-      found[label] = count if np.isnan(share) else (count + 1) * int(share == 1)
-  return found
-
-
-def learned(counts: Mapping[str, int], limit: int, done: int) -> None:
-  """Ends a run in which a learner cannot learn.
-
-  Args:
-    counts: of `unlearned`.
-    limit: so many updates in a row are too many.
-    done: updates of the run so far.
-
-  Raises:
-    FloatingPointError: names the learner.
-  """
-  for label, n in counts.items():
-    if n >= limit:
-      raise FloatingPointError(
-        f'no step of the learner {label!r} was finite in the last {n} updates, '
-        f'to step {done}; see learner/{label}/loss in metrics.jsonl, and try a '
-        'lower rate of its optimizer'
-      )
-
-
-def decided(counts: Mapping[str, int], limit: int, done: int) -> None:
-  """Ends a run in which an objective has nothing to train.
-
-  Args:
-    counts: of `idle`.
-    limit: so many updates in a row are too many.
-    done: updates of the run so far.
-
-  Raises:
-    ConfigError: names the objective.
-  """
-  for label, n in counts.items():
-    if n >= limit:
-      raise build.ConfigError(
-        f'config.objective.{label} had no decision to train in the last {n} '
-        f'updates, to step {done}: the policy made none that counts. Of a '
-        'policy that denoises, see policy.deterministic, noise and window; of '
-        'one that says tokens, length and drop_truncated'
-      )
 
 
 def memory(

@@ -14,6 +14,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 
 from gen_rl import chunks, train_step
 from gen_rl.rewards import combine, spread
@@ -56,6 +57,30 @@ def parts(
   cuts = rest == 0 and each * group_size % shards == 0
   calls = groups > 0 and each % groups == 0
   return wanted if cuts and calls and combine.widest(both) != 'batch' else 1
+
+
+def of_config(
+  config: ml_collections.ConfigDict, built: Any, shards: int
+) -> tuple[Host, int]:
+  """(what judges on the host, parts that a step is drawn in) of a run.
+
+  Args:
+    config: see configs/base.py.
+    built: an `assemble.Setup`.
+    shards: see `parts`.
+  """
+  device, on_host = combine.split({**(built.rewards or {}), **built.monitors})
+  settings = config.host_rewards.to_dict()
+  host = Host(on_host, built.source.asked, settings)
+  count = parts(
+    config.rollout_chunks,
+    config.data.prompts_per_step,
+    config.data.group_size,
+    shards,
+    host,
+    device,
+  )
+  return host, count
 
 
 def scored_step(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from gen_rl import build, optim, schema, specs, train_state
+from gen_rl import between, build, optim, specs, train_state
 from gen_rl.models.files import weights
 from gen_rl.models.parts import lora
 from gen_rl.rewards import combine
@@ -67,7 +67,7 @@ def shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
 
 def copies(config: ml_collections.ConfigDict) -> list[str]:
   """Names of the copies of the parameters that objectives and EMA need."""
-  names = {*schema.copies_named(config).values()}
+  names = {*between.copies_named(config).values()}
   names |= {*config.copies, config.behaviour}
   names -= {'ema', 'old', 'params'}
   return sorted(names) + (['ema'] if config.ema else [])

@@ -1,6 +1,6 @@
 """A run: its state, what it writes on the way, and what it ends with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import io
 import sys
 import time
@@ -25,11 +25,12 @@ from gen_rl import (
   sharding,
   train_state,
   train_step,
+  watch,
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.evals import MAIN
-from gen_rl.rewards import combine, evaluate, outcomes
+from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
 from gen_rl.utils import hosts, progress, rng, system, tree, words
 
@@ -82,11 +83,12 @@ class Run:
     )
     # On the host: the state's own copy is donated to the step.
     self._base = jax.device_get(initial.params(config, built.policy))
-    _, self._on_host = combine.split(
-      {**(built.rewards or {}), **built.monitors}
+    self._host, self._parts = host_stage.of_config(
+      config, built, layout.row_shards
     )
-    self._labels = combine.weights(built.rewards or {})
-    self._silence, self._idle, self._unlearned = {}, {}, {}
+    self._on_host = self._host.rewards
+    labels = combine.weights(built.rewards or {})
+    self._watch = watch.Watch(labels, config.stop_after_skipped)
     self._running: tuple[int, Any] | None = None  # (number, metrics) of a step
     self._elapsed_before, self._first_metric, self._most_memory = 0.0, None, 0
     self.state = init(self._base)
@@ -130,7 +132,7 @@ class Run:
     self._elapsed_before = restored.extra['wall_seconds']
     self._first_metric = restored.extra['seconds_to_first_metric']
     self._most_memory = restored.extra.get('peak_rss_bytes', 0)
-    self._silence = restored.extra.get('silence', {})
+    self._watch.silence = restored.extra.get('silence', {})
     return True
 
   def ended(self) -> dict[str, Any] | None:
@@ -289,7 +291,10 @@ class Run:
     batch, _ = next(self._batches)
     with self._clock.stage('step'):
       if self._on_host:
-        self.state, logged = self._host_scored_step(batch)
+        self.state, logged = host_stage.scored_step(
+          self._step, self._host, self.state, batch, self._key, self._parts,
+          lambda: self._clock.stage('host rewards'),
+        )  # fmt: skip
       else:
         self.state, logged = self._step.train_step(self.state, batch, self._key)
       before, self._running = self._running, (done, logged)
@@ -322,13 +327,8 @@ class Run:
     in_a_row = int(logged['optim/skipped_in_a_row'])
     diverged = in_a_row >= config.stop_after_skipped
     # A run in which a reward scored no row at all has not succeeded either.
-    limit = config.stop_after_skipped
-    limit = min(limit, done) if done == config.steps else limit
-    self._silence = outcomes.silent(self._silence, logged, self._labels)
-    self._idle = checks.idle(self._idle, logged)
-    self._unlearned = checks.unlearned(self._unlearned, logged)
-    counts = self._silence, self._idle, self._unlearned
-    worst = max([0, *(n for found in counts for n in found.values())])
+    limit = self._watch.limit(done == config.steps, done)
+    worst = self._watch.see(logged)
     last = done == config.steps or diverged or worst >= limit
     if done % config.log.every == 0 or last:
       writer.write_scalars(
@@ -342,27 +342,7 @@ class Run:
         'new workdir'
       )
     reasons = {label: evaluate.failure(label) for label in self._on_host}
-    outcomes.check_heard(self._silence, limit, done, reasons)
-    checks.decided(self._idle, limit, done)
-    checks.learned(self._unlearned, limit, done)
-
-  def _host_scored_step(
-    self, batch: Mapping[str, Any]
-  ) -> tuple[train_state.TrainState, dict[str, Any]]:
-    """A step in two halves, with rewards in Python between them."""
-    config, built = self.config, self.built
-    host = host_stage.Host(
-      self._on_host, built.source.asked, config.host_rewards.to_dict()
-    )
-    on_device, _ = combine.split({**(built.rewards or {}), **built.monitors})
-    parts = host_stage.parts(
-      config.rollout_chunks, config.data.prompts_per_step,
-      config.data.group_size, self._layout.row_shards, host, on_device,
-    )  # fmt: skip
-    return host_stage.scored_step(
-      self._step, host, self.state, batch, self._key, parts,
-      lambda: self._clock.stage('host rewards'),
-    )  # fmt: skip
+    self._watch.check(limit, done, reasons)
 
   def save(self) -> None:
     """Writes a checkpoint, in the background."""
@@ -373,7 +353,7 @@ class Run:
       wall_seconds=self._wall(),
       seconds_to_first_metric=self._first_metric,
       peak_rss_bytes=self._memory(),
-      silence=self._silence,
+      silence=self._watch.silence,
     )
     with self._clock.stage('checkpoint'):
       checkpoint.save(

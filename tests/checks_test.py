@@ -111,28 +111,3 @@ def test_the_trace_is_kept_for_the_first_step():
   once = len(traces)
   step.train_step(state, testing.batch(), key)
   assert once and len(traces) == once
-
-
-def test_a_learner_that_cannot_learn_ends_the_run():
-  counts = {}
-  for share, other in ((1.0, 0.5), (float('nan'), 1.0), (1.0, 0.0)):
-    logged = {
-      'learner/a/skipped': share, 'learner/b/skipped': other,
-      'learner/skipped': 1.0, 'optim/skipped': 1,
-    }  # fmt: skip
-    counts = checks.unlearned(counts, logged)
-  assert counts == dict(a=2, b=0)
-  checks.learned(counts, 3, 3)
-  with pytest.raises(FloatingPointError, match="learner 'a' was finite"):
-    checks.learned(counts, 2, 3)
-
-
-def test_an_objective_without_decisions_ends_the_run():
-  counts = {}
-  for pg, kl in ((0.0, 3.0), (2.0, 0.0), (1.0, 0.0)):
-    logged = {'pg/decisions': pg, 'kl/decisions': kl, 'pg/loss': 0.0}
-    counts = checks.idle(counts, logged)
-  assert counts == dict(pg=0, kl=2)
-  checks.decided(counts, 3, 3)
-  with pytest.raises(build.ConfigError, match='objective.kl had no decision'):
-    checks.decided(counts, 2, 3)
