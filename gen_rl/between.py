@@ -211,6 +211,20 @@ def _features_are_the_networks(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _grids_are_the_networks(config: Mapping[str, Any]) -> list[str]:
+  """A network of a discrete process is sampled on the times of one."""
+  inner = config['model'].get('net')
+  net = (inner if isinstance(inner, Mapping) else config['model']).get('name')
+  grid = build.argument(policies, config['policy'], 'grid')
+  named = isinstance(grid, Mapping) and grid.get('name')
+  if net != 'unet' or config['policy']['name'] != 'denoising' or named:
+    return []
+  return [
+    'config.policy.grid.name is empty, and the network unet is that of a '
+    'discrete process; set it to ddim or lcm'
+  ]
+
+
 # (fields it reads, rule): called if nothing is wrong with what it reads.
 RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('objective', 'learners'), _something_is_trained),
@@ -228,4 +242,5 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('objective', 'policy', 'rollout'), _decisions_are_made),
   (('objective', 'policy'), _paths_are_sums),
   (('model', 'data'), _features_are_the_networks),
+  (('model', 'policy'), _grids_are_the_networks),
 )

@@ -448,6 +448,6 @@ class Run:
       )
       # Last: it says that the run has ended.
       results.write_json(self.workdir, result)
-      progress.say(results.table(result))
-      progress.say(f'Report: {path}')
+      print(results.table(result))
+      print(f'Report: {path}')
     return result

@@ -12,6 +12,7 @@ import ml_collections
 from gen_rl import assemble, build, checks, initial, run_folder
 from gen_rl.rewards import combine
 from gen_rl.run import Evaluations, Run
+from gen_rl.utils import terminal
 
 
 def train_and_evaluate(
@@ -57,7 +58,7 @@ def train_and_evaluate(
   with checks.together():
     shapes = initial.shapes(config, built.policy)
   checks.memory(jax.eval_shape(init, shapes), layout)
-  with run_folder.owned(workdir):
+  with run_folder.owned(workdir), terminal.kept_open():
     run = Run(config, workdir, built, layout, step, init, started)
     if result := run.ended():
       return result

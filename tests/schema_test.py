@@ -4,7 +4,13 @@ import inspect
 
 import pytest
 
-from configs import alignprop, diffusion_nft, flow_grpo, sd3_flow_grpo
+from configs import (
+  alignprop,
+  diffusion_nft,
+  flow_grpo,
+  sd3_flow_grpo,
+  sd15_ddpo,
+)
 from gen_rl import build, schema, specs
 
 
@@ -124,6 +130,13 @@ def test_what_would_do_nothing():
     (said,) = _mistakes(**changed)
     assert says in said
   assert not _mistakes(mix=dict(name='gated', gate='oracle'))
+
+
+def test_the_grid_of_a_discrete_process():
+  config = sd15_ddpo.get_config('tiny')
+  assert not _mistakes(config)
+  (said,) = _mistakes(config, **{'policy.grid.name': ''})
+  assert said.endswith('set it to ddim or lcm')
 
 
 def test_parts_inside_parts():

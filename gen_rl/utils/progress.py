@@ -9,12 +9,6 @@ import sys
 import time
 
 
-def say(text: str) -> None:
-  """Prints, unless somebody closed standard output: the work is done."""
-  if not getattr(sys.stdout, 'closed', True):
-    print(text, flush=True)
-
-
 class Stopwatch:
   """Seconds per stage.
 

@@ -71,6 +71,20 @@ def _to_nowhere(number: int) -> None:
     os.close(null)
 
 
+@contextlib.contextmanager
+def kept_open() -> Iterator[None]:
+  """Standard output lasts within the block, also for who is no program."""
+  before = sys.stdout
+  if before is None or isinstance(before, Lasting):
+    yield
+    return
+  sys.stdout = Lasting(before)
+  try:
+    yield
+  finally:
+    sys.stdout = before
+
+
 def make_lasting() -> None:
   """Makes standard output and error such streams."""
   for number, name in enumerate(('stdin', 'stdout', 'stderr')):

@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 
 import pytest
 
@@ -35,6 +36,19 @@ def test_a_reader_that_is_gone_stops_nothing():
   stream.flush()
   assert not stream.isatty() and stream.fileno() == writer
   os.close(writer)
+
+
+def test_it_lasts_for_the_length_of_a_run(monkeypatch):
+  reader, writer = os.pipe()
+  own = open(writer, 'w')  # noqa: SIM115
+  monkeypatch.setattr(sys, 'stdout', own)
+  with terminal.kept_open():
+    sys.stdout.close()
+    print('a')
+  assert sys.stdout is own and not own.closed
+  own.close()
+  assert os.read(reader, 9) == b'a\n'
+  os.close(reader)
 
 
 def test_who_closes_it_closes_it_for_nobody():
