@@ -1,5 +1,6 @@
 """From the arguments of a command line to the config they mean."""
 
+import ast
 from collections.abc import Mapping, Sequence
 import difflib
 import pathlib
@@ -7,6 +8,7 @@ import re
 import runpy
 import sys
 import types
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -74,7 +76,7 @@ def check_overrides(
   """Says which fields there are where an override names one that is not.
 
   Besides those of the file, a part that names a function has the keywords of
-  that function.
+  that function, and a dict of labels may be given a new one.
 
   Args:
     config: as the config file gives it.
@@ -105,6 +107,9 @@ def check_overrides(
         )
       if part not in node:
         path = '.'.join(parts[:i])
+        if _is_new(path, parts[i:], overrides):
+          node = None
+          break
         more = _keywords(path, overrides.get(f'{path}.name', node.get('name')))
         if part in (more or ()) and i == len(parts) - 1:
           node = None
@@ -131,6 +136,34 @@ def check_overrides(
         f'one of them, --config.{override}.{field}=...; valid: '
         f'{", ".join(sorted(node)) or "(none)"}'
       )
+
+
+def _is_new(
+  path: str, rest: Sequence[str], overrides: Mapping[str, str | None]
+) -> bool:
+  """Whether it is of a part that overrides add to the labels at `path`.
+
+  Args:
+    path: of a config, 'rewards'.
+    rest: names that follow and that it does not have.
+    overrides: see `check_overrides`.
+
+  Raises:
+    ValueError: it does not say which function it is.
+  """
+  from gen_rl import specs  # jax, which a typing error need not wait for
+
+  part = f'{path}.{rest[0]}'
+  if not specs.labelled(part):
+    return False
+  if len(rest) == 1:
+    return (overrides[part] or '').strip().startswith('{')
+  if specs.module(part) is not None and f'{part}.name' not in overrides:
+    raise ValueError(
+      f'--config.{part}.{rest[1]} cannot be set: {path} has no {rest[0]!r}; '
+      f'a new one says what it is, --config.{part}.name=...'
+    )
+  return True
 
 
 def drop_leftovers(
@@ -191,6 +224,58 @@ def resolve(argv: list[str]) -> list[str]:
   Raises:
     ValueError: no such config, variant or field.
   """
+  argv, config = _loaded(argv)
+  if config is not None:
+    check_overrides(config, overrides_of(argv))
+  return argv
+
+
+def with_whole_parts(argv: list[str]) -> list[str]:
+  """Arguments in which a part that the config does not have is one value.
+
+  config_flags, which looks for overrides in `sys.argv`, sets a field of what is
+  there, and a part as a whole.
+
+  Args:
+    argv: that `resolve` accepts.
+  """
+  _, config = _loaded(argv)
+  new: dict[str, dict[str, Any]] = {}
+  for override, value in overrides_of(argv).items() if config else ():
+    *parts, field = override.split('.')
+    above: Any = config
+    for depth, name in enumerate(parts):
+      if name not in above:
+        fields = new.setdefault('.'.join(parts[: depth + 1]), {})
+        for key in parts[depth + 1 :]:
+          fields = fields.setdefault(key, {})
+        fields[field] = _value(value)
+        break
+      above = above[name]
+  if not new:
+    return argv
+  taken = tuple(f'{part}.' for part in new)
+  kept, end = [], argv.index('--') if '--' in argv else len(argv)
+  words = iter(argv[:end])
+  for arg in words:
+    flag, equals, _ = arg.partition('=')
+    if not re.sub('^--?config[.]', '', flag).startswith(taken):
+      kept.append(arg)
+    elif not equals:
+      next(words, None)  # its value
+  wholes = [f'--config.{part}={fields!r}' for part, fields in new.items()]
+  return [*kept, *wholes, *argv[end:]]
+
+
+def _value(text: str | None) -> Any:
+  try:
+    return ast.literal_eval(text or '')
+  except (SyntaxError, ValueError):
+    return text
+
+
+def _loaded(argv: list[str]) -> tuple[list[str], Any]:
+  """(arguments with the config found, the config); None: they name none."""
   argv, config = list(argv), None
   for i, arg in enumerate(argv):
     flag, equals, value = arg.partition('=')
@@ -202,18 +287,18 @@ def resolve(argv: list[str]) -> list[str]:
         argv[i] = f'--config={config}'
       elif i + 1 < len(argv):
         config = argv[i + 1] = find_config(argv[i + 1])
-  if config:
-    # Loaded once more by its flag, which hides what went wrong in a file.
-    path, _, variant = config.partition(':')
-    own_configs_first(path)
-    try:
-      get_config = runpy.run_path(path).get('get_config')
-    except SyntaxError as error:
-      raise ValueError(
-        f'{error.filename}, line {error.lineno}: {error.msg}; a config is a '
-        'Python file with a function get_config(arg)'
-      ) from None
-    if get_config is None:
-      raise ValueError(f'{path} is no config: it defines no get_config(arg)')
-    check_overrides(get_config(variant), overrides_of(argv))
-  return argv
+  if not config:
+    return argv, None
+  # Loaded once more by its flag, which hides what went wrong in a file.
+  path, _, variant = config.partition(':')
+  own_configs_first(path)
+  try:
+    get_config = runpy.run_path(path).get('get_config')
+  except SyntaxError as error:
+    raise ValueError(
+      f'{error.filename}, line {error.lineno}: {error.msg}; a config is a '
+      'Python file with a function get_config(arg)'
+    ) from None
+  if get_config is None:
+    raise ValueError(f'{path} is no config: it defines no get_config(arg)')
+  return argv, get_config(variant)

@@ -239,7 +239,9 @@ def cli() -> None:
   surroundings.keep_warnings_of_others()
   try:
     surroundings.check_xla_flags()
-    app.run(main, arguments.resolve(sys.argv), flags_parser=flags.FLAGS)
+    argv = arguments.resolve(sys.argv)
+    sys.argv = arguments.with_whole_parts(sys.argv)
+    app.run(main, arguments.with_whole_parts(argv), flags_parser=flags.FLAGS)
   except KeyboardInterrupt:
     if os.environ.get('GEN_RL_TRACEBACK'):
       raise

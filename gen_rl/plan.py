@@ -257,7 +257,9 @@ def main(argv: list[str]) -> None:
 def cli() -> None:
   """Entry point of the command."""
   try:
-    app.run(main, arguments.resolve(sys.argv), flags_parser=flags.FLAGS)
+    argv = arguments.resolve(sys.argv)
+    sys.argv = arguments.with_whole_parts(sys.argv)
+    app.run(main, arguments.with_whole_parts(argv), flags_parser=flags.FLAGS)
   except Exception as error:
     text = main_lib.sentence(error)
     if text is None or os.environ.get('GEN_RL_TRACEBACK'):

@@ -145,6 +145,12 @@ def module(path: str) -> types.ModuleType | None:
   return found
 
 
+def labelled(path: str) -> bool:
+  """Whether a part at `path` stands there under a label of a user's choice."""
+  pattern = _match({key: key for key in (*SPECS, 'evals.*')}, path)
+  return bool(pattern) and pattern.endswith('.*')
+
+
 def changes(path: str) -> str | None:
   """The part that one at `path` changes; None: it stands for itself."""
   return _match(CHANGES, path)

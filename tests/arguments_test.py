@@ -138,6 +138,29 @@ def test_narrowed_tasks_drop_the_weights_of_the_others():
   assert len(config.data.weights) == 7
 
 
+def test_new_parts_are_set_as_a_whole():
+  """config_flags sets fields of what is there, and dicts."""
+  argv = [
+    'main', '--config=toy', '--config.monitors.m.name', 'saturation',
+    '--config.monitors.m.tasks=("a", )', '--config.seed=2',
+    '--config.evals.x.prompts.name=txt', '--config.evals.x.samples=4',
+    '--', '--config.monitors.m.name=y',
+  ]  # fmt: skip
+  arguments.resolve(argv)
+  assert arguments.with_whole_parts(argv) == [
+    'main', '--config=toy', '--config.seed=2',
+    "--config.monitors.m={'name': 'saturation', 'tasks': ('a',)}",
+    "--config.evals.x={'prompts': {'name': 'txt'}, 'samples': 4}",
+    '--', '--config.monitors.m.name=y',
+  ]  # fmt: skip
+  assert arguments.with_whole_parts(argv[:2]) == argv[:2]
+  config = flow_grpo.get_config()
+  with pytest.raises(ValueError, match=r'--config\.rewards\.m\.name=\.\.\.'):
+    arguments.check_overrides(config, {'rewards.m.weight': '1'})
+  with pytest.raises(ValueError, match="no field 'm'"):
+    arguments.check_overrides(config, {'rewards.m': '3'})
+
+
 def test_overrides_of_an_argument_list():
   argv = ['main', '--config=x', '--config.a.b=1', '--noconfig.c', '--config.d']
   assert arguments.overrides_of([*argv, '5', '--', '--config.e=1']) == {

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models.files import folders, released
+from gen_rl.models.files import folders, options, released
 from gen_rl.models.parts import layers as layers_lib
 from gen_rl.models.parts import vit
 from gen_rl.models.parts.layers import Dense, constrain
@@ -373,6 +373,10 @@ def image_reward(
   return Scorer(init, apply, image, AXES)
 
 
+# Options beside those of all models, and those that `config` reads.
+_OPTIONS = ('encoder_width', 'layer_norm_eps')
+
+
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `image_reward` for a med_config.json.
 
@@ -393,7 +397,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   problems = [
     f'{names[ours]}={found!r}, where a whole number is wanted'
     for ours, found in sizes.items()
-    if not isinstance(found, int)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1
   ]
   expected = dict(
     model_type='bert', hidden_act='gelu', pad_token_id=PAD,
@@ -403,6 +407,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     default = False if name == 'add_cross_attention' else want
     if (found := c.get(name, default)) != want:
       problems.append(f'{name}={found!r}, where it is {want!r}')
+  problems += options.unknown(c, (*names.values(), *expected, *_OPTIONS))
   if problems:
     raise ValueError(
       'med_config.json asks for what image_reward does not compute: '
@@ -438,7 +443,6 @@ def load(
   said = (
     folders.read_json(own) if os.path.isfile(own) else released.config(folder)
   )
-  options = config(said) | overrides
-  net = image_reward(**options)
+  net = image_reward(**config(said) | overrides)
   like = jax.eval_shape(net.init, jax.random.key(0))
   return net, released.load(folder, like, NAMES, param_dtype)

@@ -338,6 +338,21 @@ _TOWER = dict(
 )
 
 
+# Options beside those of all models: of both towers, of one, of a whole CLIP.
+_BOTH = (
+  'hidden_act', 'hidden_size', 'intermediate_size', 'layer_norm_eps',
+  'num_attention_heads', 'num_hidden_layers', 'projection_dim',
+)  # fmt: skip
+_OPTIONS = dict(
+  text=(*_BOTH, 'max_position_embeddings', 'vocab_size'),
+  vision=(*_BOTH, 'image_size', 'num_channels', 'patch_size'),
+  whole=(
+    'logit_scale_init_value', 'projection_dim', 'text_config',
+    'text_config_dict', 'vision_config', 'vision_config_dict',
+  ),
+)  # fmt: skip
+
+
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `clip` for a config.json of one of KINDS.
 
@@ -355,6 +370,8 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     )
   kind = found[0]
   parts, problems = {}, []
+  if kind == 'CLIPModel':
+    problems += options.unknown(config_json, _OPTIONS['whole'])
   for name in KINDS[kind]:
     part = config_json
     if kind == 'CLIPModel':
@@ -382,6 +399,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
       problems.append(f'{name} hidden_act={out[name]["act"]!r}')
     if part.get('num_channels', 3) != 3:
       problems.append(f'pictures of {part["num_channels"]} channels')
+    problems += options.unknown(part, _OPTIONS[name])
     # transformers 5 may have lists of these.
     numbers = dict(text=('eos_token_id',), vision=('image_size', 'patch_size'))
     for option in numbers[name]:

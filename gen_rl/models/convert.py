@@ -59,6 +59,18 @@ _TABLE, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 _FOLLOWS = r'rotary_emb\.inv_freq$'
 
 
+# Options of decoders beside those of all models.
+_OPTIONS = (
+  'attention_bias', 'head_dim', 'hidden_act', 'hidden_size',
+  'intermediate_size', 'layer_types', 'max_position_embeddings',
+  'max_window_layers', 'mlp_bias', 'num_attention_heads',
+  'num_hidden_layers', 'num_key_value_heads', 'pretraining_tp',
+  'quantization_config', 'rms_norm_eps',
+  'rope_parameters', 'rope_scaling', 'rope_theta', 'sliding_window',
+  'use_mrope', 'use_sliding_window', 'vocab_size',
+)  # fmt: skip
+
+
 def lm_config(config: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `lm.lm` for a config.json.
 
@@ -94,6 +106,7 @@ def lm_config(config: Mapping[str, Any]) -> dict[str, Any]:
   options_lib.typed(kind, given, whole=given)
   theta, problems = _rotations(config)
   problems += _not_computed(config)
+  problems += options_lib.unknown(config, _OPTIONS)
   if problems:
     raise ValueError(
       f'config.json asks for what the decoder does not compute: '

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models.files import released
+from gen_rl.models.files import options, released
 from gen_rl.models.parts import vit
 from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.models.parts.vit import Features, ImageEncoder
@@ -261,6 +261,17 @@ def dinov2(
   return ImageEncoder(init, apply, AXES)
 
 
+# Options of DINOv2 beside those of all models.
+_OPTIONS = (
+  'apply_layernorm', 'drop_path_rate', 'head_dim', 'hidden_act', 'hidden_size',
+  'image_size', 'layer_norm_eps', 'layerscale_value', 'mlp_ratio',
+  'num_attention_heads', 'num_channels', 'num_hidden_layers',
+  'num_register_tokens', 'out_features', 'out_indices', 'patch_size',
+  'qkv_bias', 'reshape_hidden_states', 'stage_names', 'use_mask_token',
+  'use_swiglu_ffn',
+)  # fmt: skip
+
+
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `dinov2` for a config.json of KINDS.
 
@@ -270,7 +281,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """
   c = config_json
   kind = c.get('model_type')
-  if kind not in KINDS:
+  if kind not in list(KINDS):
     raise ValueError(
       f'config.json has model_type={kind!r}; {", ".join(KINDS)} can be loaded'
     )
@@ -282,13 +293,15 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   problems = [
     f'{ours}={found!r}, where a whole number is wanted'
     for ours, found in sizes.items()
-    if not isinstance(found, int)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1
   ]
   act = c.get('hidden_act', 'gelu')
-  if act not in vit.ACTIVATIONS:
+  if act not in list(vit.ACTIVATIONS):
     problems.append(f'hidden_act={act!r}')
   if c.get('num_channels', 3) != 3:
     problems.append(f'pictures of {c["num_channels"]} channels')
+  problems += options.unknown(c, _OPTIONS)
+  options.typed(kind, c, whole=('num_register_tokens',))
   registers = 0
   if kind == 'dinov2_with_registers':
     registers = c.get('num_register_tokens', 4)
@@ -335,7 +348,7 @@ def load(
     ValueError: see `config`.
   """
   folder = released.locate(folder)
-  options = config(released.config(folder, KINDS))
-  net = dinov2(**options | overrides)
+  said = config(released.config(folder, KINDS))
+  net = dinov2(**said | overrides)
   like = jax.eval_shape(net.init, jax.random.key(0))
   return net, released.load(folder, like, NAMES, param_dtype)

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
-from gen_rl.models.files import released
+from gen_rl.models.files import options, released
 from gen_rl.models.parts import layers as layers_lib
 from gen_rl.models.parts import vit
 from gen_rl.models.parts.layers import Dense
@@ -362,6 +362,23 @@ def siglip(
   )
 
 
+# Options beside those of all models.
+_BOTH = (
+  'hidden_act', 'hidden_size', 'intermediate_size', 'layer_norm_eps',
+  'num_attention_heads', 'num_hidden_layers',
+)  # fmt: skip
+_OPTIONS = dict(
+  text=(*_BOTH, 'max_position_embeddings', 'projection_size', 'vocab_size'),
+  vision=(
+    *_BOTH,
+    'image_size',
+    'num_channels',
+    'patch_size',
+    'vision_use_head',
+  ),
+)
+
+
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `siglip` for a config.json.
 
@@ -375,25 +392,38 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
       one sentence.
   """
   kind = config_json.get('model_type')
-  if kind not in KINDS:
+  if kind not in list(KINDS):
     raise ValueError(
       f'config.json has model_type={kind!r}; {", ".join(KINDS)} can be loaded'
     )
   problems, out = [], dict(vision=None, text=None)
+  if kind == 'siglip':
+    whole = ('text_config', 'vision_config')
+    problems += options.unknown(config_json, whole)
   for name in KINDS[kind]:
     part = config_json
     if kind == 'siglip':
       part = config_json.get(f'{name}_config') or {}
-    options = {
+    options.typed(
+      f'{kind} ({name})', part,
+      whole=(
+        'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+        'intermediate_size', 'image_size', 'patch_size', 'vocab_size',
+        'max_position_embeddings', 'projection_size',
+      ),
+      fraction=('layer_norm_eps',),
+    )  # fmt: skip
+    numbers = {
       ours: part.get(theirs, default)
       for ours, (theirs, default) in {**_TOWER, **_OTHERS[name]}.items()
     }
     if part.get('num_channels', 3) != 3:
       problems.append(f'pictures of {part["num_channels"]} channels')
-    if options['act'] not in vit.ACTIVATIONS:
-      problems.append(f'{name} hidden_act={options["act"]!r}')
-    out[name] = {ours: options.pop(ours) for ours in _TOWER}
-    out |= options
+    problems += options.unknown(part, _OPTIONS[name])
+    if numbers['act'] not in list(vit.ACTIVATIONS):
+      problems.append(f'{name} hidden_act={numbers["act"]!r}')
+    out[name] = {ours: numbers.pop(ours) for ours in _TOWER}
+    out |= numbers
   if problems:
     raise ValueError(
       'config.json asks for what siglip does not compute: '
@@ -433,10 +463,10 @@ def load(
       f'{folder} is a {kind} and has {" and ".join(own)}, not '
       f'{", ".join(unknown)}'
     )
-  options = config(config_json)
+  said = config(config_json)
   left_out = set(own) - set(parts or own)
-  options |= dict.fromkeys(left_out)
-  net = siglip(**options | overrides)
+  said |= dict.fromkeys(left_out)
+  net = siglip(**said | overrides)
   names = NAMES if kind == 'siglip' else ALONE
   if left_out:
     ignored = tuple(rf'^{part}_model\.' for part in left_out)

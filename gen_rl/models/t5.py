@@ -252,6 +252,15 @@ def t5(
   return T5(init, apply)
 
 
+# Options of T5 beside those of all models.
+_OPTIONS = (
+  'd_ff', 'd_kv', 'd_model', 'dense_act_fn', 'feed_forward_proj',
+  'is_gated_act', 'layer_norm_epsilon', 'n_positions', 'num_decoder_layers',
+  'num_heads', 'num_layers', 'relative_attention_max_distance',
+  'relative_attention_num_buckets', 'scale_decoder_outputs', 'vocab_size',
+)  # fmt: skip
+
+
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `t5` for a config.json.
 
@@ -278,6 +287,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     )
     if get(name, silent) != want
   ]
+  problems += options.unknown(config_json, _OPTIONS)
   if problems:
     raise ValueError(
       f'config.json asks for what t5 does not compute: {"; ".join(problems)}'

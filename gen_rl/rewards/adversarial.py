@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from gen_rl.fields import Count, NonNegative
 from gen_rl.models import detector
 from gen_rl.models.files import weights as weights_lib
+from gen_rl.rewards import pixels
 from gen_rl.types import (
   Array,
   Experience,
@@ -111,8 +112,9 @@ def adversarial(
 
   def score(params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key
-    finite = jnp.isfinite(inputs.image).all((1, 2, 3))
-    media = jnp.where(finite[:, None, None, None], inputs.image, 0.0)
+    pictures = pixels.shown(inputs)
+    finite = jnp.isfinite(pictures).all((1, 2, 3))
+    media = jnp.where(finite[:, None, None, None], pictures, 0.0)
     picture, patches = both(params, media)
     patches = patches.mean(1)
     value = (1.0 - patch_weight) * picture + patch_weight * patches

@@ -17,6 +17,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Count
+from gen_rl.rewards import pixels
 from gen_rl.scoring import geneval
 from gen_rl.types import Array, Params, PyTree, Reward, RewardInputs, RewardOut
 
@@ -104,7 +105,7 @@ def detected_geneval(
         'data.prompts.name="geneval" with a file like its metadata'
       )
     info = {name: inputs.info[name] for name in (*_CLAUSES, 'confidence')}
-    media = inputs.image
+    media = pixels.shown(inputs)
     if used.where == 'device':
       finite = jnp.isfinite(media).all((1, 2, 3))
       media = jnp.where(finite[:, None, None, None], media, 0)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from gen_rl.build import ConfigError
 from gen_rl.models import detector
 from gen_rl.models.files import weights as weights_lib
+from gen_rl.rewards import pixels
 from gen_rl.scoring import geneval
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 
@@ -118,8 +119,9 @@ def shapes_detector(
       include_color=info['include_color'],
       relation=info['relation'],
     )
-    finite = jnp.isfinite(inputs.image).all((1, 2, 3))
-    media = jnp.where(finite[:, None, None, None], inputs.image, 0.0)
+    pictures = pixels.shown(inputs)
+    finite = jnp.isfinite(pictures).all((1, 2, 3))
+    media = jnp.where(finite[:, None, None, None], pictures, 0.0)
     found = detector.peaks(net.apply(params, media))
     hard = detector.detections(found)
     if soft:

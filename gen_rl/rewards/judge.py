@@ -41,7 +41,7 @@ from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.data.tokenizers import Tokenizer
 from gen_rl.fields import Fraction, NonNegative, RowsOrAll
-from gen_rl.rewards import answers, pairwise
+from gen_rl.rewards import answers, pairwise, pixels
 from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
 
@@ -51,11 +51,7 @@ _TINY = 1e-30
 
 def _pictures(inputs: RewardInputs) -> tuple[Array, Array]:
   """(pictures that are finite, which were)."""
-  media = inputs.image
-  if jnp.ndim(media) != 4:
-    raise ConfigError(
-      f'a judge looks at pictures, and these samples are {jnp.shape(media)}'
-    )
+  media = pixels.shown(inputs)
   finite = jnp.isfinite(media).all((1, 2, 3))
   return jnp.where(finite[:, None, None, None], media, 0.0), finite
 

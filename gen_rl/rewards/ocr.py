@@ -14,6 +14,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Count
+from gen_rl.rewards import pixels
 from gen_rl.scoring import spelling
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
 
@@ -90,7 +91,7 @@ def read_text(
         'use data.prompts.name="quoted" with a file whose prompts have a text '
         'in double quotes'
       )
-    media = np.asarray(inputs.image, np.float32)
+    media = np.asarray(pixels.shown(inputs), np.float32)
     scores = np.full(len(media), np.nan, np.float32)
     characters = np.zeros(len(media), np.float32)
     with borrowed() as read:

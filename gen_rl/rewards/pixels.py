@@ -18,6 +18,20 @@ def chroma(images: Float[Array, 'b h w 3']) -> Float[Array, ' b']:
   return (images.max(-1) - images.min(-1)).mean((1, 2))
 
 
+def shown(inputs: RewardInputs) -> Array:
+  """The pictures [b h w c] of samples that are some.
+
+  Raises:
+    ConfigError: they are none.
+  """
+  if jnp.ndim(inputs.image) != 4:
+    raise ConfigError(
+      'this reward looks at pictures [b h w c], and these samples are '
+      f'{list(jnp.shape(inputs.image))}'
+    )
+  return inputs.image
+
+
 def finite(media: AnyArray) -> tuple[Array, Array]:
   """Pictures for networks, which pass a NaN of one row on to others' gradients.
 
@@ -47,7 +61,7 @@ def saturation() -> Reward:
 
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     del params, key
-    value = chroma(inputs.image)
+    value = chroma(shown(inputs))
     return RewardOut(value, {}, jnp.isfinite(value))
 
   return Reward('saturation', (), score, differentiable=True)

@@ -54,7 +54,7 @@ def shapes_compressed(
 
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     out = gold.score(params, inputs, key)
-    saturation = pixels.chroma(inputs.image)
+    saturation = pixels.chroma(pixels.shown(inputs))
     keys = rng.per_row(key, len(saturation))
     value = scale * out.score + bias * saturation
     return out.replace(

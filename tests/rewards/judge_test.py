@@ -307,7 +307,7 @@ def test_bad_input_is_one_sentence(drawn):
   reward = judge.echo(READER, MODEL, drawn['one'])
   with pytest.raises(ValueError, match=r'the pictures are \[24, 48, 3\]'):
     run(reward, inputs(pictures(3, 48)))
-  with pytest.raises(ConfigError, match='a judge looks at pictures'):
+  with pytest.raises(ConfigError, match='this reward looks at pictures'):
     run(reward, inputs(np.zeros((3, 4), np.int32)))
   with pytest.raises(ValueError, match=r'needs a "\{prompt\}"'):
     pipeline.Reader(READER, 8, dict(caption='a red circle')).read(TEXTS)

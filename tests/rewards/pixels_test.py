@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from gen_rl.build import ConfigError
 from gen_rl.rewards import pixels
 from gen_rl.types import RewardInputs
 
@@ -34,3 +36,5 @@ def test_saturation_and_its_gradient():
     (), RewardInputs(media.at[0, 0, 0, 0].set(jnp.nan), {}, 1), None
   )
   assert out.valid.tolist() == [False, True]
+  with pytest.raises(ConfigError, match=r'pictures .* samples are \[2, 3\]'):
+    reward.score((), RewardInputs(jnp.zeros((2, 3)), {}, 1), None)

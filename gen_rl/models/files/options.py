@@ -11,6 +11,30 @@ from typing import Any
 
 from gen_rl.build import ConfigError
 
+# What the config of any model of transformers may say, of its releases so far,
+# and that changes no number of a forward pass: names, training, generation.
+GENERAL = frozenset(
+  """
+  add_cross_attention architectures attention_dropout
+  attention_probs_dropout_prob attn_implementation bad_words_ids
+  begin_suppress_tokens bos_token_id chunk_size_feed_forward
+  classifier_dropout cross_attention_hidden_size decoder_start_token_id
+  diversity_penalty do_sample dropout dropout_rate dtype early_stopping
+  encoder_no_repeat_ngram_size eos_token_id
+  exponential_decay_length_penalty finetuning_task forced_bos_token_id
+  forced_eos_token_id gradient_checkpointing hidden_dropout_prob id2label
+  initializer_factor initializer_range is_decoder is_encoder_decoder label2id
+  length_penalty max_length min_length model_type no_repeat_ngram_size
+  num_beam_groups num_beams num_labels num_return_sequences
+  output_attentions output_hidden_states output_past output_scores
+  pad_token_id prefix problem_type remove_invalid_values repetition_penalty
+  return_dict return_dict_in_generate sep_token_id suppress_tokens
+  task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+  tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+  transformers_version type_vocab_size typical_p use_bfloat16 use_cache
+""".split()
+)
+
 
 def _is_whole(x: Any) -> bool:
   return isinstance(x, int) and not isinstance(x, bool) and 0 < x < 2**31
@@ -113,6 +137,18 @@ def problems(
     elif name not in free and not name.startswith('_') and value is not None:
       out.append(f'{name}={value!r}, an option that is not known')
   return out
+
+
+def unknown(config: Mapping[str, Any], own: Collection[str]) -> list[str]:
+  """Options that neither a model nor any of transformers' has, a sentence each.
+
+  Args:
+    config: what config.json holds; see `check` for names and None. An empty
+      dict or list asks for nothing, either.
+    own: options of the model.
+  """
+  asked = {k: x for k, x in config.items() if x not in ({}, [])}
+  return problems(asked, {}, GENERAL | set(own))
 
 
 def same(

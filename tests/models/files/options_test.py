@@ -5,9 +5,11 @@ import pytest
 from gen_rl.models import (
   clip,
   convert,
+  dinov2,
   flow_files,
   flux,
   mmdit_files,
+  siglip,
   t5,
   unet_files,
   vae,
@@ -54,6 +56,14 @@ GOOD = {
     d_model=8, num_layers=2, num_heads=2, d_kv=4, d_ff=16, vocab_size=120,
     feed_forward_proj='gated-gelu', layer_norm_epsilon=1e-6,
   )),
+  'siglip': (siglip.config, dict(
+    model_type='siglip_vision_model', hidden_size=8, num_hidden_layers=2,
+    num_attention_heads=2, intermediate_size=16, image_size=12, patch_size=4,
+  )),
+  'dinov2': (dinov2.config, dict(
+    model_type='dinov2', hidden_size=8, num_hidden_layers=2,
+    num_attention_heads=2, image_size=28, patch_size=7,
+  )),
   'lm': (convert.lm_config, dict(
     model_type='qwen2', vocab_size=80, hidden_size=16, num_hidden_layers=2,
     num_attention_heads=2, intermediate_size=32, num_key_value_heads=1,
@@ -79,6 +89,19 @@ def test_nonsense_is_read_or_refused_in_a_sentence(name):
         read(good | {option: value})
       except ValueError as error:
         assert '\n' not in str(error)
+
+
+# Those of schedulers are mostly of samplers.
+@pytest.mark.parametrize('name', sorted({*GOOD} - {'flow', 'ddpm'}))
+def test_options_that_nobody_knows(name):
+  read, good = GOOD[name]
+  with pytest.raises(
+    ValueError, match='brand_new_option=7, an option that is '
+  ):
+    read(good | dict(brand_new_option=7))
+  if name in ('clip', 't5', 'siglip', 'dinov2', 'lm'):  # by any release
+    old = dict(torch_dtype='float16', num_beams=1, pruned_heads={}, top_p=1.0)
+    assert read(good | old) == read(good)
 
 
 def test_kinds_of_options():
