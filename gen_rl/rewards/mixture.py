@@ -12,6 +12,7 @@ mixture_near      1 if |x - y| < radius, else 0. Its parts say how far the
 
 import jax.numpy as jnp
 
+from gen_rl.build import ConfigError
 from gen_rl.fields import NonNegative, Positive
 from gen_rl.types import Array, Reward, RewardInputs, RewardOut
 from gen_rl.worlds import mixture
@@ -19,6 +20,11 @@ from gen_rl.worlds import mixture
 
 def _square_distance(inputs: RewardInputs) -> tuple[Array, Array, Array]:
   """Points [b 2], squared distance to the target [b], valid [b]."""
+  if jnp.shape(inputs.media)[1:] != (2,):
+    raise ConfigError(
+      'this reward looks at points [b 2], and these samples are '
+      f'{list(jnp.shape(inputs.media))}'
+    )
   facts = mixture.mixture().facts_of(inputs.info)
   x = 2.0 * inputs.media - 1.0
   square = jnp.sum(jnp.square(x - facts['target']), -1)

@@ -59,3 +59,8 @@ def test_gaps_vanish_at_the_optimum_only():
 def test_other_prompts_are_refused():
   with pytest.raises(ConfigError, match="the world 'mixture'"):
     score(rewards.mixture_distance(), info={})
+
+
+def test_pictures_are_no_points():
+  with pytest.raises(ConfigError, match=r'samples are \[4, 8, 8, 3\]'):
+    score(rewards.mixture_distance(), jnp.zeros((4, 8, 8, 3)))
