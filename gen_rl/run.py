@@ -14,7 +14,7 @@ from gen_rl import (
   checkpoint,
   checks,
   commands,
-  evals,
+  evaluators,
   export,
   host_stage,
   initial,
@@ -27,14 +27,12 @@ from gen_rl import (
   train_step,
   watch,
 )
-from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.evals import MAIN
+from gen_rl.evaluators import Evaluations
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
 from gen_rl.utils import hosts, progress, rng, system, tree, words
-
-Evaluations = dict[str, evaluate_lib.Evaluation]  # by label, see `evals`
 
 
 class Run:
@@ -77,7 +75,6 @@ class Run:
     self._key = rng.training_key(config.seed)
     self._batches = feeds.training(config, built)
     self._averaged = 'ema' if config.ema else 'params'
-    self._evals = evals.configs(config)
     self._manager = checkpoint.open_manager(
       f'{workdir}/checkpoints', config.checkpoint.keep
     )
@@ -166,32 +163,15 @@ class Run:
   def prepare(self) -> None:
     """Traces what will run: mistakes show before anything is written."""
     config, built, layout = self.config, self.built, self._layout
-    made = {
-      label: assemble.make_evaluator(c, built, layout)
-      for label, c in self._evals.items()
-    }
-    self._evaluators = {label: run for label, (run, _) in made.items()}
-    shapes = jax.eval_shape(lambda x: x, self._base)
-    with layout.scope():
-      for run in self._evaluators.values():
-        run.trace(shapes)
-    _, batch = made[MAIN]
-    self._kl = assemble.make_kl_from_base(config, built, batch, layout)
+    self._evals = evaluators.Evaluators(config, built, layout, self._base)
     if not self._on_host:
       with layout.scope():
         first, _ = next(feeds.training(config, built))
         checks.step(self._step.train_step, self.state, first, self._key)
-    self._trained_on = feeds.trained_on(config, built.source)
-    self._others_trained_on = {
-      label: feeds.trained_on(c, built.source)
-      for label, c in self._evals.items()
-      if label != MAIN
-    }
-    self._where = results.evaluated_on(self._trained_on)
-    if self._trained_on:
+    if share := self._evals.trained_on[MAIN]:
       self.line.note(
-        f'{words.percent(self._trained_on)} of the prompts of the evaluation '
-        'are trained on'
+        f'{words.percent(share)} of the prompts of the evaluation are trained '
+        'on'
       )
 
   def close(self) -> None:
@@ -226,7 +206,7 @@ class Run:
 
   def due(self, done: int) -> list[str]:
     """Evaluations that come after `done` updates."""
-    return [k for k, c in self._evals.items() if done % c.eval.every == 0]
+    return self._evals.due(done)
 
   def evaluate(
     self,
@@ -243,40 +223,30 @@ class Run:
       params: what to evaluate; None: the base.
       labels: which evaluations; None: all.
     """
-    evaluated = self._placed(self._base) if params is None else params
-    found, kl, scalars = {}, None, {}
     with self._clock.stage('eval'):
-      for label in self._evaluators if labels is None else labels:
-        found[label] = self._evaluators[label](evaluated)
-        scalars |= found[label].metrics(label)
-      if self._kl and MAIN in found:
-        kl = 0.0
-        if params is not None:
-          kl = self._kl(params, self._placed(self._base))
-        scalars['kl/base'] = kl
+      found, kl = self._evals(params, labels)
+    scalars: dict[str, float] = {}
+    for label, result in found.items():
+      scalars |= result.metrics(label)
+    if kl is not None:
+      scalars['kl/base'] = kl
     writer.write_scalars(at, scalars)
     self._first_metric = self._first_metric or self._wall()
     for label, result in found.items():
       name, value = results.gold(result.summary()), result.strict
       if name is None:
         name, value = 'proxy', result.proxy
-      where = label or self._where
+      where = self._evals.name(label)
       self.line.note(f'step {at}: {where} {name} {words.fixed(value)}')
       grid = 'samples' + (f'_{label}' if label else '')
-      count = self._evals[label].eval.shown
+      count = self._evals.configs[label].eval.shown
       writer.write_images(at, {grid: result.grid(count)})
     return found, kl
 
   def evaluate_base(self) -> Evaluations:
     """What the report compares with, where it was not evaluated by this run."""
-    base = self._placed(self._base)
-    return {label: run(base) for label, run in self._evaluators.items()}
-
-  def _placed(self, params: Params) -> Params:
-    """Parameters from the host on all devices; others are there."""
-    if self._layout.mesh.size == 1:
-      return params
-    return sharding.put(params, self._layout.params(params))
+    found, _ = self._evals()
+    return found
 
   def update(self, writer: metrics.Writer, done: int) -> None:
     """Starts a step; the one before is logged and looked at meanwhile.
@@ -413,7 +383,8 @@ class Run:
         trained=trained[label].summary(),
         trained_on=share,
       )
-      for label, share in self._others_trained_on.items()
+      for label, share in self._evals.trained_on.items()
+      if label != MAIN
     }
     environment = system.environment()
     result = results.of_run(
@@ -423,7 +394,7 @@ class Run:
       environment,
       steps=int(self.state.step),
       **(dict(evals=others) if others else {}),
-      trained_on=self._trained_on,
+      trained_on=self._evals.trained_on[MAIN],
       kl=kl,
       wall_seconds=self._wall(),
       seconds_to_first_metric=self._first_metric,
@@ -437,10 +408,10 @@ class Run:
         result,
         report.read_history(self.workdir),
         {
-          f'{(label or self._where).capitalize()} prompts, before and after': (
+          f'{self._evals.name(label).capitalize()} prompts, before and after': (
             report.comparison(base[label], trained[label], c.eval.shown)
           )
-          for label, c in self._evals.items()
+          for label, c in self._evals.configs.items()
         },
         self.config,
         environment,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import alignprop, ar_grpo, flow_grpo, toy, vlm_grpo
-from gen_rl import assemble, initial, sharding
+from gen_rl import assemble, initial, setups, sharding
 from gen_rl import build as builder
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, prompts
@@ -110,7 +110,7 @@ def test_policies_within_a_policy_leave_out_no_decision_either():
     first=dict(name='tokens', length=3, drop_truncated=True, greedy_first=True),
     model=dict(name='dit', window=7),
   )  # fmt: skip
-  assert assemble._all_decisions(spec) == dict(
+  assert setups._all_decisions(spec) == dict(
     spec,
     first=dict(
       name='tokens', length=3, drop_truncated=False, greedy_first=False

@@ -8,6 +8,7 @@ import optax
 import pytest
 import scipy.stats
 
+from gen_rl import testing
 from gen_rl.distributions import (
   Categorical,
   Concat,
@@ -377,10 +378,7 @@ def test_a_head_in_chunks_is_the_whole(chunk):
     ))((h, w), (g, u))
     for m in (make, whole)
   )  # fmt: skip
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    got, want,
-  )  # fmt: skip
+  testing.assert_same(got, want)
   keys = jax.random.split(jax.random.key(0), 2)
   draw = jax.jit(lambda hw: [m(*hw).sample(keys) for m in (make, whole)])
   np.testing.assert_array_equal(*draw((h, w)))

@@ -265,3 +265,40 @@ def velocity_at(
   """Of the net itself at noised samples, [b k ...] float32."""
   v = _flat(chain.net, params, at.x, at.t, traj.cond)
   return v.astype(jnp.float32)
+
+
+def ops(chain: Chain) -> dict[str, Callable]:
+  """Capabilities, by name."""
+  functions = dist, velocity, velocity_at, complete, finish
+  return {f.__name__: functools.partial(f, chain) for f in functions}
+
+
+def window(
+  steps: int,
+  window: int,
+  low: int,
+  high: int,
+  start: Mapping[str, Any] | None,
+) -> tuple[int, int, dict[str, Any]]:
+  """(decisions w, one past the last that may be one, spec of the start).
+
+  Raises:
+    ValueError: they do not fit.
+  """
+  high = high or steps - 1
+  width = window or steps - 1
+  if not 0 < width <= high - low or high > steps - 1:
+    raise ValueError(
+      f'policy: a window of {width} steps does not fit between window_low='
+      f'{low} and window_high={high}; with steps={steps} the last step '
+      f'is noise-free and window_high is at most {steps - 1}'
+    )
+  spec = dict(start or dict(name='fixed_window'))
+  if spec['name'] == 'fixed_window':
+    first = spec.setdefault('start', low)
+    if not 0 <= first <= steps - 1 - width:
+      raise ValueError(
+        f'policy: a window of {width} steps cannot start at step {first}; with '
+        f'steps={steps} it may start at 0..{steps - 1 - width}'
+      )
+  return width, high, spec

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+from typing import Any
 
 import optax
 
 from gen_rl import aggregate as aggregate_lib
 from gen_rl import minibatch, mixers, ramps, sharding
+from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
 from gen_rl.train_state import Taught, TrainState
@@ -26,40 +28,92 @@ from gen_rl.utils import tree
 View = Callable[[Rows], tuple[PyTree, PyTree]]  # of data.pictures
 
 
+def _none() -> Any:
+  """A field that is empty by default."""
+  return dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """A step's parts; for what each is, see `train_step.make`."""
+  """A step's parts.
+
+  Attributes:
+    policy: what is trained.
+    objectives: {label: (objective, weight)}.
+    tx: the optimizer.
+    rollout: (params, rows, step) -> Trajectory; default: the policy's own.
+    rewards: {label: (Reward, weight)}; None for data batches, which get
+      advantage 0 and weight 1.
+    monitors: {label: (Reward, weight)} scored beside the rewards and logged,
+      not trained on; the weights say nothing.
+    advantage: turns scores into advantages; goes with `rewards`.
+    group_size: G, samples per prompt.
+    rollout_chunks: parts the rows of a rollout are sampled and decoded in, one
+      after the other, to save memory.
+    microbatches: gradient accumulation inside one optimizer step.
+    updates: optimizer steps (minibatches) per pass over a rollout.
+    epochs: passes over a rollout.
+    ema_decay: of refs["ema"], per optimizer step, or a function of how many
+      there have been, this one included; 0 keeps no average.
+    copies: {name: step -> d}: after each step, refs[name] becomes
+      d refs[name] + (1 - d) params.
+    behaviour: which parameters sample, "params" or a name in `refs`.
+    whole_groups: minibatches hold whole groups, for objectives that compare
+      their rows.
+    aggregate: how values become a loss, a function of `gen_rl.aggregate`.
+    learners: {label: what is trained beside the policy}; those of rewards have
+      the reward's label.
+    mix: how rewards become one score; None: their weighted sum.
+    reward_ramps: {label: rollouts done -> factor of its weight}.
+    objective_ramps: the same of objectives.
+    importance_cap: largest weight of a decision by how much likelier the
+      update finds it than the rollout did; 0 weighs all alike.
+    policy_every: minibatches from one optimizer step of the policy to the next.
+    reals: rows -> (latents, cond), a function of `data.pictures`: what learners
+      that need it tell from samples.
+    view: what the policy is shown of the rows, see `rollout.make_rows`.
+    layout: where rows and parameters live; default: all on one device.
+
+  Raises:
+    ConfigError: rewards without an advantage, or the other way round; a
+      step-wise advantage or a learner without what it needs; monitors without
+      rewards, or with a label of theirs.
+  """
 
   policy: Policy
   objectives: Mapping[str, tuple[Objective, float]]
   tx: optax.GradientTransformation
-  rollout: Callable[..., Trajectory]
-  rewards: combine.Weighted | None
-  monitors: combine.Weighted
-  advantage: Advantage | None
-  group_size: int
-  rollout_chunks: int
-  microbatches: int
-  updates: int
-  epochs: int
-  ema_decay: float | Callable[[Array], Array]
-  copies: Mapping[str, Callable[[Array], Array]]
-  behaviour: str
-  whole_groups: bool
-  aggregate: aggregate_lib.Aggregator
-  learners: Mapping[str, Taught]
-  mix: mixers.Mixer | None
-  # {label: factor of the weight} of rewards, and of objectives
-  reward_ramps: Mapping[str, ramps.Ramp]
-  objective_ramps: Mapping[str, ramps.Ramp]
-  importance_cap: float
-  policy_every: int
-  reals: View | None
-  view: View | None
-  layout: sharding.Layout
+  rollout: Callable[..., Trajectory] = None  # type: ignore[assignment]
+  rewards: combine.Weighted | None = None
+  monitors: combine.Weighted = _none()
+  advantage: Advantage | None = None
+  group_size: int = 1
+  rollout_chunks: int = 1
+  microbatches: int = 1
+  updates: int = 1
+  epochs: int = 1
+  ema_decay: float | Callable[[Array], Array] = 0.0
+  copies: Mapping[str, Callable[[Array], Array]] = _none()
+  behaviour: str = 'params'
+  whole_groups: bool = False
+  aggregate: aggregate_lib.Aggregator = aggregate_lib.token_mean
+  learners: Mapping[str, Taught] = _none()
+  mix: mixers.Mixer | None = None
+  reward_ramps: Mapping[str, ramps.Ramp] = _none()
+  objective_ramps: Mapping[str, ramps.Ramp] = _none()
+  importance_cap: float = 0.0
+  policy_every: int = 1
+  reals: View | None = None
+  view: View | None = None
+  layout: sharding.Layout = dataclasses.field(
+    default_factory=sharding.one_device
+  )
 
   def __post_init__(self):
     """Raises ConfigError for parts that do not go together."""
+    if self.rollout is None:
+      own = rollout_lib.policy_rollout(self.policy)
+      object.__setattr__(self, 'rollout', own)
     if (self.rewards is None) != (self.advantage is None):
       raise ConfigError(
         'rewards and an advantage go together: a config has both, or neither '

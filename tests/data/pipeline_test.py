@@ -284,11 +284,15 @@ def test_unknown_words_are_reported_once(tmp_path, monkeypatch):
   assert '3 words' in messages[0] and 'zebra (2), gnu (1)' in messages[0]
 
 
-def test_a_tokenizer_of_other_prompts(tmp_path):
-  (tmp_path / 'p.txt').write_text('gnus graze\nzebras drink\n')
-  source = prompts.txt(str(tmp_path / 'p.txt'))
+def test_a_tokenizer_of_other_prompts(tmp_path, caplog):
+  source = prompts.Prompts(
+    'of zebras', ('gnus graze', 'zebras drink'), np.arange(2, dtype=np.int32)
+  )
   with pytest.raises(ConfigError, match='next to none of the words'):
     _batches(source, 1)
+  (tmp_path / 'p.txt').write_text('gnus graze\nzebras drink\n')
+  _batches(prompts.txt(str(tmp_path / 'p.txt')), 1)
+  assert '"unknown", nearly all there are: gnus' in caplog.text
 
 
 def test_gather_is_plain_indexing():

@@ -343,9 +343,6 @@ def test_logits_a_few_decisions_at_a_time(score):
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-    of(3), of(0),
-  )  # fmt: skip
+  testing.assert_same(of(3), of(0))
   with pytest.raises(build.ConfigError, match='no head of its own'):
     make(head_chunk=2)
