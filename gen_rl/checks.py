@@ -97,14 +97,17 @@ def _build(part: schema.Part, known: Mapping[str, Any]) -> None:
 
 def step(
   train_step: Any, state: train_state.TrainState, batch: Any, key: jax.Array
-) -> None:
+) -> Any:
   """Traces the step with what it will be called with, which is kept for that.
+
+  Returns:
+    What was traced.
 
   Raises:
     ConfigError: shapes of the parts do not go together.
   """
   with together():
-    train_step.trace(state, batch, key)
+    return train_step.trace(state, batch, key)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ longest of three:
   (1) operations / peak, bytes through memory / bandwidth, bytes sent / network
 """
 
+from collections import Counter
 import dataclasses
 import functools
 import math
@@ -17,7 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl import assemble, evals, initial, train_state
+from gen_rl import assemble, evals, initial, pace, train_state
 from gen_rl.data import embeddings, feeds
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
@@ -52,7 +53,8 @@ class Plan:
     open_loops: loops of unknown length, whose bodies count once.
     network: {collective: bytes sent}.
     memory: bytes read and written.
-    read: whether the last two are known.
+    read: whether the last two, and the next, are known.
+    kernels: {kernel that XLA did not write: calls}.
     seconds: {'compute', 'memory', 'network'}, those known.
     compile_seconds: the compiler took.
   """
@@ -78,6 +80,7 @@ class Plan:
   network: dict[str, float]
   memory: float
   read: bool
+  kernels: dict[str, int]
   seconds: dict[str, float]
   compile_seconds: float
 
@@ -169,13 +172,13 @@ def plan(
     for p in ((state.params, state.frozen['policy']), state.params)
   ]
   with layout.scope():
-    programs = _programs(built, step, state, batch, key)
-    sampled = jax.jit(step.sample).trace(state, batch, key)
-    rollout = flops.count(sampled.jaxpr)
-    counted = [flops.count(p.jaxpr) for p in programs]
+    traced = traced_step(built, step, state, batch, key)
+    counted = [flops.count(p.jaxpr, pace.STAGES) for p in traced]
     start = time.time()
-    compiled, error = _compiled(programs, layout)
+    compiled, error = _compiled(traced, layout)
   operations = sum(c.flops for c in counted) / len(devices)
+  stages = 'rollout', 'decode', 'rewards'
+  sampled = sum(c.scopes.get(k, 0.0) for c in counted for k in stages)
   moved = [] if error else _traffic(compiled)
   network = {
     kind: sum(m.network.get(kind, 0.0) for m in moved) for kind in hlo.KINDS
@@ -216,12 +219,13 @@ def plan(
     fits=False if error else fits,
     error=error.splitlines()[0] if error else '',
     operations=operations,
-    rollout_operations=rollout.flops / len(devices),
+    rollout_operations=sampled / len(devices),
     open_loops=sum(c.open_loops for c in counted)
     + sum(m.open_loops for m in moved),
     network=network,
     memory=memory,
     read=bool(moved),
+    kernels=dict(sum((Counter(m.kernels) for m in moved), Counter())),
     seconds=seconds,
     compile_seconds=time.time() - start,
   )
@@ -315,7 +319,7 @@ def _evaluation(config, built, layout, state) -> tuple[float, str]:
   return max(sizes, default=0.0), error
 
 
-def _programs(built, step, state, batch, key) -> list[Any]:
+def traced_step(built, step, state, batch, key) -> list[Any]:
   """What a step runs on the devices, traced."""
   _, host = combine.split(built.rewards or {})
   if not host:

@@ -58,6 +58,12 @@ _STEP = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string(
   'out', None, 'PNG to write; default <workdir>/sample.png.'
 )
+_PROFILE = flags.DEFINE_string(
+  'profile',
+  '',
+  'START:STOP: updates of a training to record, both included, for the profile '
+  'page of TensorBoard.',
+)
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
   None,
@@ -157,7 +163,9 @@ def main(argv: list[str]) -> None:
   if _MODE.value == 'train':
     from gen_rl import train
 
-    train.train_and_evaluate(config, workdir, started=gen_rl.STARTED)
+    train.train_and_evaluate(
+      config, workdir, started=gen_rl.STARTED, profile=_PROFILE.value
+    )
     return
   from gen_rl import inference
 

@@ -132,6 +132,9 @@ def describe(p: Plan) -> str:
         f'bytes through memory: {p.memory / 1e9:,.1f} GB',
         f'bytes sent: {sent or "none"}',
       ]
+      if p.kernels:
+        calls = ', '.join(f'{k} {n:,}' for k, n in sorted(p.kernels.items()))
+        lines.append(f'calls of kernels: {calls}')
     else:
       lines.append(
         'bytes through memory and sent: unknown, this jaxlib cannot read the '

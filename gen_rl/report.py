@@ -299,10 +299,33 @@ def _environment(result, env):
     'git commit': result['git_commit'] or 'none (installed package)',
     'device': result['device'],
     'jax': result['jax_version'],
+    **_speed(result.get('speed') or {}),
   }
   known = {'git_commit', 'device', 'jax'}
   rows |= {k: v for k, v in env.items() if k not in known}
   return page.facts('facts', rows)
+
+
+def _speed(speed):
+  """How far a step is from what the device can do, and where its work is."""
+  if not speed.get('step_seconds'):
+    return {}
+  rows = {
+    'a step': f'{svg.number(speed["step_seconds"])} s',
+    'TFLOP/s of a device': svg.number(speed['tflops']),
+  }
+  if speed['mfu'] is not None:
+    rows['of what it can do (MFU)'] = words.percent(speed['mfu'])
+    rows['products alone'] = f'{svg.number(speed["bound_seconds"])} s'
+  for what, key in (
+    ('operations', 'shares'),
+    ('time, of a profile', 'measured_shares'),
+  ):
+    if shares := speed.get(key):
+      rows[what] = ', '.join(
+        f'{k} {words.percent(x)}' for k, x in shares.items()
+      )
+  return rows
 
 
 def _config(config):

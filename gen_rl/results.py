@@ -37,6 +37,12 @@ result.json, schema_version 1. A number nobody measured is null.
                       led to it
   seconds_to_first_metric   from start to the first line of metrics.jsonl
   samples_per_second  median over updates, in all processes
+  speed               {step_seconds: that median; tflops: of a device, 1e12
+                      operations a second; mfu: share of what its data sheet
+                      says, or null; bound_seconds: of a step whose products
+                      keep it busy, or null; shares: {stage: of a step's
+                      operations}; measured_shares: {stage: of its time}, of
+                      a profile}; optional
   peak_rss_bytes      most memory held by process 0
   updates_skipped     updates not taken because they were not finite
   device              jax's device kind, "cpu" or "NVIDIA H100 80GB HBM3"
@@ -75,8 +81,9 @@ RESULT_KEYS = (
   'jax_version',
   'git_commit',
 )
-# Results of older releases lack the first, runs without config.evals the other.
-OPTIONAL_KEYS = ('trained_on', 'evals')
+# Results of older releases lack the first two, runs without config.evals the
+# last.
+OPTIONAL_KEYS = ('trained_on', 'speed', 'evals')
 
 
 def of_run(

@@ -14,11 +14,14 @@ from gen_rl import (
   checkpoint,
   checks,
   commands,
+  estimate,
   evaluators,
   export,
   host_stage,
   initial,
   metrics,
+  pace,
+  profiles,
   report,
   results,
   run_folder,
@@ -32,7 +35,7 @@ from gen_rl.evals import MAIN
 from gen_rl.evaluators import Evaluations
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
-from gen_rl.utils import hosts, progress, rng, system, tree, words
+from gen_rl.utils import chips, hosts, progress, rng, system, tree, words
 
 
 class Run:
@@ -54,6 +57,7 @@ class Run:
     step: train_step.Step,
     init: Callable[[Params], train_state.TrainState],
     started: float,
+    profile: profiles.Profile,
   ):
     """Makes the state, or restores it.
 
@@ -65,12 +69,14 @@ class Run:
       step: the training step.
       init: parameters -> the state before the first step.
       started: `time.monotonic()` from which wall time counts.
+      profile: which updates are recorded.
 
     Raises:
       CheckpointError: the run began from other parameters.
     """
     self.config, self.workdir, self.built = config, workdir, built
     self._layout, self._step, self._started = layout, step, started
+    self._profile, self._measured = profile, None
     self._clock = progress.Stopwatch()
     self._key = rng.training_key(config.seed)
     self._batches = feeds.training(config, built)
@@ -164,10 +170,17 @@ class Run:
     """Traces what will run: mistakes show before anything is written."""
     config, built, layout = self.config, self.built, self._layout
     self._evals = evaluators.Evaluators(config, built, layout, self._base)
-    if not self._on_host:
-      with layout.scope():
-        first, _ = next(feeds.training(config, built))
-        checks.step(self._step.train_step, self.state, first, self._key)
+    with layout.scope():
+      first, _ = next(feeds.training(config, built))
+      if self._on_host:
+        shapes = jax.eval_shape(lambda *x: x, self.state, first, self._key)
+        trace = lambda: estimate.traced_step(built, self._step, *shapes)
+      else:
+        traced = checks.step(
+          self._step.train_step, self.state, first, self._key
+        )
+        trace = lambda: [traced]
+    self._pace = pace.Pace(trace, layout.mesh.size, chips.devices('local')[1])
     if share := self._evals.trained_on[MAIN]:
       self.line.note(
         f'{words.percent(share)} of the prompts of the evaluation are trained '
@@ -258,6 +271,9 @@ class Run:
     Raises:
       FloatingPointError, RewardError: see `settle`.
     """
+    if self._profile.begins(done):
+      self.settle(writer)
+      self._profile.start()
     batch, _ = next(self._batches)
     with self._clock.stage('step'):
       if self._on_host:
@@ -271,6 +287,11 @@ class Run:
       fetched = before and (before[0], jax.device_get(before[1]))
     if fetched:
       self._look_at(writer, *fetched)
+    if self._profile.ends(done):
+      self.settle(writer)
+      with self._layout.scope():
+        self._measured = self._profile.stop(self._pace.programs)
+      self.line.note(self._profile.says(self._measured))
 
   def settle(self, writer: metrics.Writer) -> None:
     """Waits for the step that was started last, logs it and looks at it.
@@ -301,9 +322,9 @@ class Run:
     worst = self._watch.see(logged)
     last = done == config.steps or diverged or worst >= limit
     if done % config.log.every == 0 or last:
-      writer.write_scalars(
-        done, {**logged, **self._clock.summary(rows)}, samples=done * rows
-      )
+      took = self._clock.summary(rows)
+      took |= self._pace.metrics(took.get('seconds/step'))
+      writer.write_scalars(done, {**logged, **took}, samples=done * rows)
     if diverged:
       raise FloatingPointError(
         f'the last {in_a_row} updates (to step {done}) were not finite and '
@@ -387,6 +408,8 @@ class Run:
       if label != MAIN
     }
     environment = system.environment()
+    speed = report.median_speed(self.workdir)
+    rows = self.config.data.prompts_per_step * self.config.data.group_size
     result = results.of_run(
       self.config,
       base[MAIN].summary(),
@@ -398,7 +421,8 @@ class Run:
       kl=kl,
       wall_seconds=self._wall(),
       seconds_to_first_metric=self._first_metric,
-      samples_per_second=report.median_speed(self.workdir),
+      samples_per_second=speed,
+      speed=self._pace.summary(rows / speed if speed else None, self._measured),
       peak_rss_bytes=self._memory(),
       updates_skipped=int(self.state.skipped),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from gen_rl import assemble, build, checks, initial, run_folder
+from gen_rl import assemble, build, checks, initial, profiles, run_folder
 from gen_rl.rewards import combine
 from gen_rl.run import Evaluations, Run
 from gen_rl.utils import terminal
@@ -20,6 +20,7 @@ def train_and_evaluate(
   workdir: str,
   own_rewards: combine.Weighted | None = None,
   started: float | None = None,
+  profile: str = '',
 ) -> dict[str, Any]:
   """Trains from the newest checkpoint of `workdir`, or from the start.
 
@@ -30,6 +31,7 @@ def train_and_evaluate(
     workdir: folder for checkpoints, metrics.jsonl, TensorBoard files,
       result.json and report.html.
     started: `time.monotonic()` from which wall time counts; default now.
+    profile: 'START:STOP', updates to record, see `profiles`; '': none.
 
   Returns:
     What result.json holds.
@@ -46,6 +48,7 @@ def train_and_evaluate(
       '(experiments/launch/mount.sh does) and give the path it has there'
     )
   started = time.monotonic() if started is None else started
+  recorder = profiles.Profile(profile, workdir, config.steps)
   try:
     built = assemble.setup(config, own_rewards)
     layout = assemble.make_layout(config, built)
@@ -59,7 +62,7 @@ def train_and_evaluate(
     shapes = initial.shapes(config, built.policy)
   checks.memory(jax.eval_shape(init, shapes), layout)
   with run_folder.owned(workdir), terminal.kept_open():
-    run = Run(config, workdir, built, layout, step, init, started)
+    run = Run(config, workdir, built, layout, step, init, started, recorder)
     if result := run.ended():
       return result
     run.prepare()

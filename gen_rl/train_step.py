@@ -86,7 +86,8 @@ def make(
     return state, exp, metrics
 
   def update(state, exp, key):
-    return learn_lib.update(recipe, state, exp, key)
+    with jax.named_scope('update'):
+      return learn_lib.update(recipe, state, exp, key)
 
   def fused(state, batch, key):
     state, exp, collected = collect(state, batch, key)

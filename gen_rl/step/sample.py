@@ -57,21 +57,23 @@ def sample(
     return traj, inputs_lib.apart(inputs), {}
   inputs = inputs_lib.joined(inputs, traj)
   keys = rng.stream_keys(rows.keys, 'reward')
-  outs = evaluate.evaluate(
-    recipe.device_rewards | recipe.device_monitors,
-    inputs,
-    keys,
-    recipe.reward_params(state),
-  )
-  if recipe.stepwise:
-    before = evaluate.before(
-      recipe.device_rewards,
+  with jax.named_scope('rewards'):
+    outs = evaluate.evaluate(
+      recipe.device_rewards | recipe.device_monitors,
       inputs,
-      functools.partial(recipe.policy.decode, params),
-      done,
       keys,
       recipe.reward_params(state),
     )
+  if recipe.stepwise:
+    with jax.named_scope('rewards'):
+      before = evaluate.before(
+        recipe.device_rewards,
+        inputs,
+        functools.partial(recipe.policy.decode, params),
+        done,
+        keys,
+        recipe.reward_params(state),
+      )
     outs = {
       label: out.replace(before=before.get(label))
       for label, out in outs.items()
@@ -95,11 +97,14 @@ def _generate(
 def _draw(
   recipe: Recipe, params: Params, rows: Rows, step: Array
 ) -> tuple[Trajectory, PyTree, Array | None]:
-  traj = jax.lax.stop_gradient(recipe.rollout(params, rows, step))
+  with jax.named_scope('rollout'):
+    traj = jax.lax.stop_gradient(recipe.rollout(params, rows, step))
   if recipe.rewards is None:
     return traj, (), None
-  media = recipe.policy.decode(params, traj.sample)
+  with jax.named_scope('decode'):
+    media = recipe.policy.decode(params, traj.sample)
   if not recipe.stepwise:
     return traj, media, None
-  done = recipe.policy.ops['complete'](params, rows, step, traj)  # [b k ...]
+  with jax.named_scope('rollout'):
+    done = recipe.policy.ops['complete'](params, rows, step, traj)  # [b k ...]
   return traj, media, jax.lax.stop_gradient(done)

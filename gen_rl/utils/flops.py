@@ -7,7 +7,9 @@ computed in vain is taken out first, as the compiler does; what the backward
 pass computes anew counts.
 """
 
+from collections.abc import Mapping, Sequence
 import math
+import re
 from typing import Any, NamedTuple
 
 from jax.extend import core
@@ -17,41 +19,79 @@ from jax.interpreters import partial_eval
 class Count(NamedTuple):
   """Operations, and loops of unknown length, whose bodies count once."""
 
-  flops: float
+  scopes: Mapping[str, float]  # {name of a scope, or '': operations}
   open_loops: int
 
+  @property
+  def flops(self) -> float:
+    """Of all scopes."""
+    return sum(self.scopes.values())
+
   def __add__(self, other: Any) -> 'Count':
-    return Count(self.flops + other.flops, self.open_loops + other.open_loops)
+    names = {**self.scopes, **other.scopes}
+    return Count(
+      {k: self.scopes.get(k, 0.0) + other.scopes.get(k, 0.0) for k in names},
+      self.open_loops + other.open_loops,
+    )
+
+  def times(self, n: float) -> 'Count':
+    """Of a body that runs n times."""
+    return Count({k: n * x for k, x in self.scopes.items()}, self.open_loops)
 
 
-def count(jaxpr: core.ClosedJaxpr) -> Count:
-  """Operations of `jax.make_jaxpr(f)(...)`, or of `jax.jit(f).trace(...)`."""
+def count(jaxpr: core.ClosedJaxpr, scopes: Sequence[str] = ()) -> Count:
+  """Operations of `jax.make_jaxpr(f)(...)`, or of `jax.jit(f).trace(...)`.
+
+  Args:
+    jaxpr: of a program.
+    scopes: names of `jax.named_scope`s that are told apart; of those inside of
+      each other the outer one counts. What is in none is ''.
+  """
   live, _ = partial_eval.dce_jaxpr(
     jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars)
   )
-  return _count(live)
+  return _count(live, frozenset(scopes), '')
 
 
-def _count(jaxpr: Any) -> Count:
-  total = Count(0.0, 0)
+def _count(jaxpr: Any, scopes: frozenset[str], scope: str) -> Count:
+  total = Count({}, 0)
   for eqn in jaxpr.eqns:
     name, params = eqn.primitive.name, eqn.params
-    inner = [_count(j) for j in _jaxprs(params)]
+    here = scope or _scope(eqn, scopes)
+    inner = [_count(j, scopes, here) for j in _jaxprs(params)]
     if name == 'dot_general':
-      total += Count(_dot(eqn), 0)
+      total += Count({here: _dot(eqn)}, 0)
     elif name == 'conv_general_dilated':
-      total += Count(_convolution(eqn), 0)
+      total += Count({here: _convolution(eqn)}, 0)
     elif name == 'cond':
-      total += max(inner)
+      total += max(inner, key=lambda c: c.flops)
+    elif name in ('pallas_call', 'shard_map'):
+      # A program for every place of its grid, or for every device.
+      times = params['mesh'].size if name == 'shard_map' else _places(params)
+      for body in inner:
+        total += body.times(times)
     elif name == 'scan':
-      body = inner[0]
-      total += Count(body.flops * params['length'], body.open_loops)
+      total += inner[0].times(params['length'])
     else:
       for body in inner:
         total += body
       if name == 'while' and any(body.flops for body in inner):
-        total += Count(0.0, 1)
+        total += Count({}, 1)
   return total
+
+
+def _scope(eqn: Any, scopes: frozenset[str]) -> str:
+  """The outermost of the scopes an equation was traced in; '': none."""
+  if not scopes:
+    return ''
+  names = re.split(r'[/()]', str(eqn.source_info.name_stack))
+  return next((name for name in names if name in scopes), '')
+
+
+def _places(params: dict[str, Any]) -> int:
+  """Of the grid of a kernel, those that hold no number known here as one."""
+  grid = params['grid_mapping'].grid
+  return math.prod(n for n in grid if isinstance(n, int))
 
 
 def _jaxprs(params: dict[str, Any]) -> list[Any]:

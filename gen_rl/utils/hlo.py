@@ -38,6 +38,7 @@ class Traffic(NamedTuple):
   network: dict[str, float]  # {kind of collective: bytes sent}
   memory: float  # bytes read and written, fused operations together
   open_loops: int  # whose length was not found: they count once
+  kernels: dict[str, int]  # {kernel that XLA did not write: calls}
 
 
 class _Op(NamedTuple):
@@ -53,11 +54,11 @@ def traffic(text: str) -> Traffic:
   """Of an optimised module, `compiled.as_text()`."""
   computations, entry = _parse(text)
   program = _Program(computations)
-  sent, memory, loops = program.cost(entry)
+  sent, memory, loops, kernels = program.cost(entry)
   network = Counter()
   for (kind, _), size in sent.items():
     network[kind] += size
-  return Traffic(dict(network), memory, loops)
+  return Traffic(dict(network), memory, loops, dict(kernels))
 
 
 def _bytes(type_text: str, fast: bool = True) -> float:
@@ -120,13 +121,13 @@ class _Program:
     self.cost = functools.cache(self._cost)
     self.partial = functools.cache(self._partial)
 
-  def _cost(self, name: str) -> tuple[Counter, float, int]:
-    """(bytes sent by kind and channel, of memory, loops of unknown length).
+  def _cost(self, name: str) -> tuple[Counter, float, int, Counter]:
+    """(bytes sent by kind and channel, of memory, open loops, kernels).
 
     A collective that runs beside products is in several fusions, with one
     channel, and counts once.
     """
-    network, memory, loops = Counter(), 0.0, 0
+    network, memory, loops, kernels = Counter(), 0.0, 0, Counter()
     ops = self.computations[name]
     for op in ops.values():
       kind = op.kind.removesuffix('-start')
@@ -141,7 +142,9 @@ class _Program:
       inner = [self.cost(c) for c in _called(op)]
       if op.kind == 'conditional' and inner:
         inner = [max(inner, key=lambda c: c[1] + sum(c[0].values()))]
-      for sent, moved, more in inner:
+      for sent, moved, more, called in inner:
+        for kernel, calls in called.items():
+          kernels[kernel] += times * calls
         for key, size in sent.items():
           if op.kind == 'fusion':
             network[key] = max(network[key], size)
@@ -150,9 +153,11 @@ class _Program:
         if op.kind != 'fusion':
           memory += times * moved
         loops += more
+      if kernel := _kernel(op):
+        kernels[kernel] += 1
       if op.kind not in _FREE and not op.kind.endswith('-done'):
         memory += self.moved(op, ops)
-    return network, memory, loops
+    return network, memory, loops, kernels
 
   def turns(self, op: _Op, ops: dict[str, _Op]) -> int | None:
     """How often a loop turns, or None."""
@@ -185,6 +190,8 @@ class _Program:
   def moved(self, op: _Op, ops: dict[str, _Op]) -> float:
     """Bytes an operation reads from main memory and writes to it."""
     slices, updates = {}, None
+    if 'custom_call_target="AllocateBuffer"' in op.rest:
+      return 0.0
     if op.kind in ('dynamic-slice', 'gather'):
       return 2 * _bytes(op.type, fast=False)
     if op.kind == 'dynamic-update-slice':
@@ -220,6 +227,20 @@ class _Program:
     if root.kind == 'dynamic-update-slice':
       return slices, _bytes(ops[root.operands[1]].type)
     return slices, None
+
+
+def _kernel(op: _Op) -> str:
+  """The name of a kernel that is called; '': none is.
+
+  Its operands and results count once, as those of any operation; what it reads
+  again, block by block, does not.
+  """
+  target = re.search(r'custom_call_target="([^"]*)"', op.rest)
+  if target is None:
+    return ''
+  if target[1] == 'tpu_custom_call':  # of Pallas
+    return re.sub(r'(\.\d+)+$', '', op.name)
+  return target[1] if 'cudnn' in target[1] else ''
 
 
 def _called(op: _Op) -> list[str]:
