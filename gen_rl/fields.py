@@ -67,8 +67,8 @@ Quality = Annotated[int, between(1, 100)]  # of a JPEG
 Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
 Dtype = Literal['float32', 'bfloat16']
 Remat = Annotated[Literal['none', 'dots', 'full'], Kind.GEOMETRY]
-# What computes attention.
-Kernel = Annotated[Literal['xla', 'cudnn'], Kind.GEOMETRY]
+# What computes attention, see `models.parts.attention`.
+Kernel = Annotated[Literal['auto', 'xla', 'cudnn', 'splash'], Kind.GEOMETRY]
 # Of what is computed in parts: rows of a part, of which 0 may be all.
 Chunk = Annotated[int, at_least(1), Kind.GEOMETRY]
 RowsOrAll = Annotated[int, at_least(0), Kind.GEOMETRY]

@@ -21,6 +21,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.types import Axes, PyTree
+from gen_rl.utils import chips
 from gen_rl.utils import tree as tree_lib
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -295,13 +296,17 @@ class Layout(NamedTuple):
   def scope(self):
     """Programs traced inside place activations by `nn.with_logical_constraint`.
 
-    On one device there is nothing to place.
+    On one device there is nothing to place. Where chips of another kind than
+    those that are there are planned for, kernels are chosen for these.
     """
-    if self.mesh.size == 1:
-      yield
-      return
-    rules = [(name, axes) for name, axes in self.rules.items()]
-    with jax.set_mesh(self.mesh), nn.logical_axis_rules(rules):
+    with contextlib.ExitStack() as stack:
+      first = self.mesh.devices.flat[0]
+      if first.platform != jax.default_backend():
+        stack.enter_context(chips.TRACED_FOR(first))
+      if self.mesh.size > 1:
+        rules = [(name, axes) for name, axes in self.rules.items()]
+        stack.enter_context(jax.set_mesh(self.mesh))
+        stack.enter_context(nn.logical_axis_rules(rules))
       yield
 
 

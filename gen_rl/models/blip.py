@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
 from gen_rl.models.files import folders, options, released
-from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts import attention as attention_lib
 from gen_rl.models.parts import vit
 from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
@@ -86,7 +86,7 @@ class VisionAttention(nn.Module):
     d = x.shape[-1]
     qkv = Dense(3 * d, dtype=self.dtype, name='qkv')(x)
     q, k, v = (vit.split_heads(a, self.heads) for a in jnp.split(qkv, 3, -1))
-    seen = layers_lib.sdpa(q, k, v, implementation=self.attention)
+    seen = attention_lib.sdpa(q, k, v, implementation=self.attention)
     return Dense(d, dtype=self.dtype, name='proj')(seen.reshape(x.shape))
 
 
@@ -168,7 +168,7 @@ class SelfAttention(nn.Module):
     k, v = dense(name='key')(y), dense(name='value')(y)
     q, k, v = (vit.split_heads(a, self.heads) for a in (q, k, v))
     mask = None if mask is None else mask[:, None, None]
-    return layers_lib.sdpa(q, k, v, mask).reshape(x.shape)
+    return attention_lib.sdpa(q, k, v, mask).reshape(x.shape)
 
 
 class TextAttention(nn.Module):
@@ -310,7 +310,7 @@ def image_reward(
   head: tuple[int, ...] = HEAD,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Scorer:
   """The network; pixels are normalised as CLIP's are.
@@ -332,7 +332,7 @@ def image_reward(
     head: widths of the five layers of (2).
     scan: one program for all blocks of a network, parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: how the picture's squares see each other, see `layers.sdpa`;
+    attention: how the picture's squares see each other, see `attention.sdpa`;
       where the text is concerned it is 'xla'.
     dtype: of the arithmetic; that of (2) is float32.
 

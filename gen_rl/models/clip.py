@@ -259,7 +259,7 @@ def clip(
   end: int = 2,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Clip:
   """Both networks, or one of them.
@@ -277,7 +277,7 @@ def clip(
     scan: one program for all blocks of pictures, parameters stacked.
     remat: what the backward pass computes anew of them, see
       `layers.rematerialized`.
-    attention: of pictures, see `layers.sdpa`.
+    attention: of pictures, see `attention.sdpa`.
     dtype: of the arithmetic.
 
   Raises:

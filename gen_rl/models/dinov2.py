@@ -210,7 +210,7 @@ def dinov2(
   mask_token: bool = True,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> ImageEncoder:
   """The network; pixels are RGB, normalised with MEAN and STD.
@@ -231,7 +231,7 @@ def dinov2(
     mask_token: the file has that of pretraining, which changes nothing.
     scan: one program for all blocks, parameters stacked [layers ...].
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: how, see `layers.sdpa`.
+    attention: how, see `attention.sdpa`.
     dtype: of the arithmetic.
 
   Raises:

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 
 from gen_rl.fields import Count, Fraction, Index, Remat
 from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts.attention import attend
 from gen_rl.models.parts.layers import (
   PAD,
   Dense,
   Net,
   TextEncoder,
-  attend,
   constrain,
   time_embedding,
 )

@@ -33,7 +33,8 @@ from gen_rl.models import flow_files
 from gen_rl.models.files import options, peft, released
 from gen_rl.models.parts import adaln
 from gen_rl.models.parts import layers as layers_lib
-from gen_rl.models.parts.layers import Dense, Net, constrain, sdpa
+from gen_rl.models.parts.attention import sdpa
+from gen_rl.models.parts.layers import Dense, Net, constrain
 from gen_rl.types import Array
 
 AXES = (
@@ -257,7 +258,7 @@ def flux(
   guidance: NonNegative | None = 3.5,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network; the defaults are those of dev.
@@ -274,7 +275,7 @@ def flux(
     guidance: scale that dev applies itself; None for schnell, which has none.
     scan: one program for all blocks of a kind, their parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: see `layers.sdpa`; 'cudnn' in bfloat16 only.
+    attention: see `attention.sdpa`; 'cudnn' in bfloat16 only.
     dtype: of the arithmetic. Norms' statistics, the softmax, angles and times
       are computed in float32.
 

@@ -33,7 +33,8 @@ from gen_rl.models import mmdit_files
 from gen_rl.models.files import peft
 from gen_rl.models.parts import adaln, vit
 from gen_rl.models.parts import layers as layers_lib
-from gen_rl.models.parts.layers import Dense, Net, constrain, sdpa
+from gen_rl.models.parts.attention import sdpa
+from gen_rl.models.parts.layers import Dense, Net, constrain
 from gen_rl.types import Array
 
 AXES = (
@@ -260,7 +261,7 @@ def mmdit(
   sample_size: Count = 128,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network; defaults are those of 3.5 medium.
@@ -280,7 +281,7 @@ def mmdit(
     sample_size: side of latents that positions are measured by.
     scan: one program for all blocks of a kind, their parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: see `layers.sdpa`; 'cudnn' in bfloat16 only.
+    attention: see `attention.sdpa`; 'cudnn' in bfloat16 only.
     dtype: of the arithmetic. Norms' statistics, the softmax, positions and
       times are computed in float32.
 

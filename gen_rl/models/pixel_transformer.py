@@ -15,7 +15,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from gen_rl.models.parts import resnet
-from gen_rl.models.parts.layers import Dense, constrain, sdpa
+from gen_rl.models.parts.attention import sdpa
+from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array
 
 AXES = (

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from gen_rl.fields import Kernel, Remat
 from gen_rl.models.files import options, released
-from gen_rl.models.parts import layers as layers_lib
+from gen_rl.models.parts import attention as attention_lib
 from gen_rl.models.parts import vit
 from gen_rl.models.parts.layers import Dense
 from gen_rl.types import Array, Axes, Params
@@ -150,7 +150,7 @@ class ProbeAttention(nn.Module):
     q, k, v = (
       vit.split_heads(a, self.heads) for a in (q[:, :1], k[:, 1:], v[:, 1:])
     )
-    seen = layers_lib.sdpa(q, k, v)
+    seen = attention_lib.sdpa(q, k, v)
     return Dense(d, dtype=self.dtype, name='out_proj')(
       seen.reshape(query.shape)
     )
@@ -167,7 +167,7 @@ class Tower(NamedTuple):
   eps: float = 1e-6
   scan: bool = False
   remat: str = 'none'
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: Any = jnp.float32
 
   def encoder(self) -> vit.Encoder:
@@ -298,7 +298,7 @@ def siglip(
   out: int | None = None,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Siglip:
   """Both networks, or one of them.
@@ -316,7 +316,7 @@ def siglip(
     out: width of the vector of a text; None: that of the network.
     scan: one program for all blocks of a network, parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: how, see `layers.sdpa`; that of the query of (2) is 'xla'.
+    attention: how, see `attention.sdpa`; that of the query of (2) is 'xla'.
     dtype: of the arithmetic.
 
   Raises:

@@ -222,7 +222,7 @@ def unet(
   beta_end: Fraction = 0.012,
   train_steps: Count = 1000,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The U-Net as a velocity network.
@@ -249,7 +249,7 @@ def unet(
     beta_end: see betas.
     train_steps: see betas.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: see `layers.sdpa`; 'cudnn' in bfloat16 only.
+    attention: see `attention.sdpa`; 'cudnn' in bfloat16 only.
     dtype: of the arithmetic; parameters and the velocity are float32.
 
   Raises:

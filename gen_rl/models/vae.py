@@ -34,7 +34,8 @@ from gen_rl.fields import Count, Positive, Remat
 from gen_rl.models.files import options, released
 from gen_rl.models.parts import layers as layers_lib
 from gen_rl.models.parts import resnet
-from gen_rl.models.parts.layers import Dense, sdpa
+from gen_rl.models.parts.attention import sdpa
+from gen_rl.models.parts.layers import Dense
 from gen_rl.types import Array, Axes, Params
 from gen_rl.utils import rng
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from gen_rl.fields import Count, Index, NonNegative, Positive, Remat
 from gen_rl.models import lm
+from gen_rl.models.parts import attention
 from gen_rl.models.parts import decoder as decoder_lib
-from gen_rl.models.parts import layers as layers_lib
 from gen_rl.models.parts.layers import PAD, Dense, TokenNet
 from gen_rl.types import Array, PyTree
 
@@ -57,7 +57,7 @@ class Blocks(nn.Module):
       q, k, v = einops.rearrange(
         qkv, 'b i (m n c) -> m b i n c', m=3, n=self.heads
       )
-      seen = layers_lib.attend(q, k, v, visible)
+      seen = attention.attend(q, k, v, visible)
       x += dense(d, name=f'out{i}')(seen)
       h = dense(4 * d, name=f'up{i}')(norm(name=f'norm_b{i}')(x))
       x += dense(d, name=f'down{i}')(nn.gelu(h))

@@ -32,7 +32,8 @@ from gen_rl.models import flow_files
 from gen_rl.models.files import options, peft, released
 from gen_rl.models.parts import adaln
 from gen_rl.models.parts import layers as layers_lib
-from gen_rl.models.parts.layers import Dense, Net, constrain, sdpa
+from gen_rl.models.parts.attention import sdpa
+from gen_rl.models.parts.layers import Dense, Net, constrain
 from gen_rl.types import Array, Params, PyTree
 
 AXES = (
@@ -241,7 +242,7 @@ def wan(
   text: Count = 4096,
   scan: bool = False,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Net:
   """The transformer as a velocity network; the defaults are those of T2V-1.3B.
@@ -258,7 +259,7 @@ def wan(
     text: numbers of a text token.
     scan: one program for all blocks, their parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: see `layers.sdpa`; 'cudnn' in bfloat16 only.
+    attention: see `attention.sdpa`; 'cudnn' in bfloat16 only.
     dtype: of the arithmetic. Norms' statistics, the softmax, angles and times
       are computed in float32.
 

@@ -38,7 +38,7 @@ def dino(
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   scan: bool = True,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
 ) -> Reward:
   """Likeness with the picture that a prompt comes with.
 
@@ -59,7 +59,7 @@ def dino(
     dtype: of the arithmetic.
     scan: one program for all blocks: compiles faster.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: see `layers.sdpa`.
+    attention: see `attention.sdpa`.
 
   Raises:
     ConfigError: another `by`; when scored, samples that are no pictures or a

@@ -34,7 +34,7 @@ def imagereward(
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   scan: bool = True,
   remat: Remat = 'none',
-  attention: Kernel = 'xla',
+  attention: Kernel = 'auto',
 ) -> Reward:
   """ImageReward's score. A picture that is not finite is not valid.
 
@@ -51,7 +51,7 @@ def imagereward(
     dtype: of the arithmetic.
     scan: one program for all blocks: compiles faster.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: see `layers.sdpa`.
+    attention: see `attention.sdpa`.
 
   Raises:
     ConfigError: there is no reader, or it is none of BERT's; when scored,

@@ -14,6 +14,8 @@ import jax
 from gen_rl.build import ConfigError
 
 GIB = 2**30
+# A device of those that programs are traced for; None: of those that are there.
+TRACED_FOR = jax.make_user_context(None)
 
 
 class Chip(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 
 from gen_rl import sharding, testing
 from gen_rl.models import ar, lm, vlm
-from gen_rl.models.parts import decoder
+from gen_rl.models.parts import attention, decoder
 
 V, L, K, B = 20, 5, 4, 3
 SMALL = dict(vocab=V, length=L, width=16, layers=2, heads=4, kv_heads=2)
@@ -168,7 +168,7 @@ def test_grouped_attention_is_that_of_jax():
   q = jax.random.normal(keys[0], (b, n, g, s, c))
   k, v = (jax.random.normal(key, (b, n, s, c)) for key in keys[1:])
   mask = jnp.tril(jnp.ones((b, s, s), bool))
-  found = decoder.attend(q, (k, v, mask))
+  found = attention.grouped(q, (k, v, mask))
   wanted = jax.nn.dot_product_attention(
     q.transpose(0, 3, 1, 2, 4).reshape(b, s, n * g, c),
     k.transpose(0, 2, 1, 3),

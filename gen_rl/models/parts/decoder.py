@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl.models.parts import attention
 from gen_rl.models.parts import layers as layers_lib
 from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array
@@ -115,38 +116,10 @@ def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def attend(q: Array, *parts: tuple[Array, Array, Array]) -> Array:
-  """Grouped attention, (2), its softmax in float32.
-
-  Args:
-    q: [b n g s c], g queries for each of n keys.
-    *parts: (keys [b n j c], values [b n j c], mask [b s j] or [b 1 j] bool of
-      what each query may see); one softmax runs over all of them. Nobody has
-      to lay them side by side.
-
-  Returns:
-    [b s (n g c)], the heads side by side.
-  """
-  scores = []
-  for k, _, mask in parts:
-    score = jnp.einsum(
-      'bngsc,bnjc->bngsj', q, k, preferred_element_type=jnp.float32
-    )
-    score = score / np.sqrt(q.shape[-1])
-    scores.append(jnp.where(mask[:, None, None], score, -1e9))
-  weights = nn.softmax(jnp.concatenate(scores, -1))
-  ends = np.cumsum([s.shape[-1] for s in scores])[:-1]
-  out = sum(
-    jnp.einsum('bngsj,bnjc->bngsc', w.astype(v.dtype), v)
-    for w, (_, v, _) in zip(jnp.split(weights, ends, -1), parts, strict=True)
-  )
-  return einops.rearrange(out, 'b n g s c -> b s (n g c)')
-
-
 class Block(nn.Module):
   """Equations (1) to (3).
 
-  x [b s d], layer, (cos, sin), mask [b s s], Past | None -> (x [b s d], its
+  x [b s d], layer, (cos, sin), visible [b s], Past | None -> (x [b s d], its
   keys and values 2 x [b n s c]).
   """
 
@@ -172,7 +145,7 @@ class Block(nn.Module):
     x: Array,
     layer: Array | int,
     rope: tuple[Array, Array],
-    mask: Array,
+    visible: Array,
     keys_values: tuple[Array, Array] | None,
     seen: Array | None,
   ) -> tuple[Array, tuple[Array, Array]]:
@@ -187,14 +160,15 @@ class Block(nn.Module):
     q, k = (rotate(a, rope).astype(s.dtype) for a in (q, k))
     q = constrain(q, 'batch', 'heads', None, None, None)
     k, v = (constrain(a, 'batch', 'heads', None, None) for a in (k, v))
-    parts = [(k, v, mask)]
-    if keys_values is not None:
+    if keys_values is None:
+      x += self.out(attention.causal(q, k, v, visible))
+    else:
       before = (
         jax.lax.dynamic_index_in_dim(a, layer, 1, keepdims=False)
         for a in keys_values
       )
-      parts.insert(0, (*before, seen[:, None]))
-    x += self.out(attend(q, *parts))
+      now = k, v, attention.behind(visible)
+      x += self.out(attention.grouped(q, (*before, seen[:, None]), now))
     h = self.norm_m(x)
     h = constrain(nn.silu(self.gate(h)) * self.up(h), 'batch', None, 'mlp')
     return constrain(x + self.down(h), 'batch', None, None), (k, v)
@@ -229,18 +203,16 @@ class Decoder(nn.Module):
     self, x: Array, positions: Array, visible: Array, past: Past | None = None
   ) -> tuple[Array, Any]:
     s = self.shape
-    order = jnp.arange(x.shape[1])
-    mask = visible[:, None] & (order <= order[:, None])
     rope = rotations(positions, s.head_dim, s.theta)
     before, seen = past or (None, None)
     x = x.astype(s.dtype)
     if s.scan:
       layers = jnp.arange(s.layers)
-      x, new = self.block(x, layers, rope, mask, before, seen)
+      x, new = self.block(x, layers, rope, visible, before, seen)
     else:
       new = []
       for i, block in enumerate(self.block):
-        x, pair = block(x, 0, rope, mask, before and before[i], seen)
+        x, pair = block(x, 0, rope, visible, before and before[i], seen)
         new.append(tuple(a[:, None] for a in pair))
     return self.norm(x), tuple(new)
 

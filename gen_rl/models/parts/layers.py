@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_rl.models.parts import attention
 from gen_rl.types import Array, Axes, Params, PyTree
 
 PAD = 0  # token id of padding, where no tokenizer says another
@@ -167,8 +168,8 @@ def rematerialized(
 
   Args:
     module: a class.
-    policy: 'none' keeps them all; 'dots' keeps the products with parameters;
-      'full' keeps the block's input alone.
+    policy: 'none' keeps them all; 'dots' keeps the products with parameters,
+      and what fused attention computed; 'full' keeps the block's input alone.
     in_scan: blocks are scanned, where the compiler cannot merge the two
       computations of a block into one; else that has to be prevented.
 
@@ -177,7 +178,11 @@ def rematerialized(
   """
   keep = dict(
     none=None,
-    dots=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    dots=jax.checkpoint_policies.save_from_both_policies(
+      jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      # What a fused kernel leaves for its backward pass.
+      jax.checkpoint_policies.save_only_these_names('attention'),
+    ),
     full=jax.checkpoint_policies.nothing_saveable,
   )
   if policy not in keep:
@@ -206,49 +211,6 @@ def time_embedding(t: Array, width: int) -> Array:
   frequency = jnp.exp(jnp.linspace(0.0, jnp.log(1000.0), half))
   angle = t[:, None] * frequency
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
-
-
-def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
-  """Softmax attention in float32.
-
-  Args:
-    q: [b i n c] queries; k, v: [b j n c] keys and values, n heads.
-    k: see q.
-    v: see q.
-    mask: [b j] bool, the keys that may be seen.
-
-  Returns:
-    [b i (n c)], the heads side by side.
-  """
-  scores = jnp.einsum('binc,bjnc->bnij', q, k).astype(jnp.float32)
-  scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))
-  weights = nn.softmax(jnp.where(mask[:, None, None], scores, -1e9))
-  out = jnp.einsum('bnij,bjnc->binc', weights.astype(v.dtype), v)
-  return out.reshape(*out.shape[:2], -1)
-
-
-def sdpa(
-  q: Array,
-  k: Array,
-  v: Array,
-  mask: Array | None = None,
-  implementation: str = 'xla',
-) -> Array:
-  """Softmax attention; the softmax is float32.
-
-  Args:
-    q: [b i n c] queries; k, v: [b j n c] keys and values, n heads.
-    k: see q.
-    v: see q.
-    mask: bool, broadcastable to [b n i j]: which keys a query may see.
-    implementation: 'xla', or 'cudnn' on NVIDIA GPUs, in bfloat16.
-
-  Returns:
-    [b i n c].
-  """
-  return jax.nn.dot_product_attention(
-    q, k, v, mask=mask, implementation=implementation
-  )
 
 
 class TextEncoder(nn.Module):
@@ -283,7 +245,9 @@ class TextEncoder(nn.Module):
     for i in range(self.layers):
       h = nn.LayerNorm(name=f'norm_a{i}')(x)
       qkv = Dense(3 * d, name=f'qkv{i}')(h).reshape(b, length, 3, n, d // n)
-      x += Dense(d, name=f'out{i}')(attend(*jnp.moveaxis(qkv, 2, 0), mask))
+      x += Dense(d, name=f'out{i}')(
+        attention.attend(*jnp.moveaxis(qkv, 2, 0), mask)
+      )
       h = nn.LayerNorm(name=f'norm_b{i}')(x)
       h = nn.gelu(Dense(2 * d, name=f'up{i}')(h))
       x += Dense(d, name=f'down{i}')(h)

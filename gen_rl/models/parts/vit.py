@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_rl.models.parts import attention as attention_lib
 from gen_rl.models.parts import layers as layers_lib
 from gen_rl.models.parts.layers import Dense, constrain
 from gen_rl.types import Array, Axes, Params
@@ -114,7 +115,7 @@ class Attention(nn.Module):
 
   heads: int
   bias: bool = True  # of queries, keys and values
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -124,7 +125,7 @@ class Attention(nn.Module):
       split_heads(dense(use_bias=self.bias, name=f'{n}_proj')(x), self.heads)
       for n in 'qkv'
     )
-    seen = layers_lib.sdpa(q, k, v, mask, self.attention)
+    seen = attention_lib.sdpa(q, k, v, mask, self.attention)
     return dense(name='out_proj')(seen.reshape(x.shape))
 
 
@@ -149,7 +150,7 @@ class Block(nn.Module):
   mlp: int
   act: str = 'gelu'
   eps: float = 1e-6
-  attention: str = 'xla'
+  attention: str = 'auto'
   dtype: Any = jnp.float32
 
   @nn.compact

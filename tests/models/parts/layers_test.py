@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import testing
-from gen_rl.models.parts import layers
+from gen_rl.models.parts import attention, layers
 
 KEY = jax.random.key(0)
 
@@ -20,7 +20,7 @@ def test_attention_is_a_weighted_mean_of_the_values_that_may_be_seen():
     )
   )
   mask = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1]], bool)
-  got = np.asarray(layers.attend(q, k, v, jnp.asarray(mask)))
+  got = np.asarray(attention.attend(q, k, v, jnp.asarray(mask)))
   assert got.shape == (2, 3, 8)
   for b in range(2):
     for i in range(3):
