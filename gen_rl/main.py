@@ -1,10 +1,11 @@
-"""Command line: train, evaluate, sample or export.
+"""Command line: train, evaluate, sample, export, or encode prompts.
 
   python -m gen_rl.main --config=configs/flow_grpo.py
   python -m gen_rl.main --config=flow_grpo:fast --workdir=runs/fast
   python -m gen_rl.main --config=... --workdir=... --mode=eval
   python -m gen_rl.main --config=... --mode=sample --prompt="two red circles"
   python -m gen_rl.main --config=... --mode=export --config.export=final
+  python -m gen_rl.main --config=... --mode=embed
 
 A config is the path of a file or the name of an installed one, with
 ":variant" if it has any; fields are set with --config.path.to.field=value.
@@ -43,7 +44,10 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder for everything written; default runs/<config>.'
 )
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', ['train', 'eval', 'sample', 'export'], 'What to do.'
+  'mode',
+  'train',
+  ['train', 'eval', 'sample', 'export', 'embed'],
+  'What to do; embed: fill data.embed.cache.',
 )
 _PROMPT = flags.DEFINE_string('prompt', None, 'What to sample.')
 _NUM = flags.DEFINE_integer('num', 8, 'Pictures to sample.')
@@ -166,6 +170,11 @@ def main(argv: list[str]) -> None:
     train.train_and_evaluate(
       config, workdir, started=gen_rl.STARTED, profile=_PROFILE.value
     )
+    return
+  if _MODE.value == 'embed':
+    from gen_rl import embed
+
+    embed.fill(config)
     return
   from gen_rl import inference
 

@@ -34,6 +34,7 @@ class Encoder(NamedTuple):
   identity: str  # other features have another one
   # Raises ValueError for a text that is too long, without the networks.
   check: Callable[[Sequence[str]], None] = lambda texts: None
+  weights: Callable[[], str] = lambda: ''  # of the networks: a checksum
 
 
 class Embed(NamedTuple):
@@ -43,6 +44,7 @@ class Embed(NamedTuple):
   shapes: Mapping[str, jax.ShapeDtypeStruct]  # {name: of one row}
   identity: str
   check: Callable[[Sequence[str]], None] = lambda texts: None
+  known: Callable[[str], bool] = lambda text: False  # without encoding it
 
 
 def cached(
@@ -67,11 +69,18 @@ def cached(
     raise ValueError(f'data.embed.keep={keep} must be at least 1')
   folder = os.path.expanduser(folder)
   held: collections.OrderedDict[str, Features] = collections.OrderedDict()
-  own = hashlib.sha256(encoder.identity.encode()).hexdigest()[:16]
+
+  @functools.cache
+  def own() -> str:
+    said = f'{encoder.identity} {encoder.weights()}'
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
   def path(text: str) -> str:
     name = hashlib.sha256(text.encode()).hexdigest()
-    return os.path.join(folder, own, name[:2], f'{name}.safetensors')
+    return os.path.join(folder, own(), name[:2], f'{name}.safetensors')
+
+  def known(text: str) -> bool:
+    return text in held or bool(folder) and os.path.isfile(path(text))
 
   def recall(text: str) -> Features | None:
     if text in held:
@@ -115,7 +124,7 @@ def cached(
   if negative is not None:
     shapes |= {f'null_{name}': x for name, x in encoder.shapes.items()}
   identity = f'{encoder.identity} negative={negative!r}'
-  return Embed(rows, shapes, identity, encoder.check)
+  return Embed(rows, shapes, identity, encoder.check, known)
 
 
 def _read(path: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Features:

@@ -105,3 +105,18 @@ def test_without_a_folder_features_are_drawn(name):
     assert not np.array_equal(a[key][0], a[key][1])
   rows = embeddings.cached(encoder).rows(['one'])
   assert set(rows) == {*encoder.shapes, *(f'null_{n}' for n in encoder.shapes)}
+
+
+def test_other_weights_have_features_of_their_own(sd3_pipeline, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(sd3_pipeline[1], copy)
+  one, same = (
+    text_features.sd3_text(str(folder), t5_length=40)
+    for folder in (sd3_pipeline[1], copy)
+  )
+  assert one.weights() == same.weights()
+  path = copy / 'text_encoder_3' / 'model.safetensors'
+  data = bytearray(path.read_bytes())
+  data[-8:] = bytes(8)  # of the last number of the last tensor
+  path.write_bytes(data)
+  assert one.weights() != same.weights()
