@@ -212,6 +212,11 @@ def fields() -> dict[str, Any]:
   # one length only seq_mean_token_sum, their sums, is another.
   c.aggregate = 'token_mean'
 
+  # Rows of a rollout that its update takes, those of most advantage first; 0:
+  # all. What has no weight (a group without spread, a row between the best and
+  # the worst) costs nothing then. A KL is of the rows that are taken.
+  c.update_rows = field(0, Index)
+
   # A rollout and an update compute the same log-probs by other programs; the
   # metric sampler_gap says how far apart. Above 0, a decision's advantage is
   # weighted by min(p_update / p_rollout, this), truncated importance sampling.

@@ -236,6 +236,7 @@ def make_step(
     mix=mix(config),
     reward_ramps=_ramps(config.rewards),
     objective_ramps=_ramps(config.objective),
+    update_rows=config.update_rows,
     importance_cap=config.importance_cap,
     policy_every=config.policy_every,
     reals=build.build(

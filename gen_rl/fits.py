@@ -148,9 +148,17 @@ def rows(
   )
   if min(count, updates, microbatches, chunks) < 1:
     return []  # `schema` says so
+  taken = config.update_rows or count
+  if taken > count or taken % unit:
+    return [
+      f'update_rows={taken} of {count} rows (prompts_per_step * group_size) '
+      + (
+        f'are to be whole groups of {unit}' if taken % unit else 'are too many'
+      )
+    ]
   found = (
-    minibatch.geometry_error(count, updates, microbatches, unit),
-    sharding.rows_error(count, shards, updates * microbatches),
+    minibatch.geometry_error(taken, updates, microbatches, unit),
+    sharding.rows_error(taken, shards, updates * microbatches),
     sharding.rows_error(count, shards, chunks, 'rollout_chunks'),
   )
   return [error for error in found if error]

@@ -31,7 +31,7 @@ from gen_rl import minibatch
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine, evaluate
 from gen_rl.rewards import inputs as inputs_lib
-from gen_rl.step import ask
+from gen_rl.step import ask, choose
 from gen_rl.step.recipe import Recipe
 from gen_rl.train_state import TrainState
 from gen_rl.types import (
@@ -59,12 +59,14 @@ def update(
     exp: of `judge`, rows [b ...].
     key: the run's.
   """
+  key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
+  exp, row_keys, chosen = choose.choose(
+    recipe, exp, _row_keys(key, exp.traj.group)
+  )
   b, unit, updates = exp.weight.shape[0], recipe.unit, recipe.updates
   if error := minibatch.geometry_error(b, updates, recipe.microbatches, unit):
     raise ConfigError(error)
-  key = jax.random.fold_in(rng.stream_keys(key, 'update'), state.step)
   order_key = rng.stream_keys(key, 'order')
-  row_keys = _row_keys(key, exp.traj.group)
   old = recipe.behaviour_params(state)
   exp = exp.replace(sampled=exp.traj.log_prob)
   if recipe.recompute and exp.traj.log_prob.size:
@@ -103,6 +105,7 @@ def update(
   }
   for name, x in peaks.items():
     metrics[name] = (jnp.nanmax if recipe.left_out(name) else jnp.max)(x)
+  metrics |= chosen
   metrics['optim/skipped'] = state.skipped
   metrics['optim/skipped_in_a_row'] = state.skipped_in_a_row
   return state, metrics

@@ -66,6 +66,8 @@ class Recipe:
     mix: how rewards become one score; None: their weighted sum.
     reward_ramps: {label: rollouts done -> factor of its weight}.
     objective_ramps: the same of objectives.
+    update_rows: how many rows of a rollout an update takes, see `step.choose`;
+      0: all.
     importance_cap: largest weight of a decision by how much likelier the
       update finds it than the rollout did; 0 weighs all alike.
     policy_every: minibatches from one optimizer step of the policy to the next.
@@ -101,6 +103,7 @@ class Recipe:
   mix: mixers.Mixer | None = None
   reward_ramps: Mapping[str, ramps.Ramp] = _none()
   objective_ramps: Mapping[str, ramps.Ramp] = _none()
+  update_rows: int = 0
   importance_cap: float = 0.0
   policy_every: int = 1
   reals: View | None = None
