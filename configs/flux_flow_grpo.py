@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.net = config_dict.create(
     name='flux', image=(64, 64, 16), double=19, single=38, heads=24,
     head_dim=128, turns=(16, 56, 56), guidance=3.5, scan=True, remat='full',
-    attention='xla', dtype='bfloat16',
+    attention='auto', dtype='bfloat16',
   )  # fmt: skip
   c.model.vae.update(scale=0.3611, shift=0.1159)
   c.lora.update(pattern=LORA, rank=64, alpha=128.0)

@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     name='latent',
     net=dict(
       name='unet', image=(64, 64, 4), guidance_width=None, guidance=8.5,
-      boundary=None, remat='full', attention='xla', dtype='bfloat16',
+      boundary=None, remat='full', attention='auto', dtype='bfloat16',
     ),
     vae=dict(name='vae', dtype='bfloat16'),
     decode_rows=4,

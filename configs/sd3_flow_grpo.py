@@ -91,7 +91,7 @@ def model() -> ml_collections.ConfigDict:
     net=dict(
       name='mmdit', image=(64, 64, 16), layers=24, heads=24, dual=13,
       qk_norm=True, grid=384, sample_size=128, scan=True, remat='full',
-      attention='xla', dtype='bfloat16',
+      attention='auto', dtype='bfloat16',
     ),
     vae=dict(
       name='vae', latent=16, scale=1.5305, shift=0.0609, quant=False,

@@ -333,7 +333,7 @@ def image_reward(
     scan: one program for all blocks of a network, parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
     attention: how the picture's squares see each other, see `attention.sdpa`;
-      where the text is concerned it is 'xla'.
+      where the text is concerned it is 'auto'.
     dtype: of the arithmetic; that of (2) is float32.
 
   Raises:

@@ -316,7 +316,7 @@ def siglip(
     out: width of the vector of a text; None: that of the network.
     scan: one program for all blocks of a network, parameters stacked.
     remat: what the backward pass computes anew, see `layers.rematerialized`.
-    attention: how, see `attention.sdpa`; that of the query of (2) is 'xla'.
+    attention: how, see `attention.sdpa`; that of the query of (2) is 'auto'.
     dtype: of the arithmetic.
 
   Raises:

@@ -63,6 +63,8 @@ def _count(jaxpr: Any, scopes: frozenset[str], scope: str) -> Count:
       total += Count({here: _dot(eqn)}, 0)
     elif name == 'conv_general_dilated':
       total += Count({here: _convolution(eqn)}, 0)
+    elif name in _FUSED:
+      total += Count({here: _attention(eqn, _FUSED[name])}, 0)
     elif name == 'cond':
       total += max(inner, key=lambda c: c.flops)
     elif name in ('pallas_call', 'shard_map'):
@@ -103,6 +105,19 @@ def _jaxprs(params: dict[str, Any]) -> list[Any]:
       if hasattr(x, 'eqns'):
         found.append(x)
   return found
+
+
+# {cuDNN's attention: products of i x j x c that it does}
+_FUSED = {
+  'dot_product_attention_fwd': 2,
+  'dot_product_attention_bwd': 5,
+}
+
+
+def _attention(eqn: Any, products: int) -> float:
+  """Of queries [b i n c] and keys [b j m c]."""
+  b, i, n, c = eqn.invars[0].aval.shape
+  return 2.0 * products * b * n * i * eqn.invars[1].aval.shape[1] * c
 
 
 def _dot(eqn: Any) -> float:

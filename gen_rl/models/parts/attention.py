@@ -40,7 +40,7 @@ class Shape(NamedTuple):
   width: int  # c
   dtype: Any
   causal: bool  # no query sees the keys behind it
-  padded: bool  # not all keys may be seen
+  hidden: bool  # not all keys may be seen, by all queries or by some
 
 
 def sdpa(
@@ -66,16 +66,20 @@ def sdpa(
     causal: query i sees the keys up to i.
 
   Returns:
-    [b i n c]. A query that sees no key has numbers that mean nothing.
+    [b i n c]. A query that sees no key has numbers that mean nothing: 0 of
+    'splash', a mean over all keys of others.
   """
   masked = mask is not None
   kernel = _kernel(q, k, implementation, masked, visible, causal)
   if kernel == 'splash':
-    function = functools.partial(_splash, causal, _device().platform != 'tpu')
+    function = functools.partial(splash, causal=causal)
     return _over_mesh(function, q, k, v, visible)
   if visible is not None:
     seen = visible[:, None, None]
     mask = seen if mask is None else mask & seen
+  if mask is not None and kernel == 'cudnn':  # takes whole ones
+    shape = (*mask.shape[:2], q.shape[1], k.shape[1])
+    mask = jnp.broadcast_to(mask, shape)
   return jax.nn.dot_product_attention(
     q, k, v, mask=mask, is_causal=causal, implementation=kernel
   )
@@ -167,13 +171,11 @@ def _kernel(
 ) -> str:
   shape = Shape(
     q.shape[1], k.shape[1], q.shape[2], q.shape[2] // k.shape[2], q.shape[3],
-    jnp.dtype(q.dtype), causal, visible is not None,
+    jnp.dtype(q.dtype), causal, visible is not None or masked,
   )  # fmt: skip
-  return choose(shape, _device(), asked, masked)
-
-
-def _device() -> jax.Device:
-  return chips.TRACED_FOR.value or jax.devices()[0]
+  # Of every process its own: all are of one kind, and choose alike.
+  device = chips.TRACED_FOR.value or jax.local_devices()[0]
+  return choose(shape, device, asked, masked)
 
 
 def choose(
@@ -194,15 +196,7 @@ def choose(
       return 'xla'
   if kernel == 'xla' or (kernel == 'splash' and masked):
     return 'xla'
-  if problem := refused(shape, device, kernel):
-    logging.warning(
-      'attention of %d queries and %d keys, %d heads of %d, in %s is left to '
-      'XLA, as %s does not compile here (%s)',
-      shape.queries, shape.keys, shape.heads, shape.width, shape.dtype.name,
-      kernel, problem,
-    )  # fmt: skip
-    return 'xla'
-  return kernel
+  return 'xla' if refused(shape, device, kernel) else kernel
 
 
 def worthwhile(shape: Shape, kernel: str) -> bool:
@@ -211,7 +205,10 @@ def worthwhile(shape: Shape, kernel: str) -> bool:
     return False
   if kernel == 'cudnn':
     half = shape.dtype in (jnp.bfloat16, jnp.float16)
-    return half and shape.width % 8 == 0 and shape.width <= 128
+    fits = shape.width % 8 == 0 and shape.width <= 128
+    # With keys that are hidden it takes even lengths only.
+    even = shape.queries % 2 == shape.keys % 2 == 0
+    return half and fits and (even or not shape.hidden)
   _, queries = _blocks(shape.queries)
   _, keys = _blocks(shape.keys)
   scores = shape.queries * shape.keys
@@ -222,25 +219,28 @@ def worthwhile(shape: Shape, kernel: str) -> bool:
 def refused(shape: Shape, device: jax.Device, kernel: str) -> str:
   """What a device's compiler says against a kernel; '' if it takes it.
 
-  A small program of one row is compiled, forward and backward, in a thread of
-  its own: what is being traced here does not reach it.
+  That is logged once. A small program of one row is compiled, forward and
+  backward, in a thread of its own: what is being traced here does not reach it.
   """
-  if kernel == 'splash' and device.platform != 'tpu':
-    return ''  # interpreted: for tests
 
   def compile_one() -> str:
+    if kernel == 'splash' and device.platform != 'tpu':
+      return 'it is for TPUs'
     sharding = jax.sharding.SingleDeviceSharding(device)
     array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
     heads, width, dtype = shape.heads, shape.width, shape.dtype
     q = array((1, shape.queries, heads, width), dtype)
     k = array((1, shape.keys, heads // shape.shared, width), dtype)
-    visible = array((1, shape.keys), bool) if shape.padded else None
+    visible = array((1, shape.keys), bool) if shape.hidden else None
 
     def loss(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
       if kernel == 'splash':
-        out = _splash(shape.causal, False, q, k, v, visible)
+        out = splash(q, k, v, visible, shape.causal)
       else:
-        mask = None if visible is None else visible[:, None, None]
+        mask = visible
+        if visible is not None:
+          whole = (1, 1, shape.queries, shape.keys)
+          mask = jnp.broadcast_to(visible[:, None, None], whole)
         out = jax.nn.dot_product_attention(
           q, k, v, mask=mask, is_causal=shape.causal, implementation=kernel
         )
@@ -253,7 +253,15 @@ def refused(shape: Shape, device: jax.Device, kernel: str) -> str:
     return ''
 
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
-    return thread.submit(compile_one).result()
+    problem = thread.submit(compile_one).result()
+  if problem:
+    logging.warning(
+      'attention of %d queries and %d keys, %d heads of %d, in %s is left to '
+      'XLA, as %s does not compile here (%s)',
+      shape.queries, shape.keys, shape.heads, shape.width, shape.dtype.name,
+      kernel, problem,
+    )  # fmt: skip
+  return problem
 
 
 def _blocks(n: int) -> tuple[int, int]:
@@ -267,17 +275,21 @@ def _blocks(n: int) -> tuple[int, int]:
   return block, padded(block)
 
 
-def _splash(
-  causal: bool,
-  interpret: bool,
+def splash(
   q: Array,
   k: Array,
   v: Array,
   visible: Array | None = None,
+  causal: bool = False,
+  interpret: bool = False,
 ) -> Array:
-  """`sdpa` by Pallas' splash attention; lengths are filled up to blocks."""
+  """`sdpa` by Pallas' splash attention; lengths are filled up to blocks.
+
+  Queries are scaled before the products, which rounds them in bfloat16 where
+  sqrt(c) is no power of 2. `interpret` runs it on any device, slowly.
+  """
   from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash,
+    splash_attention_kernel as kernels,
   )
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as masks,
@@ -296,12 +308,12 @@ def _splash(
   one = masks.FullMask((queries, keys))
   if causal:
     one = masks.CausalMask((queries, keys))
-  sizes = splash.BlockSizes(
+  sizes = kernels.BlockSizes(
     block_q=block_q, block_kv=block_k, block_kv_compute=block_k,
     block_q_dkv=block_q, block_kv_dkv=block_k, block_kv_dkv_compute=block_k,
     block_q_dq=block_q, block_kv_dq=block_k,
   )  # fmt: skip
-  attend = splash.make_splash_mha(
+  attend = kernels.make_splash_mha(
     masks.MultiHeadMask([one] * heads), block_sizes=sizes, head_shards=1,
     q_seq_shards=1, interpret=interpret, residual_checkpoint_name='attention',
   )  # fmt: skip
@@ -313,13 +325,17 @@ def _splash(
     if visible is not None:
       room = (0, keys - k.shape[1])
       hidden |= jnp.pad(~visible, ((0, 0), room))
-    segments = splash.SegmentIds(
+    segments = kernels.SegmentIds(
       jnp.zeros((q.shape[0], queries), jnp.int32), hidden.astype(jnp.int32)
     )
   out = jax.vmap(attend)(
     filled(scaled, queries), filled(k, keys), filled(v, keys), segments
   )
-  return out.swapaxes(1, 2)[:, : q.shape[1]].astype(v.dtype)
+  out = out.swapaxes(1, 2)[:, : q.shape[1]].astype(v.dtype)
+  if visible is None:
+    return out
+  # Where no key is seen, gradients would be those of a sum over all of them.
+  return jnp.where(visible.any(1)[:, None, None, None], out, 0)
 
 
 def _over_mesh(
@@ -329,18 +345,21 @@ def _over_mesh(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return function(q, k, v, visible)
-  rows, heads = nn.logical_to_mesh_axes(('batch', 'heads'))
 
-  def divides(names: Any, n: int) -> Any:
-    """The mesh axes that split n places evenly; None: they do not."""
-    names = (names,) if isinstance(names, str) else names or ()
-    parts = 1
-    for name in names:
+  def over(axis: str, n: int) -> tuple[str, ...] | None:
+    """The first of its mesh axes that split n places evenly."""
+    (names,) = nn.logical_to_mesh_axes((axis,))
+    taken, parts = [], 1
+    for name in (names,) if isinstance(names, str) else names or ():
       parts *= mesh.shape[name]
-    return names if names and n % parts == 0 else None
+      if n % parts:
+        break
+      taken.append(name)
+    return tuple(taken) or None
 
-  rows = divides(rows, q.shape[0])
-  heads = divides(heads, k.shape[2])
+  rows, heads = over('batch', q.shape[0]), over('heads', q.shape[2])
+  if heads != over('heads', k.shape[2]):  # fewer keys than devices
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))
   spec = jax.sharding.PartitionSpec(rows, None, heads, None)
   of_keys = jax.sharding.PartitionSpec(rows, None)
   return jax.shard_map(

@@ -169,7 +169,7 @@ def rematerialized(
   Args:
     module: a class.
     policy: 'none' keeps them all; 'dots' keeps the products with parameters,
-      and what fused attention computed; 'full' keeps the block's input alone.
+      and what splash attention computed; 'full' keeps the block's input alone.
     in_scan: blocks are scanned, where the compiler cannot merge the two
       computations of a block into one; else that has to be prevented.
 

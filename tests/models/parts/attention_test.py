@@ -1,5 +1,7 @@
 """Kernels against each other, and compiled for chips that are not there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,10 @@ def inputs(b, i, j, n, m, c, dtype=jnp.float32):
   return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes)]
 
 
-def loss(q, k, v, **how):
-  out = attention.sdpa(q, k, v, **how)
+SPLASH = functools.partial(attention.splash, interpret=True)
+
+
+def loss(out):
   return (jnp.sin(out.astype(jnp.float32)) * jnp.arange(out.shape[1])[:, None,
           None]).mean(), out  # fmt: skip
 
@@ -43,23 +47,32 @@ def test_splash_is_xla_with_gradients(sizes, causal, padded):
     visible = ~hidden.at[:, 0].set(False)
   how = dict(visible=visible, causal=causal)
 
-  def of(kernel):
-    f = lambda q, k, v: loss(q, k, v, implementation=kernel, **how)
+  def of(attend):
+    f = lambda q, k, v: loss(attend(q, k, v, **how))
     return jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
 
-  ((_, want), gradients), ((_, got), others) = of('xla'), of('splash')
+  (_, want), gradients = of(attention.sdpa)
+  (_, got), others = of(SPLASH)
   for a, b in zip((want, *gradients), (got, *others), strict=True):
     np.testing.assert_allclose(b, a, rtol=0, atol=5e-6 * float(abs(a).max()))
+
+
+def test_a_row_of_which_no_key_is_seen_is_zero_and_teaches_nothing():
+  q, k, v = inputs(2, 128, 128, 1, 1, 8)
+  visible = jnp.ones((2, 128), bool).at[0].set(False)
+  f = lambda q, k, v: loss(SPLASH(q, k, v, visible))
+  gradients, out = jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))(q, k, v)
+  for x in (out, *gradients):
+    assert not x[0].any() and x[1].any()
 
 
 def test_products_of_a_kernel_are_counted():
   q, k, v = inputs(2, 256, 256, 3, 3, 64)
 
-  def counted(kernel):
-    f = lambda q, k, v: attention.sdpa(q, k, v, implementation=kernel)
-    return flops.count(jax.make_jaxpr(f)(q, k, v)).flops
+  def counted(attend):
+    return flops.count(jax.make_jaxpr(attend)(q, k, v)).flops
 
-  assert counted('splash') == counted('xla') == 4 * 2 * 3 * 256**2 * 64
+  assert counted(SPLASH) == counted(attention.sdpa) == 4 * 2 * 3 * 256**2 * 64
 
 
 def test_which_kernel_is_taken():
@@ -72,17 +85,20 @@ def test_which_kernel_is_taken():
   assert worthwhile(of(1357, 1357, 24, 1, 64), 'cudnn')
   assert not worthwhile(of(1357, 1357, 24, 1, 64, dtype=F32), 'cudnn')
   assert not worthwhile(of(4096, 4096, 1, 1, 512), 'cudnn')
-  cpu = jax.devices()[0]
+  hidden = of(1357, 1357, 24, 1, 64)._replace(hidden=True)
+  assert not worthwhile(hidden, 'cudnn')  # odd
+  cpu = jax.devices('cpu')[0]
   assert attention.choose(of(1357, 1357, 24, 1, 64), cpu) == 'xla'
 
 
 def test_a_kernel_that_does_not_compile_is_xla(caplog):
-  """As cuDNN, where there is none."""
+  """As one for TPUs, on a CPU."""
   q, k, v = inputs(1, 128, 128, 2, 2, 8, jnp.bfloat16)
   for _ in range(2):
-    got = attention.sdpa(q, k, v, implementation='cudnn')
+    got = attention.sdpa(q, k, v, implementation='splash')
   np.testing.assert_array_equal(got, attention.sdpa(q, k, v))
-  assert 'is left to XLA, as cudnn does not compile here' in caplog.text
+  said = 'is left to XLA, as splash does not compile here (it is for TPUs)'
+  assert caplog.text.count(said) == 1
 
 
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
