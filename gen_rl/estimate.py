@@ -321,7 +321,7 @@ def _evaluation(config, built, layout, state) -> tuple[float, str]:
 
 def traced_step(built, step, state, batch, key) -> list[Any]:
   """What a step runs on the devices, traced."""
-  _, host = combine.split(built.rewards or {})
+  _, host = combine.split({**(built.rewards or {}), **built.monitors})
   if not host:
     return [step.train_step.trace(state, batch, key)]
   traj, inputs, outs = jax.eval_shape(step.sample, state, batch, key)

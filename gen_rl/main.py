@@ -151,6 +151,11 @@ def main(argv: list[str]) -> None:
       f'--step={_STEP.value} names a checkpoint to evaluate, sample or export; '
       'training goes on from the newest (--mode=train)'
     )
+  if _MODE.value != 'train' and _PROFILE.value:
+    raise ValueError(
+      f'--profile={_PROFILE.value} records updates of a training, and '
+      f'--mode={_MODE.value} takes none'
+    )
   if (_WORKDIR.value or '').startswith('~'):
     raise ValueError(
       f'--workdir={_WORKDIR.value} begins with a ~ that no shell replaced; '

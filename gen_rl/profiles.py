@@ -38,6 +38,8 @@ class Profile:
     self.first = self.last = 0
     self.folder = pathlib.Path(workdir) / 'tensorboard'
     self._running = False
+    # Of several processes on one file system the first one records.
+    self._records = jax.process_index() == 0
     if not span:
       return
     match = re.fullmatch(r'(\d+):(\d+)', span)
@@ -55,7 +57,8 @@ class Profile:
 
   def start(self) -> None:
     """Starts the record; no update may be running."""
-    jax.profiler.start_trace(self.folder)
+    if self._records:
+      jax.profiler.start_trace(self.folder)
     self._running = True
 
   def ends(self, done: int) -> bool:
@@ -72,13 +75,21 @@ class Profile:
       {stage: share of the time in operations}; {} where the record names none
       of the programs' operations.
     """
-    jax.profiler.stop_trace()
     self._running = False
+    if not self._records:
+      return {}
+    jax.profiler.stop_trace()
     files = self.folder.glob('plugins/profile/*/*.xplane.pb')
     newest = max(files, key=lambda path: path.stat().st_mtime)
     record = jax.profiler.ProfileData.from_file(str(newest))
     texts = [program.lower().compile().as_text() for program in programs]
     return shares(record, texts)
+
+  def give_up(self) -> None:
+    """Ends a record of a run that ends earlier."""
+    if self._running and self._records:
+      jax.profiler.stop_trace()
+    self._running = False
 
   def says(self, measured: Mapping[str, float]) -> str:
     """A line for the terminal."""
@@ -93,17 +104,19 @@ def shares(record: Any, programs: Iterable[str]) -> dict[str, float]:
   """Of a `jax.profiler.ProfileData` and texts of compiled programs."""
   stage_of = {}
   for text in programs:
+    module = text.partition('HloModule ')[2].split(',')[0]
     for line in text.splitlines():
       if found := _OPERATION.match(line):
         names = re.split(r'[/()]', found[2])
         stage = next((n for n in names if n in STAGES), '')
-        stage_of[found[1]] = stage
+        stage_of[module, found[1]] = stage
   seconds = Counter()
   for plane in record.planes:
     for line in plane.lines:
       events = []
       for event in line.events:
-        operation = dict(event.stats).get('hlo_op')
+        stats = dict(event.stats)
+        operation = stats.get('hlo_module'), stats.get('hlo_op')
         if operation in stage_of:
           events.append((event.start_ns, event.end_ns, stage_of[operation]))
       for start, stop, stage in _alone(events):

@@ -105,6 +105,11 @@ class Run:
       f'{config.steps} updates'
     )  # fmt: skip
     self.line.note(f'{config.name} in {workdir}, {at}')
+    if 0 < profile.first <= self.start:
+      self.line.note(
+        f'--profile={profile.first}:{profile.last} records nothing: the run '
+        f'goes on after update {self.start}'
+      )
 
   def _restore(self) -> bool:
     """Puts the state on the devices; that of a checkpoint, if there is one."""
@@ -180,7 +185,9 @@ class Run:
           self._step.train_step, self.state, first, self._key
         )
         trace = lambda: [traced]
-    self._pace = pace.Pace(trace, layout.mesh.size, chips.devices('local')[1])
+    self._pace = pace.Pace(
+      trace, layout.mesh.size, chips.of_kind(jax.devices()[0].device_kind)
+    )
     if share := self._evals.trained_on[MAIN]:
       self.line.note(
         f'{words.percent(share)} of the prompts of the evaluation are trained '
@@ -188,7 +195,8 @@ class Run:
       )
 
   def close(self) -> None:
-    """Waits for checkpoints in writing."""
+    """Waits for checkpoints in writing; a profile that is recorded ends."""
+    self._profile.give_up()
     checkpoint.close(self._manager)
 
   def trained(self) -> Params:
@@ -274,23 +282,25 @@ class Run:
     if self._profile.begins(done):
       self.settle(writer)
       self._profile.start()
+    if not self._running:
+      self._since = time.perf_counter()
     batch, _ = next(self._batches)
-    with self._clock.stage('step'):
-      if self._on_host:
-        self.state, logged = host_stage.scored_step(
-          self._step, self._host, self.state, batch, self._key, self._parts,
-          lambda: self._clock.stage('host rewards'),
-        )  # fmt: skip
-      else:
-        self.state, logged = self._step.train_step(self.state, batch, self._key)
-      before, self._running = self._running, (done, logged)
-      fetched = before and (before[0], jax.device_get(before[1]))
-    if fetched:
-      self._look_at(writer, *fetched)
+    if self._on_host:
+      self.state, logged = host_stage.scored_step(
+        self._step, self._host, self.state, batch, self._key, self._parts,
+        lambda: self._clock.stage('host rewards'),
+      )  # fmt: skip
+    else:
+      self.state, logged = self._step.train_step(self.state, batch, self._key)
+    before, self._running = self._running, (done, logged)
+    if before:
+      self._look_at(writer, before[0], self._fetch(before[1]))
     if self._profile.ends(done):
       self.settle(writer)
+      # With host rewards other programs run than those that are counted.
+      programs = [] if self._on_host else self._pace.programs
       with self._layout.scope():
-        self._measured = self._profile.stop(self._pace.programs)
+        self._measured = self._profile.stop(programs)
       self.line.note(self._profile.says(self._measured))
 
   def settle(self, writer: metrics.Writer) -> None:
@@ -302,10 +312,16 @@ class Run:
     """
     if not self._running:
       return
-    with self._clock.stage('step'):
-      done, logged = self._running[0], jax.device_get(self._running[1])
-    self._running = None
-    self._look_at(writer, done, logged)
+    (done, logged), self._running = self._running, None
+    self._look_at(writer, done, self._fetch(logged))
+
+  def _fetch(self, logged: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of a step that has ended; it took since the one before had."""
+    fetched = jax.device_get(logged)
+    now = time.perf_counter()
+    self._clock.add('step', now - self._since)
+    self._since = now
+    return fetched
 
   def _look_at(
     self, writer: metrics.Writer, done: int, logged: dict[str, Any]

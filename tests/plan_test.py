@@ -240,9 +240,9 @@ def test_sweep_ranks_what_fits(on_tpu, monkeypatch, capsys):
 
 
 def test_host_rewards_have_two_programs():
-  p = estimate.plan(
-    _config('jpeg_host,tiny'), jax.devices()[:1], chips.devices('local')[1]
-  )
+  config = _config('jpeg_host,tiny')
+  config.monitors.too = dict(name='host_jpeg_compressibility', scale=2.0)
+  p = estimate.plan(config, jax.devices()[:1], chips.devices('local')[1])
   assert p.fits and p.operations > p.rollout_operations > 0
   # The state stays while it is evaluated, beside the base for the KL.
   base = p.state['parameters'] + p.state['frozen']

@@ -9,7 +9,7 @@ import pytest
 from gen_rl import profiles
 from gen_rl.build import ConfigError
 
-TEXT = """
+TEXT = """HloModule jit_f, is_scheduled=true
   %while.1 = (s32[], f32[4]{0}) while(%t), body=%b, metadata={op_name="jit(f)/rollout/while"}
   ROOT %dot.2 = f32[4]{0} dot(%a, %b), metadata={op_name="jit(f)/rollout/while/body/dot_general" source_line=3}
   %fusion.3 = f32[4]{0} fusion(%a), kind=kLoop, metadata={op_name="jit(f)/update/transpose(jvp())/mul"}
@@ -18,7 +18,8 @@ TEXT = """
 
 
 def event(name, start, stop):
-  stats = [('hlo_op', name)] if name else []
+  module, _, name = name.rpartition(':')
+  stats = [('hlo_op', name), ('hlo_module', module or 'jit_f')] if name else []
   return Made(start_ns=start, end_ns=stop, stats=stats)
 
 
@@ -26,6 +27,7 @@ def test_time_is_that_of_the_innermost_operation():
   line = [
     event('while.1', 0, 100), event('dot.2', 10, 40), event('fusion.3', 50, 60),
     event('copy.4', 100, 130), event('', 0, 1000), event('other.9', 130, 500),
+    event('jit_run:fusion.3', 500, 900),  # of another program
   ]  # fmt: skip
   record = Made(planes=[Made(lines=[Made(events=line)])])
   # 130 in all: 90 of the loop and what it calls, 10 of the update, 30 of none.
@@ -59,6 +61,15 @@ def test_a_record_names_the_stages(tmp_path):
   assert not profile.ends(2) and profile.ends(3)
   found = profile.stop([traced])
   assert found['rollout'] > found['update'] > 0
-  assert sum(found.values()) == pytest.approx(1, abs=0.3)
+  assert sum(found.values()) == pytest.approx(1, abs=0.1)
   assert 'updates 2 to 3 are recorded in' in profile.says(found)
+  profile.give_up()  # of one that has ended: nothing
   assert list((tmp_path / 'tensorboard').glob('plugins/profile/*/*.xplane.pb'))
+
+
+def test_a_record_that_is_given_up_lets_another_begin(tmp_path):
+  for _ in range(2):
+    profile = profiles.Profile('1:2', str(tmp_path), 3)
+    profile.start()
+    profile.give_up()
+  assert not profile.ends(2)

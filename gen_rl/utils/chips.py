@@ -120,7 +120,8 @@ def _local() -> tuple[list[Any], Chip]:
   if first.platform == 'cpu':
     return found, _cpu(len(found))
   chip = of_kind(first.device_kind)
-  limit = (first.memory_stats() or {}).get('bytes_limit')
+  # Of another process's device nobody knows.
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
   return found, chip._replace(hbm=limit or chip.hbm)
 
 

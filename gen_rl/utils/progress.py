@@ -28,7 +28,11 @@ class Stopwatch:
     """Adds the seconds of the block to stage `name`; stages may nest."""
     start = self._clock()
     yield
-    self._seconds.setdefault(name, []).append(self._clock() - start)
+    self.add(name, self._clock() - start)
+
+  def add(self, name: str, seconds: float) -> None:
+    """Adds what was measured otherwise."""
+    self._seconds.setdefault(name, []).append(seconds)
 
   def summary(self, samples_per_step: int | None = None) -> dict[str, float]:
     """Medians since the last call, and a clean slate.
