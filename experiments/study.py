@@ -181,7 +181,7 @@ def load_config(workdir: pathlib.Path):
   from gen_rl import arguments
 
   words = json.loads((workdir / 'command.json').read_text('utf-8'))
-  argv = arguments.resolve(['main', *words])
+  argv = arguments.with_whole_parts(arguments.resolve(['main', *words]))
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', lock_config=False, accept_new_attributes=True,

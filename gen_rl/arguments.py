@@ -240,36 +240,65 @@ def with_whole_parts(argv: list[str]) -> list[str]:
     argv: that `resolve` accepts.
   """
   _, config = _loaded(argv)
+  if config is None:
+    return argv
   new: dict[str, dict[str, Any]] = {}
-  for override, value in overrides_of(argv).items() if config else ():
-    *parts, field = override.split('.')
-    above: Any = config
-    for depth, name in enumerate(parts):
-      if name not in above:
-        fields = new.setdefault('.'.join(parts[: depth + 1]), {})
-        for key in parts[depth + 1 :]:
-          fields = fields.setdefault(key, {})
-        fields[field] = _value(value)
-        break
-      above = above[name]
+  end = argv.index('--') if '--' in argv else len(argv)
+  kept, words = [], list(argv[:end])
+  while words:
+    arg = words.pop(0)
+    flag, equals, value = arg.partition('=')
+    match = re.fullmatch(r'--?(no)?config\.(.+)', flag)
+    part = match and _first_missing(match[2].split('.'), config)
+    if not part:
+      kept.append(arg)
+      continue
+    if not equals:  # a flag, or its value comes next
+      bare = match[1] or not words or words[0].startswith('--')
+      value = str(not match[1]) if bare else words.pop(0)
+    _set(new.setdefault(part, {}), match[2].removeprefix(part), value)
   if not new:
     return argv
-  taken = tuple(f'{part}.' for part in new)
-  kept, end = [], argv.index('--') if '--' in argv else len(argv)
-  words = iter(argv[:end])
-  for arg in words:
-    flag, equals, _ = arg.partition('=')
-    if not re.sub('^--?config[.]', '', flag).startswith(taken):
-      kept.append(arg)
-    elif not equals:
-      next(words, None)  # its value
   wholes = [f'--config.{part}={fields!r}' for part, fields in new.items()]
   return [*kept, *wholes, *argv[end:]]
 
 
-def _value(text: str | None) -> Any:
+def _first_missing(
+  parts: Sequence[str], config: config_dict.ConfigDict
+) -> str | None:
+  """The path down to the first dict that the config does not have."""
+  node: Any = config
+  for depth, name in enumerate(parts[:-1]):
+    if not isinstance(node, config_dict.ConfigDict):
+      return None
+    if name not in node:
+      return '.'.join(parts[: depth + 1])
+    node = node[name]
+  return None
+
+
+def _set(fields: dict[str, Any], path: str, text: str) -> None:
+  """Sets '.a.b' of nested dicts.
+
+  Raises:
+    ValueError: '.a' has a value that is no dict.
+  """
+  *parts, field = path.strip('.').split('.')
+  for part in parts:
+    fields = fields.setdefault(part, {})
+    if not isinstance(fields, dict):
+      raise ValueError(
+        f'--config....{path} cannot be set: {part} is a value ({fields!r}) '
+        'without fields'
+      )
+  fields[field] = _value(text)
+
+
+def _value(text: str) -> Any:
+  if text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
   try:
-    return ast.literal_eval(text or '')
+    return ast.literal_eval(text)
   except (SyntaxError, ValueError):
     return text
 

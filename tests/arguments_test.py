@@ -144,13 +144,15 @@ def test_new_parts_are_set_as_a_whole():
     'main', '--config=toy', '--config.monitors.m.name', 'saturation',
     '--config.monitors.m.tasks=("a", )', '--config.seed=2',
     '--config.evals.x.prompts.name=txt', '--config.evals.x.samples=4',
-    '--', '--config.monitors.m.name=y',
+    '--config.rewards.d.name=shapes_detector', '--config.rewards.d.soft',
+    '--workdir=w', '--', '--config.monitors.m.name=y',
   ]  # fmt: skip
   arguments.resolve(argv)
   assert arguments.with_whole_parts(argv) == [
-    'main', '--config=toy', '--config.seed=2',
+    'main', '--config=toy', '--config.seed=2', '--workdir=w',
     "--config.monitors.m={'name': 'saturation', 'tasks': ('a',)}",
     "--config.evals.x={'prompts': {'name': 'txt'}, 'samples': 4}",
+    "--config.rewards.d={'name': 'shapes_detector', 'soft': True}",
     '--', '--config.monitors.m.name=y',
   ]  # fmt: skip
   assert arguments.with_whole_parts(argv[:2]) == argv[:2]

@@ -62,12 +62,13 @@ _FOLLOWS = r'rotary_emb\.inv_freq$'
 # Options of decoders beside those of all models.
 _OPTIONS = (
   'attention_bias', 'head_dim', 'hidden_act', 'hidden_size',
-  'intermediate_size', 'layer_types', 'max_position_embeddings',
-  'max_window_layers', 'mlp_bias', 'num_attention_heads',
-  'num_hidden_layers', 'num_key_value_heads', 'pretraining_tp',
-  'quantization_config', 'rms_norm_eps',
-  'rope_parameters', 'rope_scaling', 'rope_theta', 'sliding_window',
-  'use_mrope', 'use_sliding_window', 'vocab_size',
+  'intermediate_size', 'is_llama_config', 'layer_types',
+  'max_position_embeddings', 'max_window_layers', 'mlp_bias',
+  'num_attention_heads', 'num_hidden_layers', 'num_key_value_heads',
+  'partial_rotary_factor', 'pretraining_tp', 'quantization_config',
+  'rms_norm_eps', 'rope_interleaved', 'rope_parameters', 'rope_scaling',
+  'rope_theta', 'sliding_window', 'use_mrope', 'use_sliding_window',
+  'vocab_size',
 )  # fmt: skip
 
 
@@ -175,6 +176,8 @@ def _not_computed(config: Mapping[str, Any]) -> list[str]:
   # Here all four products of attention have one; those of Qwen2 are its own.
   if config.get('attention_bias') and config['model_type'] != 'qwen2':
     out.append('attention_bias=true, a bias behind attention')
+  if config.get('rope_interleaved'):
+    out.append('rope_interleaved=true, pairs of neighbours that turn')
   if config.get('mlp_bias'):
     out.append('mlp_bias=true, biases in MLPs')
   if config.get('quantization_config'):

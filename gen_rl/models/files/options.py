@@ -15,7 +15,7 @@ from gen_rl.build import ConfigError
 # and that changes no number of a forward pass: names, training, generation.
 GENERAL = frozenset(
   """
-  add_cross_attention architectures attention_dropout
+  add_cross_attention auto_map architectures attention_dropout
   attention_probs_dropout_prob attn_implementation bad_words_ids
   begin_suppress_tokens bos_token_id chunk_size_feed_forward
   classifier_dropout cross_attention_hidden_size decoder_start_token_id
@@ -31,7 +31,8 @@ GENERAL = frozenset(
   return_dict return_dict_in_generate sep_token_id suppress_tokens
   task_specific_params temperature tf_legacy_loss tie_encoder_decoder
   tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-  transformers_version type_vocab_size typical_p use_bfloat16 use_cache
+  transformers.js_config transformers_version type_vocab_size typical_p
+  unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 """.split()
 )
 
