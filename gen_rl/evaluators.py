@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
+import numpy as np
 
 from gen_rl import assemble, evals, results, sharding
 from gen_rl import evaluate as evaluate_lib
 from gen_rl.data import feeds
 from gen_rl.evals import MAIN
 from gen_rl.types import Params
+from gen_rl.utils import words
 
 Evaluations = dict[str, evaluate_lib.Evaluation]  # by label, see `evals`
 
@@ -82,6 +84,20 @@ class Evaluators:
   def name(self, label: str) -> str:
     """What to call the prompts of an evaluation."""
     return label or results.evaluated_on(self.trained_on[MAIN])
+
+  def says(self, label: str, found: evaluate_lib.Evaluation) -> str:
+    """The number of an evaluation, for the terminal."""
+    name, value = results.gold(found.summary()), found.strict
+    if name is None:
+      name, value = 'proxy', found.proxy
+    return f'{self.name(label)} {name} {words.fixed(value)}'
+
+  def grid(
+    self, label: str, found: evaluate_lib.Evaluation
+  ) -> dict[str, np.ndarray]:
+    """{name: picture} of its samples, of as many as the config says."""
+    name = 'samples' + (f'_{label}' if label else '')
+    return {name: found.grid(self.configs[label].eval.shown)}
 
   def _placed_base(self) -> Params:
     """On all devices; where there is one, programs put it there."""

@@ -51,6 +51,15 @@ class Profile:
         f'from 1 to {steps}, such as --profile=3:5'
       )
 
+  def missed(self, done: int) -> str:
+    """What to say where `done` updates are past its first; '': nothing."""
+    if not 0 < self.first <= done:
+      return ''
+    return (
+      f'--profile={self.first}:{self.last} records nothing: the run goes on '
+      f'after update {done}'
+    )
+
   def begins(self, done: int) -> bool:
     """Whether update `done` is the first to be recorded."""
     return done == self.first

@@ -105,11 +105,8 @@ class Run:
       f'{config.steps} updates'
     )  # fmt: skip
     self.line.note(f'{config.name} in {workdir}, {at}')
-    if 0 < profile.first <= self.start:
-      self.line.note(
-        f'--profile={profile.first}:{profile.last} records nothing: the run '
-        f'goes on after update {self.start}'
-      )
+    if missed := profile.missed(self.start):
+      self.line.note(missed)
 
   def _restore(self) -> bool:
     """Puts the state on the devices; that of a checkpoint, if there is one."""
@@ -174,25 +171,22 @@ class Run:
   def prepare(self) -> None:
     """Traces what will run: mistakes show before anything is written."""
     config, built, layout = self.config, self.built, self._layout
+    step = self._step
     self._evals = evaluators.Evaluators(config, built, layout, self._base)
     with layout.scope():
       first, _ = next(feeds.training(config, built))
       if self._on_host:
         shapes = jax.eval_shape(lambda *x: x, self.state, first, self._key)
-        trace = lambda: estimate.traced_step(built, self._step, *shapes)
+        trace = lambda: estimate.traced_step(built, step, *shapes)
       else:
-        traced = checks.step(
-          self._step.train_step, self.state, first, self._key
-        )
+        traced = checks.step(step.train_step, self.state, first, self._key)
         trace = lambda: [traced]
     self._pace = pace.Pace(
       trace, layout.mesh.size, chips.of_kind(jax.devices()[0].device_kind)
     )
     if share := self._evals.trained_on[MAIN]:
-      self.line.note(
-        f'{words.percent(share)} of the prompts of the evaluation are trained '
-        'on'
-      )
+      of = 'of the prompts of the evaluation are trained on'
+      self.line.note(f'{words.percent(share)} {of}')
 
   def close(self) -> None:
     """Waits for checkpoints in writing; a profile that is recorded ends."""
@@ -246,22 +240,14 @@ class Run:
     """
     with self._clock.stage('eval'):
       found, kl = self._evals(params, labels)
-    scalars: dict[str, float] = {}
+    scalars = {} if kl is None else {'kl/base': kl}
     for label, result in found.items():
       scalars |= result.metrics(label)
-    if kl is not None:
-      scalars['kl/base'] = kl
     writer.write_scalars(at, scalars)
     self._first_metric = self._first_metric or self._wall()
     for label, result in found.items():
-      name, value = results.gold(result.summary()), result.strict
-      if name is None:
-        name, value = 'proxy', result.proxy
-      where = self._evals.name(label)
-      self.line.note(f'step {at}: {where} {name} {words.fixed(value)}')
-      grid = 'samples' + (f'_{label}' if label else '')
-      count = self._evals.configs[label].eval.shown
-      writer.write_images(at, {grid: result.grid(count)})
+      self.line.note(f'step {at}: {self._evals.says(label, result)}')
+      writer.write_images(at, self._evals.grid(label, result))
     return found, kl
 
   def evaluate_base(self) -> Evaluations:

@@ -63,6 +63,7 @@ def test_a_record_names_the_stages(tmp_path):
   assert found['rollout'] > found['update'] > 0
   assert sum(found.values()) == pytest.approx(1, abs=0.1)
   assert 'updates 2 to 3 are recorded in' in profile.says(found)
+  assert profile.missed(1) == '' and '2:3 records nothing' in profile.missed(2)
   profile.give_up()  # of one that has ended: nothing
   assert list((tmp_path / 'tensorboard').glob('plugins/profile/*/*.xplane.pb'))
 

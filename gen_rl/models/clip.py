@@ -338,18 +338,10 @@ _TOWER = dict(
 )
 
 
-# Options beside those of all models: of both towers, of one, of a whole CLIP.
-_BOTH = (
-  'hidden_act', 'hidden_size', 'intermediate_size', 'layer_norm_eps',
-  'num_attention_heads', 'num_hidden_layers', 'projection_dim',
-)  # fmt: skip
-_OPTIONS = dict(
-  text=(*_BOTH, 'max_position_embeddings', 'vocab_size'),
-  vision=(*_BOTH, 'image_size', 'num_channels', 'patch_size'),
-  whole=(
-    'logit_scale_init_value', 'projection_dim', 'text_config',
-    'text_config_dict', 'vision_config', 'vision_config_dict',
-  ),
+# Options of a whole CLIP beside those of all models.
+_WHOLE = (
+  'logit_scale_init_value', 'projection_dim', 'text_config', 'text_config_dict',
+  'vision_config', 'vision_config_dict',
 )  # fmt: skip
 
 
@@ -371,7 +363,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   kind = found[0]
   parts, problems = {}, []
   if kind == 'CLIPModel':
-    problems += options.unknown(config_json, _OPTIONS['whole'])
+    problems += options.unknown(config_json, _WHOLE)
   for name in KINDS[kind]:
     part = config_json
     if kind == 'CLIPModel':
@@ -382,15 +374,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     parts[name] = part
   out: dict[str, Any] = dict(text=None, vision=None)
   for name, part in parts.items():
-    options.typed(
-      f'{kind} ({name})', part,
-      whole=(
-        'hidden_size', 'num_hidden_layers', 'num_attention_heads',
-        'intermediate_size', 'vocab_size', 'max_position_embeddings',
-        'projection_dim',
-      ),
-      fraction=('layer_norm_eps',),
-    )  # fmt: skip
+    options.tower(f'{kind} ({name})', part, 'projection_dim')
     out[name] = {
       ours: part.get(theirs, default[name])
       for ours, (theirs, default) in _TOWER.items()
@@ -399,7 +383,7 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
       problems.append(f'{name} hidden_act={out[name]["act"]!r}')
     if part.get('num_channels', 3) != 3:
       problems.append(f'pictures of {part["num_channels"]} channels')
-    problems += options.unknown(part, _OPTIONS[name])
+    problems += options.unknown(part, (*options.TOWERS[name], 'projection_dim'))
     # transformers 5 may have lists of these.
     numbers = dict(text=('eos_token_id',), vision=('image_size', 'patch_size'))
     for option in numbers[name]:

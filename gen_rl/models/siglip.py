@@ -362,23 +362,6 @@ def siglip(
   )
 
 
-# Options beside those of all models.
-_BOTH = (
-  'hidden_act', 'hidden_size', 'intermediate_size', 'layer_norm_eps',
-  'num_attention_heads', 'num_hidden_layers',
-)  # fmt: skip
-_OPTIONS = dict(
-  text=(*_BOTH, 'max_position_embeddings', 'projection_size', 'vocab_size'),
-  vision=(
-    *_BOTH,
-    'image_size',
-    'num_channels',
-    'patch_size',
-    'vision_use_head',
-  ),
-)
-
-
 def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   """Keywords of `siglip` for a config.json.
 
@@ -398,28 +381,20 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
     )
   problems, out = [], dict(vision=None, text=None)
   if kind == 'siglip':
-    whole = ('text_config', 'vision_config')
-    problems += options.unknown(config_json, whole)
+    problems += options.unknown(config_json, ('text_config', 'vision_config'))
   for name in KINDS[kind]:
     part = config_json
     if kind == 'siglip':
       part = config_json.get(f'{name}_config') or {}
-    options.typed(
-      f'{kind} ({name})', part,
-      whole=(
-        'hidden_size', 'num_hidden_layers', 'num_attention_heads',
-        'intermediate_size', 'image_size', 'patch_size', 'vocab_size',
-        'max_position_embeddings', 'projection_size',
-      ),
-      fraction=('layer_norm_eps',),
-    )  # fmt: skip
+    options.tower(kind, part, 'image_size', 'patch_size', 'projection_size')
     numbers = {
       ours: part.get(theirs, default)
       for ours, (theirs, default) in {**_TOWER, **_OTHERS[name]}.items()
     }
     if part.get('num_channels', 3) != 3:
       problems.append(f'pictures of {part["num_channels"]} channels')
-    problems += options.unknown(part, _OPTIONS[name])
+    known = *options.TOWERS[name], 'projection_size', 'vision_use_head'
+    problems += options.unknown(part, known)
     if numbers['act'] not in list(vit.ACTIVATIONS):
       problems.append(f'{name} hidden_act={numbers["act"]!r}')
     out[name] = {ours: numbers.pop(ours) for ours in _TOWER}

@@ -37,6 +37,17 @@ GENERAL = frozenset(
 )
 
 
+# Those of two-tower encoders beside them.
+_TOWER = (
+  'hidden_act', 'hidden_size', 'intermediate_size', 'layer_norm_eps',
+  'num_attention_heads', 'num_hidden_layers',
+)  # fmt: skip
+TOWERS = dict(
+  text=(*_TOWER, 'max_position_embeddings', 'vocab_size'),
+  vision=(*_TOWER, 'image_size', 'num_channels', 'patch_size'),
+)
+
+
 def _is_whole(x: Any) -> bool:
   return isinstance(x, int) and not isinstance(x, bool) and 0 < x < 2**31
 
@@ -88,6 +99,15 @@ def typed(kind: str, config: Mapping[str, Any], **of: Collection[str]) -> None:
   ]
   if wrong:
     raise ValueError(f'the config of this {kind} has {"; ".join(wrong)}')
+
+
+def tower(kind: str, config: Mapping[str, Any], *more: str) -> None:
+  """`typed` of an encoder of TOWERS, and of `more` whole numbers of its own."""
+  whole = (
+    'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+    'intermediate_size', 'vocab_size', 'max_position_embeddings',
+  )  # fmt: skip
+  typed(kind, config, whole=(*whole, *more), fraction=('layer_norm_eps',))
 
 
 def check(
