@@ -165,6 +165,10 @@ def fields() -> dict[str, Any]:
     tail=1.0,  # share of the steps after the window that is taken
     shared_noise=False,  # a group starts from the same noise
     deterministic=False,  # no noise at all, for objectives without decisions
+    # Above 0: steps without noise take the velocity of one before, while it is
+    # thought to change by less than this share (diffusion/caching.py). Samples
+    # then depend on those beside them.
+    cache_threshold=0.0,
   )
   # "policy" samples; else a function of data.pictures gives the samples.
   c.rollout = part(name='policy')
@@ -265,6 +269,8 @@ def fields() -> dict[str, Any]:
     sampler='ode',
     steps=field(8, Count),  # denoising steps of the ode
     solver=field('euler', Literal['euler', 'dpm2']),  # of them
+    # The same as policy.cache_threshold, of the ode and of searches.
+    cache_threshold=field(0.0, NonNegative),
     seed=field(1234, Seed),  # of the initial noise
     # Samples drawn and judged at a time; 0: as many as a step draws.
     chunk=field(0, Index),

@@ -55,7 +55,7 @@ def make_evaluator(
     evaluate_lib,
     config.eval.name,
     policy=built.policy,
-    sampler=sampler_of(config, built.policy, built.net)[0],
+    sampler=sampler_of(config, built.policy, built.net, counted=True)[0],
     search=_search(config, built, proxy),
     encode=encoder(config, built.tokenizer, config.eval.rollout),
     batch=batch,

@@ -173,6 +173,21 @@ def _decisions_are_made(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _a_cache_has_steps(config: Mapping[str, Any]) -> list[str]:
+  """Velocities are taken by steps that nobody trains."""
+  threshold, silent, window, steps = (
+    build.argument(policies, config['policy'], key)
+    for key in ('cache_threshold', 'deterministic', 'window', 'steps')
+  )
+  if not threshold or silent or 0 < window < steps - 1:
+    return []
+  return [
+    f'config.policy.cache_threshold is {threshold:g}, and every step but the '
+    'last is trained and so computed: set policy.window or '
+    'policy.deterministic, or the threshold to 0'
+  ]
+
+
 def _average_is_there(config: Mapping[str, Any]) -> list[str]:
   if 'ema' in config['offload'] and not config['ema']:
     return ['config.offload names the average, but config.ema is 0']
@@ -241,6 +256,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('data',), _rows_can_be_counted),
   (('objective', 'policy', 'rollout'), _decisions_are_made),
   (('objective', 'policy'), _paths_are_sums),
+  (('policy',), _a_cache_has_steps),
   (('model', 'data'), _features_are_the_networks),
   (('model', 'policy'), _grids_are_the_networks),
 )

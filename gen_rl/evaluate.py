@@ -13,6 +13,8 @@ two sets of parameters are compared on the same seeds, picture by picture.
   kl         nats per sample between a policy and its base, summed over the
              decisions of the policy's own stochastic rollouts
   invalid    how many samples a reward could not score
+  reused     share of the steps that took the velocity of one before, where
+             samplers do so (`diffusion.caching`)
 
 A sample without a verdict is not right: `strict` and monitors that give
 verdicts count it as wrong. Scores are means of what could be scored, NaN where
@@ -78,7 +80,7 @@ def finite(media: PyTree) -> Array:
 
 def sampled(
   policy: Policy,
-  sampler: Callable[[Params, Rows], Array],
+  sampler: Callable[[Params, Rows], Array | tuple[Array, PyTree]],
   batch: Mapping[str, Any],
   texts: Sequence[str],
   tasks: Sequence[str],
@@ -101,7 +103,8 @@ def sampled(
 
   Args:
     policy: for decoding.
-    sampler: (params, rows) -> latents.
+    sampler: (params, rows) -> latents, or (latents, [b] the share of the steps
+      that took the velocity of one before).
     batch: the P prompts, as the pipeline yields them.
     texts: their sentences.
     tasks: their task labels, or empty.
@@ -141,9 +144,10 @@ def sampled(
     )
     rows = layout.rows(rows) if layout else rows
     if search:
-      latents = search(params, rows, read_with['proxy'])
+      drawn = search(params, rows, read_with['proxy'])
     else:
-      latents = sampler(params, rows)
+      drawn = sampler(params, rows)
+    latents, reused = drawn if isinstance(drawn, tuple) else (drawn, ())
     media = policy.decode(params, latents)
     inputs = inputs_lib.of(rows, media, samples, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
@@ -163,6 +167,7 @@ def sampled(
       whole=whole,
       spread=diversity(inputs.image, samples),
       features=features,
+      reused=reused,
     )
 
   judged = verdicts.Judged(

@@ -30,6 +30,7 @@ class Evaluation(NamedTuple):
   judged: bool = True  # False: there is no gold reward, and strict is NaN
   about: np.ndarray | None = None  # [P n] False: gold is for other tasks
   sets: dict[str, float] = {}  # numbers of all samples together
+  reused: float | None = None  # share of the steps that took a velocity
 
   def metrics(self, label: str = '') -> dict[str, float]:
     """Scalars for the log, below "eval", or "evals/<label>"."""
@@ -38,6 +39,8 @@ class Evaluation(NamedTuple):
       out['strict'] = self.strict
     if self.proxy is not None:
       out['proxy'] = self.proxy
+    if self.reused is not None:
+      out['reused'] = self.reused
     for name, count in self.invalid.items():
       out['invalid' + ('' if name == 'gold' else f'/{name}')] = count
     per_task = self.strict_per_task.items()
@@ -121,6 +124,7 @@ class Evaluation(NamedTuple):
       proxy=self.proxy,
       diversity=self.diversity,
       **(dict(sets=self.sets) if self.sets else {}),
+      **({} if self.reused is None else dict(reused=self.reused)),
       **self._of_n(),
       evaluated=self.gold.size,
       invalid=self.invalid,

@@ -158,12 +158,22 @@ def _own(spec: build.Spec) -> dict[str, Any]:
 
 
 def sampler_of(
-  config: ml_collections.ConfigDict, policy: Policy, net: Any
+  config: ml_collections.ConfigDict,
+  policy: Policy,
+  net: Any,
+  counted: bool = False,
 ) -> tuple[Any, Any]:
-  """The sampler of evaluations, and its segments if it can stop; else None."""
+  """The sampler of evaluations, and its segments if it can stop; else None.
+
+  With `counted` it also says how much it reused, where it may: see
+  `evaluate.sampled`.
+  """
   if config.eval.sampler == 'policy':
-    step = lambda: jnp.zeros((), jnp.int32)
-    drawn = lambda params, rows: policy.rollout(params, rows, step()).sample
+
+    def drawn(params, rows):
+      traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))
+      return (traj.sample, traj.reused) if counted else traj.sample
+
     return drawn, None
   if config.eval.sampler == 'greedy':
     return policy.ops.get('greedy'), None
@@ -177,18 +187,22 @@ def sampler_of(
     if config.eval.guidance_scale is None
     else config.eval.guidance_scale,
   )
-  grid = dict(grid=config.policy.get('grid'))
-  sampler = ode.sampler(*sampling, config.eval.solver, **grid)
+  options = dict(
+    grid=config.policy.get('grid'),
+    cache_threshold=config.eval.cache_threshold,
+  )
+  make = ode.counted if counted else ode.sampler
+  sampler = make(*sampling, config.eval.solver, **options)
   if config.eval.solver != 'euler':
     return sampler, None
-  return sampler, ode.segments(*sampling, **grid)
+  return sampler, ode.segments(*sampling, **options)
 
 
 # Settings of policies by which decisions are left out of training.
 _LEAVE_OUT = dict(
   window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
   solver='euler', deterministic=False, drop_truncated=False,
-  greedy_first=False,
+  greedy_first=False, cache_threshold=0.0,
 )  # fmt: skip
 
 

@@ -65,6 +65,9 @@ class Trajectory(struct.PyTreeNode):
   mask: Array  # [b k]      1 where the policy chose and is trained
   sample: Array  # [b ...]    final latent or tokens
   group: Array  # [b]        prompt id, int32
+  # [b] share of the steps that took the velocity of one before, where policies
+  # do so, see `diffusion.caching`
+  reused: PyTree = ()
 
 
 class Noised(struct.PyTreeNode):

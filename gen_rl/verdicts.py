@@ -41,6 +41,7 @@ class Found(struct.PyTreeNode):
   whole: Array  # [P n] bool: finite
   spread: Array  # [P] mean distance of two samples of a prompt
   features: dict[str, tuple[Array, Array]]  # {label: [P n d] of both sets}
+  reused: PyTree = ()  # [P n] see `evaluate.sampled`; (): nobody counted
 
 
 def summed(judged: Judged, found: Found) -> Evaluation:
@@ -91,6 +92,8 @@ def summed(judged: Judged, found: Found) -> Evaluation:
   parts = _part_means(gold, outs['gold'], names, len(found.whole))
   result = result._replace(parts=parts, monitors=means, invalid=invalid)
   result = result._replace(sets=_of_sets(judged.sets, found))
+  if jax.tree.leaves(found.reused):
+    result = result._replace(reused=float(np.mean(found.reused)))
   if found.seen is not None:
     shape = result.gold.shape
     seen = found.seen.reshape(*shape, *found.seen.shape[1:])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gen_rl import build
 from gen_rl.build import ConfigError
-from gen_rl.diffusion import process, schedules, solvers
+from gen_rl.diffusion import caching, process, schedules, solvers
 from gen_rl.distributions import Gaussian
 from gen_rl.models.parts.layers import Net
 from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
@@ -62,6 +62,7 @@ class Chain(NamedTuple):
   solver: Literal['euler', 'dpm2']
   event: Literal['mean', 'sum']
   scale: Literal['full', 'unit']
+  cache_threshold: caching.Threshold  # of steps that take no noise
 
   def kernel(
     self, x: Array, v: Array, t: Array, t_next: Array, a: Array
@@ -97,15 +98,22 @@ def rollout(
   prompt = guided.encode(params, rows.cond)
 
   def body(i: Array, carry: tuple) -> tuple:
-    x, memory, kept = carry
+    x, memory, cache, kept = carry
     t, t_next, a = (
       jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
     )
-    v = guided.apply(params, x, t[:, 0], prompt)
-    dist = chain.kernel(x[:, None], v[:, None], t, t_next, a)
-    action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
     inside = (i >= start) & (i < start + width)
     noisy = inside & (not chain.deterministic)
+    v, cache = caching.step(
+      chain.cache_threshold,
+      lambda x: guided.apply(params, x, t[:, 0], prompt),
+      x,
+      cache,
+      must=noisy | (i == count - 1),
+      noise_free=~noisy,
+    )
+    dist = chain.kernel(x[:, None], v[:, None], t, t_next, a)
+    action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
     free, memory = solvers.step(
       chain.solver, x, v, grid[i], grid[i + 1], memory, noise_free=~noisy
     )
@@ -125,15 +133,17 @@ def rollout(
     kept = jax.tree.map(
       lambda all, one: all.at[:, place].set(one[:, 0], mode='drop'), kept, new
     )
-    return x_next, memory, kept
+    return x_next, memory, cache, kept
 
   kept = _no_decisions(b, width, net.shape)
-  carry = (x, solvers.empty(x), kept)
-  sample, _, kept = jax.lax.fori_loop(0, count, body, carry)
+  cache = caching.empty(chain.cache_threshold, x)
+  carry = (x, solvers.empty(x), cache, kept)
+  sample, _, cache, kept = jax.lax.fori_loop(0, count, body, carry)
   return Trajectory(
     cond=rows.cond,
     sample=sample / steps.units[1],
     group=rows.group,
+    reused=caching.reused(cache, count, b),
     **kept._asdict(),
   )
 
@@ -177,14 +187,23 @@ def complete(
     t, t_next = grid[start + j], grid[start + j + 1]
     x = x + velocity_of(x, t) * (t_next - t)
 
-  def body(i: Array, carry: tuple) -> tuple:
-    x, memory = carry
-    v = velocity_of(x, grid[i])
-    return solvers.step(chain.solver, x, v, grid[i], grid[i + 1], memory)
+  shape, x = x.shape, x.reshape(-1, *net.shape)
 
-  carry = (x, solvers.empty(x))
-  x, _ = jax.lax.fori_loop(start + steps.width, count, body, carry)
-  return x.swapaxes(0, 1) / steps.units[1]
+  def body(i: Array, carry: tuple) -> tuple:
+    x, memory, cache = carry
+    v, cache = caching.step(
+      chain.cache_threshold,
+      lambda x: velocity_of(x.reshape(shape), grid[i]).reshape(x.shape),
+      x,
+      cache,
+      must=i == count - 1,
+    )
+    x, memory = solvers.step(chain.solver, x, v, grid[i], grid[i + 1], memory)
+    return x, memory, cache
+
+  carry = (x, solvers.empty(x), caching.empty(chain.cache_threshold, x))
+  x, *_ = jax.lax.fori_loop(start + steps.width, count, body, carry)
+  return x.reshape(shape).swapaxes(0, 1) / steps.units[1]
 
 
 def finish(

@@ -209,6 +209,7 @@ def _rollout(
     mask=along('mask'),
     sample=dict(text=words, image=drawn.sample),
     group=rows.group,
+    reused=drawn.reused,
   )
 
 

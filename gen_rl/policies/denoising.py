@@ -58,6 +58,7 @@ def denoising(
   shared_noise: bool = False,
   deterministic: bool = False,
   grid: Mapping[str, Any] | None = None,
+  cache_threshold: NonNegative = 0.0,
 ) -> Policy:
   """A denoising policy.
 
@@ -97,6 +98,10 @@ def denoising(
       need samples only.
     grid: spec of a function of `diffusion.schedules` that gives T + 1 times, in
       place of `schedules.linear` with `shift`; None, or the name '': that.
+    cache_threshold: above 0, steps without noise may take the velocity of one
+      before while it is thought to change by less than this share
+      (`diffusion.caching`); a row's sample then depends on those beside it.
+      Trained steps are always computed.
   """
   solvers.check(solver)
   if not 0 < tail <= 1:
@@ -128,6 +133,7 @@ def denoising(
     solver,
     event,
     'unit' if unit_log_prob else 'full',
+    cache_threshold,
   )
 
   def load(folder: str, dtype: str) -> Params:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import build
-from gen_rl.diffusion import process, schedules, solvers
+from gen_rl.diffusion import caching, process, schedules, solvers
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import guidance
 from gen_rl.types import Array, Params, PyTree, Rows
@@ -44,28 +44,57 @@ def sampler(
   guidance_scale: float = 1.0,
   solver: Literal['euler', 'dpm2'] = 'euler',
   grid: Mapping[str, Any] | None = None,
+  cache_threshold: caching.Threshold = 0.0,
 ) -> Callable[[Params, Rows], Array]:
   """Deterministic sampling for evaluation.
+
+  Above 0, `cache_threshold` lets steps but the first two and the last take the
+  velocity of one before (`diffusion.caching`).
 
   Returns:
     (params, rows) -> latents [b h w c]; the initial noise is that of a
     rollout with the same row keys.
   """
+  drawn = counted(
+    net, steps, shift, guidance_scale, solver, grid, cache_threshold
+  )
+  return lambda params, rows: drawn(params, rows)[0]
+
+
+def counted(
+  net: Net,
+  steps: int,
+  shift: float = 1.0,
+  guidance_scale: float = 1.0,
+  solver: Literal['euler', 'dpm2'] = 'euler',
+  grid: Mapping[str, Any] | None = None,
+  cache_threshold: caching.Threshold = 0.0,
+) -> Callable[[Params, Rows], tuple[Array, PyTree]]:
+  """`sampler`, which also says what share of the steps took a velocity, [b].
+
+  In its place is () where the threshold is 0.
+  """
   solvers.check(solver)
   guided = guidance.cfg(net, guidance_scale)
   times, (first, last) = grid_of(grid, steps, shift)
 
-  def sample(params: Params, rows: Rows) -> Array:
+  def sample(params: Params, rows: Rows) -> tuple[Array, PyTree]:
     x = rng.normal(rng.stream_keys(rows.keys, 'init'), net.shape) * first
     prompt = guided.encode(params, rows.cond)
 
     def body(carry: tuple, i: Array) -> tuple[tuple, None]:
-      x, memory = carry
-      v = guided.apply(params, x, jnp.full(x.shape[0], times[i]), prompt)
-      return solvers.step(solver, x, v, times[i], times[i + 1], memory), None
+      x, memory, cache = carry
+      t = jnp.full(x.shape[0], times[i])
+      v, cache = caching.step(
+        cache_threshold, lambda x: guided.apply(params, x, t, prompt), x, cache,
+        must=i == steps - 1,
+      )  # fmt: skip
+      x, memory = solvers.step(solver, x, v, times[i], times[i + 1], memory)
+      return (x, memory, cache), None
 
-    (x, _), _ = jax.lax.scan(body, (x, solvers.empty(x)), jnp.arange(steps))
-    return x / last
+    start = x, solvers.empty(x), caching.empty(cache_threshold, x)
+    (x, _, cache), _ = jax.lax.scan(body, start, jnp.arange(steps))
+    return x / last, caching.reused(cache, steps, len(x))
 
   return sample
 
@@ -87,13 +116,16 @@ def segments(
   shift: float = 1.0,
   guidance_scale: float = 1.0,
   grid: Mapping[str, Any] | None = None,
+  cache_threshold: caching.Threshold = 0.0,
 ) -> Segments:
   """Euler's `sampler` in parts: steps start..stop-1, and what they foresee.
 
   The estimate of step s is E[x0 | x_s] = x_s - t_s v(x_s, t_s), one Euler step
   to the end (Tweedie). It needs no network call besides the step's own, so
   s + 1 of them are spent once it is known. The last one is the sample. The
-  prompt is encoded again in each part; `start` and `stop` are static.
+  prompt is encoded again in each part; `start` and `stop` are static. With a
+  `cache_threshold` each part remembers its own velocities, and its last one is
+  computed: what is foreseen of it may be scored.
   """
   guided = guidance.cfg(net, guidance_scale)
   times, (first, last) = grid_of(grid, steps, shift)
@@ -106,13 +138,18 @@ def segments(
   ) -> tuple[Array, Array]:
     prompt = guided.encode(params, cond)
 
-    def body(x: Array, i: Array) -> tuple[Array, Array]:
+    def body(carry: tuple, i: Array) -> tuple[tuple, Array]:
+      x, cache = carry
       t = jnp.full(x.shape[0], times[i])
-      v = guided.apply(params, x, t, prompt)
+      v, cache = caching.step(
+        cache_threshold, lambda x: guided.apply(params, x, t, prompt), x, cache,
+        must=i == stop - 1,
+      )  # fmt: skip
       estimate = process.x0_from_velocity(x, v, t)
-      return x + v * (times[i + 1] - times[i]), estimate
+      return (x + v * (times[i + 1] - times[i]), cache), estimate
 
-    x, foreseen = jax.lax.scan(body, x, jnp.arange(start, stop))
+    first_of = x, caching.empty(cache_threshold, x)
+    (x, _), foreseen = jax.lax.scan(body, first_of, jnp.arange(start, stop))
     if stop == steps and last != 1:  # the grid ends before the data
       x = x / last
       foreseen = foreseen.at[-1].set(x)

@@ -44,12 +44,15 @@ def judge(
   """
   b = traj.group.shape[0]
   fine = tree.finite_rows(traj, b)
+  drawn = {}
+  if jax.tree.leaves(traj.reused):
+    drawn['rollout/reused'] = traj.reused.mean()
   inputs = inputs.replace(media=())  # replayed samples are decoded anew
   if recipe.advantage is None:
     out = RewardOut(jnp.zeros(b), {}, fine)
     traj = tree.zero_rows(traj, fine)
     adv, weight = jnp.zeros((b, 1)), fine.astype(jnp.float32)
-    return state, Experience(traj, adv, weight, out, inputs), {}
+    return state, Experience(traj, adv, weight, out, inputs), drawn
   watched = {label: outs[label] for label in recipe.monitors}
   scored = {
     label: x.replace(valid=x.valid & fine)
@@ -67,7 +70,7 @@ def judge(
     out, traj.group, state.adv_state, *asked
   )
   watched = combine.watch(watched, adv, out.valid, recipe.group_size)
-  metrics = {**combine.summarize(out, scored), **metrics, **watched}
+  metrics = {**combine.summarize(out, scored), **metrics, **watched, **drawn}
   metrics |= {
     f'reward/{label}/weight': weight
     for label, weight in recipe.reward_weights(state.step).items()

@@ -27,6 +27,7 @@ from gen_rl import (
   testing,
 )
 from gen_rl.learners import noise_aware
+from gen_rl.policies import ode
 from gen_rl.rewards import combine, evaluate
 from gen_rl.train_state import Taught
 from gen_rl.types import Reward, RewardOut
@@ -293,6 +294,14 @@ def write_runs(folder, *meshes):
         sample=traj.sample, media=inputs.media, state=state, log=logs
       )
       out |= {f'{name}/{k}': x for k, x in tree.named(found).items()}
+    if tensor == 1:  # steps that take velocities: all devices decide alike
+      sampler = ode.counted(testing.perceptron(), 10, cache_threshold=0.3)
+      rows = rollout.make_rows(testing.batch(), 8, KEY, jnp.int32(0))
+      found = jax.jit(sampler)(
+        testing.perceptron().init(KEY), layout.rows(rows)
+      )
+      out |= {'cached/sample': found[0], 'cached/reused': found[1]}
+      assert 0 < found[1][0] < 0.7
     np.savez(
       f'{folder}/{sizes}.npz', **{k: np.asarray(x) for k, x in out.items()}
     )
