@@ -1,9 +1,9 @@
 """Steps that take the velocity of one before: what is saved, what is lost.
 
-  python -m experiments.caching.run --part=world   # 3 seeds of noise
-  python -m experiments.caching.run --part=nets    # random weights
-  python -m experiments.caching.run --part=times   # seconds
-  python -m experiments.caching.run --report       # tables and plot only
+  python -m experiments.caching.run                # all arms, three seeds
+  python -m experiments.caching.run --arms=world_8,sd3
+  python -m experiments.caching.run --arms=times   # seconds
+  python -m experiments.caching.run --report       # tables only
 
 What has a row in results.csv is not measured again; rows say from which code.
 An arm is a network and a sampler; beside each threshold stand grids of fewer
@@ -64,14 +64,12 @@ class Arm(NamedTuple):
 
 
 ARMS = {
-  'world, 8 steps': Arm('world', 8, fewer=(7, 6, 5, 4)),
-  'world, 20 steps': Arm('world', 20, fewer=(17, 14, 12, 10, 8, 6)),
-  'world, 20 steps, dpm2': Arm(
-    'world', 20, 'dpm2', fewer=(17, 14, 12, 10, 8, 6)
-  ),
-  'world, 40 steps': Arm('world', 40, fewer=(30, 20, 16, 12, 10, 8)),
-  'SD3, random, guided': Arm('sd3', 28, fewer=(24, 20, 16, 12, 10, 8, 6)),
-  'FLUX, random': Arm('flux', 28, fewer=(24, 20, 16, 12, 10, 8, 6)),
+  'world_8': Arm('world', 8, fewer=(7, 6, 5, 4)),
+  'world_20': Arm('world', 20, fewer=(17, 14, 12, 10, 8, 6)),
+  'world_20_dpm2': Arm('world', 20, 'dpm2', fewer=(17, 14, 12, 10, 8, 6)),
+  'world_40': Arm('world', 40, fewer=(30, 20, 16, 12, 10, 8)),
+  'sd3': Arm('sd3', 28, fewer=(24, 20, 16, 12, 10, 8, 6)),
+  'flux': Arm('flux', 28, fewer=(24, 20, 16, 12, 10, 8, 6)),
 }
 
 
@@ -186,7 +184,7 @@ def times(turns: int = 7) -> rows_lib.Row:
 
   They take turns, so that what else the machine does slows all alike.
   """
-  name = 'world, 40 steps'
+  name = 'world_40'
   lab = LABS['world']()
   rows = lab.rows(0)
   plain, cached = sampler(name, 40, False), sampler(name, 40, True)
@@ -277,7 +275,8 @@ def report(rows: list[rows_lib.Row]) -> None:
 def main() -> None:
   """See the module docstring."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--part', choices=('world', 'nets', 'times'))
+  every = ','.join([*ARMS, 'times'])
+  parser.add_argument('--arms', default=every, help='which, of ' + every)
   parser.add_argument('--report', action='store_true')
   args = parser.parse_args()
   when = dict(
@@ -289,15 +288,13 @@ def main() -> None:
     for row in rows:
       rows_lib.append(FOLDER, row | when, KEY)
 
-  for name, arm in ARMS.items() if not args.report else ():
-    if args.part not in (None, 'world' if arm.lab == 'world' else 'nets'):
-      continue
+  arms = [] if args.report else args.arms.split(',')
+  for name in (n for n in arms if n != 'times'):
     for seed in SEEDS:
       if (name, seed) not in done:
         write(measure(name, seed))
         print(f'measured: {name}, seed {seed}', flush=True)
-  wanted = not args.report and args.part in (None, 'times')
-  if wanted and ('times', 0) not in done:
+  if 'times' in arms and ('times', 0) not in done:
     write([times()])
   report(rows_lib.read(FOLDER))
 
