@@ -6,7 +6,7 @@
   python -m experiments.caching.run --report       # tables only
 
 What has a row in results.csv is not measured again; rows say from which code.
-An arm is a network and a sampler; beside each threshold stand grids of fewer
+An arm is a network and a sampler; beside each threshold stands a grid of fewer
 steps, as many as the threshold left calls.
 """
 
@@ -17,7 +17,7 @@ import functools
 import pathlib
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,10 @@ from experiments import rows as rows_lib
 from experiments import tables
 from gen_rl import assemble, build, initial, rewards, rollout, search
 from gen_rl.data import feeds
-from gen_rl.diffusion import schedules
+from gen_rl.diffusion import schedules, solvers
 from gen_rl.models import flux, mmdit
 from gen_rl.models.parts.layers import Net
-from gen_rl.policies import ode
+from gen_rl.policies import guidance, ode
 from gen_rl.rewards import combine
 from gen_rl.types import Array, Params, Rows
 from gen_rl.utils import system, tree
@@ -40,7 +40,7 @@ FOLDER = pathlib.Path(__file__).parent
 SEEDS = 0, 1, 2
 PROMPTS, SAMPLES = 70, 4  # of the world, as its config evaluates
 THRESHOLDS = 0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0
-KEY = 'arm', 'threshold', 'steps', 'seed'
+KEY = 'arm', 'threshold', 'seed'
 
 
 class Lab(NamedTuple):
@@ -60,16 +60,15 @@ class Arm(NamedTuple):
   lab: str  # a name of LABS
   steps: int
   solver: str = 'euler'
-  fewer: tuple[int, ...] = ()  # steps of the grids beside it
 
 
 ARMS = {
-  'world_8': Arm('world', 8, fewer=(7, 6, 5, 4)),
-  'world_20': Arm('world', 20, fewer=(17, 14, 12, 10, 8, 6)),
-  'world_20_dpm2': Arm('world', 20, 'dpm2', fewer=(17, 14, 12, 10, 8, 6)),
-  'world_40': Arm('world', 40, fewer=(30, 20, 16, 12, 10, 8)),
-  'sd3': Arm('sd3', 28, fewer=(24, 20, 16, 12, 10, 8, 6)),
-  'flux': Arm('flux', 28, fewer=(24, 20, 16, 12, 10, 8, 6)),
+  'world_8': Arm('world', 8),
+  'world_20': Arm('world', 20),
+  'world_20_dpm2': Arm('world', 20, 'dpm2'),
+  'world_40': Arm('world', 40),
+  'sd3': Arm('sd3', 28),
+  'flux': Arm('flux', 28),
 }
 
 
@@ -120,16 +119,15 @@ def random_net(net: Net, shift: float, guidance: float) -> Lab:
 
 def sd3() -> Lab:
   net = mmdit.mmdit(
-    (16, 16, 16), layers=6, heads=4, head_dim=16, dual=2, text=32, pooled=16,
-    scan=True,
+    (16, 16, 16), layers=4, heads=4, head_dim=16, dual=1, text=32, pooled=16
   )  # fmt: skip
   return random_net(net, 3.0, 4.5)
 
 
 def flux_dev() -> Lab:
   net = flux.flux(
-    (16, 16, 16), double=3, single=6, heads=4, head_dim=16, turns=(4, 6, 6),
-    text=32, pooled=16, scan=True,
+    (16, 16, 16), double=2, single=2, heads=4, head_dim=16, turns=(4, 6, 6),
+    text=32, pooled=16,
   )  # fmt: skip
   return random_net(net, float(schedules.flux_shift(64)), 1.0)
 
@@ -139,71 +137,96 @@ LABS = dict(world=functools.cache(world), sd3=functools.cache(sd3),
 
 
 @functools.cache
-def sampler(name: str, steps: int, cached: bool) -> Callable[..., Any]:
+def cached(name: str) -> Callable[..., tuple[Array, Array]]:
   """(params, rows, threshold) -> (latents, share of calls saved)."""
   arm, lab = ARMS[name], LABS[ARMS[name].lab]()
 
   @jax.jit
   def run(params: Params, rows: Rows, threshold: Array):
     sample = ode.counted(
-      lab.net, steps, lab.shift, lab.guidance, arm.solver,
-      cache_threshold=threshold if cached else 0.0,
+      lab.net, arm.steps, lab.shift, lab.guidance, arm.solver,
+      cache_threshold=threshold,
     )  # fmt: skip
     latents, share = sample(params, rows)
-    return latents, share[0] if cached else jnp.zeros(())
+    return latents, share[0]
 
   return run
 
 
-def measure(name: str, seed: int) -> list[rows_lib.Row]:
-  """Rows of all thresholds, and of grids of fewer steps."""
+@functools.cache
+def even(name: str) -> Callable[..., Array]:
+  """(params, rows, grid of any length, its steps) -> latents; one program."""
   arm, lab = ARMS[name], LABS[ARMS[name].lab]()
-  rows = lab.rows(seed)
-  out, whole = [], None
-  plans = [(arm.steps, threshold) for threshold in THRESHOLDS]
-  plans += [(steps, 0.0) for steps in arm.fewer]
-  for steps, threshold in plans:
-    run = sampler(name, steps, steps == arm.steps)
-    latents, share = run(lab.params, rows, jnp.float32(threshold))
-    whole = latents if whole is None else whole
-    far = jnp.linalg.norm((latents - whole).reshape(len(whole), -1), axis=1)
-    size = jnp.linalg.norm(whole.reshape(len(whole), -1), axis=1)
+  net = guidance.cfg(lab.net, lab.guidance)
+
+  @jax.jit
+  def run(params: Params, rows: Rows, grid: Array, steps: Array):
+    x = ode.segments(lab.net, 1).noise(rows)
+    prompt = net.encode(params, rows.cond)
+
+    def body(i: Array, carry: tuple) -> tuple:
+      x, memory = carry
+      v = net.apply(params, x, jnp.full(len(x), grid[i]), prompt)
+      return solvers.step(arm.solver, x, v, grid[i], grid[i + 1], memory)
+
+    return jax.lax.fori_loop(0, steps, body, (x, solvers.empty(x)))[0]
+
+  def padded(params: Params, rows: Rows, steps: int) -> Array:
+    grid = np.zeros(arm.steps + 1, np.float32)
+    grid[: steps + 1] = schedules.linear(steps, lab.shift)
+    return run(params, rows, grid, jnp.int32(steps))
+
+  return padded
+
+
+def measure(name: str, seed: int) -> list[rows_lib.Row]:
+  """A row a threshold; fewer_*: an even grid of as many steps as its calls."""
+  arm, lab = ARMS[name], LABS[ARMS[name].lab]()
+  rows, out = lab.rows(seed), []
+  whole = even(name)(lab.params, rows, arm.steps)
+  for threshold in THRESHOLDS:
+    latents, share = cached(name)(lab.params, rows, jnp.float32(threshold))
+    calls = round(arm.steps * (1 - float(share)))
     row = dict(
-      arm=name, threshold=threshold, steps=steps, seed=seed,
-      calls=round(steps * (1 - float(share))), saved=float(share),
-      error=float((far / size).mean()),
-    )  # fmt: skip
-    if lab.judge:
-      row['strict'] = float(lab.judge(latents, rows).mean())
+      arm=name, threshold=threshold, seed=seed, steps=arm.steps, calls=calls
+    )
+    fewer = even(name)(lab.params, rows, calls)
+    for kind, x in (('', latents), ('fewer_', fewer)):
+      far, size = (
+        np.linalg.norm(np.reshape(y, (len(y), -1)), axis=1)
+        for y in (x - whole, whole)
+      )
+      row[f'{kind}error'] = float((far / size).mean())
+      if lab.judge:
+        row[f'{kind}strict'] = float(lab.judge(x, rows).mean())
     out.append(row)
   return out
 
 
-def times(turns: int = 7) -> rows_lib.Row:
+def times(turns: int = 5) -> rows_lib.Row:
   """Seconds of forty steps: without the rule, with it, and with half of them.
 
   They take turns, so that what else the machine does slows all alike.
   """
-  name = 'world_40'
-  lab = LABS['world']()
+  lab, run = LABS['world'](), cached('world_40')
   rows = lab.rows(0)
-  plain, cached = sampler(name, 40, False), sampler(name, 40, True)
-
-  def seconds(run: Callable, threshold: float) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run(lab.params, rows, jnp.float32(threshold)))
-    return time.perf_counter() - start
-
-  shares = {x: float(cached(lab.params, rows, x)[1]) for x in THRESHOLDS[1:]}
+  off = jax.jit(ode.sampler(lab.net, 40, lab.shift, lab.guidance))
+  shares = {x: float(run(lab.params, rows, x)[1]) for x in THRESHOLDS[1:]}
   half = min(shares, key=lambda x: abs(shares[x] - 0.5))
-  kinds = dict(off=(plain, 0.0), none=(cached, 0.0), half=(cached, half))
+  kinds = dict(
+    off=lambda: off(lab.params, rows),
+    none=lambda: run(lab.params, rows, 0.0)[0],
+    half=lambda: run(lab.params, rows, half)[0],
+  )
   found = {kind: [] for kind in kinds}
   for _ in range(turns + 1):  # the first one compiles
-    for kind, (run, threshold) in kinds.items():
-      found[kind].append(seconds(run, threshold))
+    for kind, draw in kinds.items():
+      start = time.perf_counter()
+      jax.block_until_ready(draw())
+      found[kind].append(time.perf_counter() - start)
   medians = {k: statistics.median(x[1:]) for k, x in found.items()}
   return dict(
-    arm='times', threshold=half, steps=40, seed=0, saved=shares[half],
+    arm='times', threshold=half, seed=0, steps=40,
     calls=round(40 * (1 - shares[half])),
     **{f'{k}_s': x for k, x in medians.items()},
   )  # fmt: skip
@@ -213,51 +236,30 @@ def times(turns: int = 7) -> rows_lib.Row:
 
 
 def table(rows: list[rows_lib.Row], name: str) -> str:
-  """A line a threshold; beside it, the grid of as many steps as calls."""
+  """A line a threshold, over seeds."""
   mine = [r for r in rows if r['arm'] == name]
-  judged = any(r.get('strict') for r in mine)
-  full = ARMS[name].steps
-
-  def of(**want) -> list[rows_lib.Row]:
-    return [r for r in mine if all(float(r[k]) == want[k] for k in want)]
-
-  lines = []
+  steps, lines = ARMS[name].steps, []
   for threshold in THRESHOLDS:
-    found = of(steps=full, threshold=threshold)
-    if not found:
-      continue
+    found = [r for r in mine if float(r['threshold']) == threshold]
     calls = np.mean([float(r['calls']) for r in found])
-    steps = min([full, *ARMS[name].fewer], key=lambda n: (n < calls - 0.5, n))
-    other = of(steps=steps, threshold=0.0)
-    cells = [
-      f'{threshold:g}',
-      f'{calls:.1f}',
-      tables.cell(found, 'saved', '.0%'),
-    ]
-    if judged:
-      cells.append(tables.cell(found, 'strict', '.3f'))
-    cells += [tables.cell(found, 'error', '.3f'), str(steps)]
-    if judged:
-      cells.append(tables.cell(other, 'strict', '.3f'))
-    lines.append([*cells, tables.cell(other, 'error', '.3f')])
-  gold = ['gold'] if judged else []
+    cells = [f'{threshold:g}', f'{calls:.1f}', f'{1 - calls / steps:.0%}']
+    columns = 'strict', 'fewer_strict', 'error', 'fewer_error'
+    lines.append([*cells, *(tables.cell(found, c, '.3f') for c in columns)])
   return tables.markdown(
-    ['threshold', f'calls of {full}', 'saved', *gold, 'error',
-     'fewer steps', *(f'{x}, fewer steps' for x in gold), 'error, fewer steps'],
-    lines,
+    ('threshold', f'calls of {steps}', 'saved', 'gold', 'gold, even grid',
+     'error', 'error, even grid'), lines,
   )  # fmt: skip
 
 
 def times_table(rows: list[rows_lib.Row]) -> str:
   (row,) = [r for r in rows if r['arm'] == 'times']
   off, none, half = (float(row[f'{k}_s']) for k in ('off', 'none', 'half'))
-  saved = float(row['saved'])
   return tables.markdown(
-    ('40 steps of the world', 'seconds', 'of off'),
+    ('40 steps of the world', 'calls', 'seconds', 'of off'),
     [
-      ('off (no conditional)', f'{off:.2f}', '1'),
-      ('on, nothing taken', f'{none:.2f}', f'{none / off:.2f}'),
-      (f'on, {saved:.0%} taken', f'{half:.2f}', f'{half / off:.2f}'),
+      ('off', '40', f'{off:.2f}', '1'),
+      ('on, nothing taken', '40', f'{none:.2f}', f'{none / off:.2f}'),
+      ('on', row['calls'], f'{half:.2f}', f'{half / off:.2f}'),
     ],
   )
 

@@ -114,7 +114,7 @@ def reused(memory: Memory | None, steps: int | Array, rows: int) -> PyTree:
   """The share of `steps` that took a velocity [rows]; () with the rule off."""
   if memory is None:
     return ()
-  return jnp.broadcast_to(1.0 - memory.calls / steps, (rows,))
+  return jnp.broadcast_to((steps - memory.calls) / steps, (rows,))
 
 
 def _size(x: Array) -> Float32[Array, ' b']:
