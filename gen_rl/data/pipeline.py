@@ -294,7 +294,9 @@ def prompt_batches(
     'weights': weights,
     'source': source.fingerprint,
   } | ({'embed': embed.identity} if embed else {})
-  # For prompts in memory threads would only fight for the interpreter.
-  threads = 0 if isinstance(source.texts, tuple) else 2
+  # For prompts in memory threads would only fight for the interpreter. Programs
+  # of several devices, which encoders are, are started by one thread: of two,
+  # each might wait for a device that the other one has.
+  threads = 0 if isinstance(source.texts, tuple) or embed is not None else 2
   steps = grain.MapDataset.range(2**62).map(at)
   return PromptBatches(steps, identity, threads)
