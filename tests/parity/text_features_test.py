@@ -151,8 +151,8 @@ encoder = text_features.sd3_text(
   folder, t5_length=40, dtype='float32', chunk=3
 )
 before = jax.live_arrays()
-# Where a run encodes: inside the scope of its mesh.
-run = sharding.Layout(sharding.make_mesh(data=4, tensor=2))
+# Where a run encodes: inside the scope of its mesh, which may be of others.
+run = sharding.Layout(sharding.make_mesh(2, 1, 2, jax.devices()[:4]))
 with run.scope():
   made = encoder.encode([''] * 4)
 held = [x for x in jax.live_arrays() if x not in before]
