@@ -91,7 +91,7 @@ def many(folder):
 
 def test_what_a_run_draws_is_encoded_ahead(tmp_path, capsys, monkeypatch):
   c = many(tmp_path)
-  built, asked, freed = of_a_run(c)
+  built, asked, freed = of_a_run(c, keep=9)
   embed.ahead(c, built, str(tmp_path))
   assert '9 prompts are encoded before' in capsys.readouterr().err
   assert len(asked) == len(set(asked)) == 9 and freed == [9]
