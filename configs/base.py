@@ -118,7 +118,10 @@ def fields() -> dict[str, Any]:
     ),
     # Networks that are given features of prompts in place of tokens: a function
     # of data.text_features, the text of no prompt (None: it is not needed), a
-    # folder that keeps them between runs ('': none), and how many are held.
+    # folder that keeps them between runs ('': none), and how many are held in
+    # memory. Where the folder or the memory keeps all that a run draws, these
+    # are encoded before there is a train state, and the encoders are freed;
+    # else they stay on the devices beside it (gen_rl/embed.py).
     embed=section(
       encoder=part(name=''),
       negative=field('', str | None),

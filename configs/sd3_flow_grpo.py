@@ -33,9 +33,10 @@ differs, and why:
   cps, sd3, large, fast with another reward than PickScore or with guard,
   fast_nocfg with OCR: no such config is published
 
-Features of prompts are computed once each, and --config.data.embed.cache keeps
-them in a folder between runs. Nothing was measured with released weights: this
-project has only had drawn ones. A plan (gen_rl.plan, --topology=v5e:4x4) says
+Features of prompts are computed once each, with --config.data.embed.cache=DIR
+before the training state is made, and the encoders, 11 GB, are freed; else they
+stay beside it. Nothing was measured with released weights: this project has
+only had drawn ones. A plan (gen_rl.plan, --topology=v5e:4x4) says
 14.7 of 16 GiB for each of 16 chips of v5e, with --config.microbatches=36
 --config.rollout_chunks=36, 17,665 T operations a chip and step, and 241 TB
 through memory (29 Nov 2026, 13 minutes of CPU time).

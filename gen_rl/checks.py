@@ -126,7 +126,10 @@ def together() -> Iterator[None]:
 
 
 def memory(
-  state: Any, layout: sharding.Layout, chip: chips.Chip | None = None
+  state: Any,
+  layout: sharding.Layout,
+  chip: chips.Chip | None = None,
+  beside: Mapping[str, float] | None = None,
 ) -> None:
   """Refuses a train state that the devices cannot hold, before it is made.
 
@@ -134,6 +137,8 @@ def memory(
     state: shapes.
     layout: where it goes.
     chip: default, what there is.
+    beside: {part: bytes on a device} that stay beside it, see
+      `estimate.encoder_bytes`.
 
   Raises:
     ConfigError: says how much is needed, of what, and what helps.
@@ -144,7 +149,7 @@ def memory(
     state,
     layout.state(state),
   )
-  parts = estimate.state_bytes(placed)
+  parts = estimate.state_bytes(placed) | (beside or {})
   needed = sum(parts.values())
   if chip.hbm is None or needed <= chip.hbm:
     return
@@ -155,6 +160,7 @@ def memory(
     f'the train state alone takes {needed / chips.GIB:.1f} GiB of each device '
     f'({listed}), and there are {chip.hbm / chips.GIB:.1f}; split it with '
     'mesh.fsdp, keep parts on the host (offload), train less of it '
-    '(lora.pattern, trainable), or take more devices: '
-    'python -m gen_rl.plan says what fits'
+    '(lora.pattern, trainable), '
+    + ('encode its prompts before (data.embed.cache), ' if beside else '')
+    + 'or take more devices: python -m gen_rl.plan says what fits'
   )

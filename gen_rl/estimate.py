@@ -18,8 +18,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from gen_rl import assemble, evals, initial, pace, train_state
-from gen_rl.data import embeddings, feeds
+from gen_rl import assemble, embed, evals, initial, pace, train_state
+from gen_rl.data import embeddings, feeds, text_networks
 from gen_rl.rewards import combine
 from gen_rl.types import RewardOut
 from gen_rl.utils import chips, flops, hlo, tree
@@ -39,7 +39,8 @@ class Plan:
     parameters: of the policy, all, trained.
     rows: samples of a step.
     microbatches: of an optimizer step.
-    state: {part: bytes} of the train state.
+    state: {part: bytes} of the train state, and of text encoders that are
+      beside it (`embed`).
     temporary: bytes besides it, activations above all; None: did not fit.
     program: bytes of code.
     needed: bytes in all.
@@ -145,6 +146,22 @@ def state_bytes(state: Any) -> dict[str, float]:
   return out
 
 
+def encoder_bytes(
+  config: ml_collections.ConfigDict, built: Any, devices: list[Any]
+) -> dict[str, float]:
+  """{'text encoders': bytes on a device}, if they stay beside the training.
+
+  Args:
+    config: see configs/base.py.
+    built: an `assemble.Setup`: its source and embed.
+    devices: of the run.
+  """
+  if not embed.resident(config, built):
+    return {}
+  held = text_networks.device_bytes(built.embed.networks(), devices)
+  return {'text encoders': held}
+
+
 def plan(
   config: ml_collections.ConfigDict,
   devices: list[Any],
@@ -166,7 +183,8 @@ def plan(
   """
   config = _changed(config, changes or {})
   built, layout, step, state, batch, key = abstract(config, devices)
-  parts = state_bytes(state)
+  beside = encoder_bytes(config, built, devices)
+  parts = state_bytes(state) | beside
   count = [
     sum(math.prod(x.shape) for x in jax.tree.leaves(p))
     for p in ((state.params, state.frozen['policy']), state.params)
@@ -186,12 +204,12 @@ def plan(
   memory = sum(m.memory for m in moved)
   temporary, program, needed, capacity = None, 0.0, None, chip.hbm
   if error:
-    needed, capacity = _used(error, capacity)
+    needed, capacity = _used(error, capacity, sum(beside.values()))
   else:
     sizes = [c.memory_analysis() for c in compiled]
     largest = max(sizes, key=_peak)
     program = largest.generated_code_size_in_bytes
-    needed = _peak(largest)
+    needed = _peak(largest) + sum(beside.values())
     temporary = needed - program - sum(parts.values())
   fits = None if capacity is None or needed is None else needed <= capacity
   seconds = {}
@@ -267,7 +285,8 @@ def _with_evaluation(planned, config, built, layout, state) -> Plan:
   beside, error = _evaluation(config, built, layout, state)
   needed, capacity = sum(planned.state.values()) + beside, planned.capacity
   if error:
-    needed, capacity = _used(error, capacity)
+    held = planned.state.get('text encoders', 0.0)
+    needed, capacity = _used(error, capacity, held)
   unknown = needed is None or capacity is None
   return dataclasses.replace(
     planned,
@@ -360,8 +379,14 @@ def _peak(sizes: Any) -> float:
   )
 
 
-def _used(error: str, capacity: float | None) -> tuple[Any, Any]:
-  """(bytes needed, bytes there are) of a refusal by a compiler for TPUs."""
+def _used(error: str, capacity: float | None, beside: float) -> tuple[Any, Any]:
+  """(bytes needed, bytes there are) of a refusal by a compiler for TPUs.
+
+  Args:
+    error: its words.
+    capacity: what there is, where these do not say it.
+    beside: bytes that no program of the compiler has.
+  """
   size = r'\(?([\d.]+)([KMG])\)?'
   found = re.search(
     rf'{size} exceeds available HBM {size}|Used {size} of {size}', error
@@ -371,6 +396,6 @@ def _used(error: str, capacity: float | None) -> tuple[Any, Any]:
   found = [g for g in found.groups() if g]
   unit = dict(K=2**10, M=2**20, G=2**30)
   return (
-    float(found[0]) * unit[found[1]],
+    float(found[0]) * unit[found[1]] + beside,
     float(found[2]) * unit[found[3]],
   )

@@ -245,6 +245,7 @@ def evaluate(
     label: assemble.make_evaluator(c, built)[0]
     for label, c in evals.configs(config).items()
   }
+  feeds.release(built)
   loaded = load_params(config, workdir, built.policy, step)
   print(f'Evaluating {loaded.source}', flush=True)
   found = {label: run(loaded.params) for label, run in runs.items()}

@@ -9,7 +9,17 @@ from typing import Any
 import jax
 import ml_collections
 
-from gen_rl import assemble, build, checks, initial, profiles, run_folder
+from gen_rl import (
+  assemble,
+  build,
+  checks,
+  embed,
+  estimate,
+  initial,
+  profiles,
+  run_folder,
+)
+from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.run import Evaluations, Run
 from gen_rl.utils import terminal
@@ -60,8 +70,15 @@ def train_and_evaluate(
   )
   with checks.together():
     shapes = initial.shapes(config, built.policy)
-  checks.memory(jax.eval_shape(init, shapes), layout)
+  checks.memory(
+    jax.eval_shape(init, shapes),
+    layout,
+    beside=estimate.encoder_bytes(
+      config, built, list(layout.mesh.devices.flat)
+    ),
+  )
   with run_folder.owned(workdir), terminal.kept_open():
+    embed.ahead(config, built, workdir)
     run = Run(config, workdir, built, layout, step, init, started, recorder)
     if result := run.ended():
       return result
@@ -102,6 +119,7 @@ def loop(run: Run) -> tuple[Evaluations, Evaluations, float | None]:
         run.save()
       run.check(writer, stop=bool(asked))
     run.line.close()
+    feeds.release(run.built)
     params = run.trained()
     trained, kl = run.evaluate(writer, config.steps, params)
     if base is None:

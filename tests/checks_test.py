@@ -83,7 +83,10 @@ def test_a_state_that_is_too_large_is_refused_before_it_is_made():
     checks.memory(state, layout, gpu)
   text = str(error.value)
   assert '29.2 GiB' in text and 'optimizer 19.4' in text and '24.0' in text
-  assert 'gen_rl.plan' in text
+  assert 'gen_rl.plan' in text and 'data.embed' not in text
+  beside = {'text encoders': 4 * 2**30}
+  with pytest.raises(build.ConfigError, match=r'33\.2 .*ers 4\.0.*data\.embed'):
+    checks.memory(state, layout, gpu, beside)
   checks.memory(state, layout, gpu._replace(hbm=32 * 2**30))
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 from ml_collections import config_dict
@@ -16,8 +17,16 @@ from configs import (
   promptecho_flow_grpo,
   sd3_flow_grpo,
 )
-from gen_rl import assemble, build, estimate, initial, plan, sharding
-from gen_rl.data import feeds
+from gen_rl import (
+  assemble,
+  build,
+  embed,
+  estimate,
+  initial,
+  plan,
+  sharding,
+)
+from gen_rl.data import feeds, prompts
 from gen_rl.utils import chips
 
 
@@ -239,14 +248,85 @@ def test_sweep_ranks_what_fits(on_tpu, monkeypatch, capsys):
     plan.run(_config(**{'data.prompts_per_step': 1}), 'v5e:4x4', sweep=True)
 
 
-def test_host_rewards_have_two_programs():
+# Stable Diffusion 3's encoders, cut to two layers: {part: (of config.json,
+# parameters as published, layers there, parameters of one)}.
+_CLIP = dict(
+  architectures=['CLIPTextModelWithProjection'], vocab_size=49408,
+  num_hidden_layers=2,
+)  # fmt: skip
+_ENCODERS = dict(
+  text_encoder=(
+    _CLIP | dict(
+      hidden_size=768, intermediate_size=3072, num_attention_heads=12,
+      projection_dim=768,
+    ),
+    123_650_304, 12, 4 * 768**2 + 2 * 768 * 3072 + 9 * 768 + 3072,
+  ),
+  text_encoder_2=(
+    _CLIP | dict(
+      hidden_size=1280, intermediate_size=5120, num_attention_heads=20,
+      projection_dim=1280, hidden_act='gelu',
+    ),
+    694_659_840, 32, 4 * 1280**2 + 2 * 1280 * 5120 + 9 * 1280 + 5120,
+  ),
+  text_encoder_3=(
+    dict(
+      architectures=['T5EncoderModel'], vocab_size=32128, d_model=4096,
+      d_kv=64, d_ff=10240, num_layers=2, num_heads=64,
+      feed_forward_proj='gated-gelu',
+    ),
+    4_762_310_656, 24, 4 * 4096**2 + 3 * 4096 * 10240 + 2 * 4096,
+  ),
+)  # fmt: skip
+
+
+def test_text_encoders_that_stay(tmp_path):
+  """By their configs alone: a quarter on each of the four chips of a host."""
+  pytest.importorskip('libtpu')
+  for name, (said, *_) in _ENCODERS.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name.replace('text_encoder', 'tokenizer')).mkdir()
+    (tmp_path / name / 'config.json').write_text(json.dumps(said))
+  config = sd3_flow_grpo.get_config('files').copy_and_resolve_references()
+  lines = '\n'.join(f'{n} cats' for n in range(300))
+  (tmp_path / 'prompts.txt').write_text(lines)
+  for part in (config.data, config.eval):
+    part.prompts.path = str(tmp_path / 'prompts.txt')
+  config.data.embed.encoder.folder = str(tmp_path)
+  source = build.build(prompts, config.data.prompts)
+  devices, _ = chips.devices('v5e:4x4')
+
+  def built():
+    return types.SimpleNamespace(source=source, embed=feeds.embed(config))
+
+  held = estimate.encoder_bytes(config, built(), devices)
+  whole = 2 * sum(
+    count - (layers - 2) * layer
+    for _, count, layers, layer in _ENCODERS.values()
+  )
+  # Biases and scales of norms are on every chip.
+  assert held == {'text encoders': pytest.approx(whole / 4, rel=1e-3)}
+  config.steps = 5  # of 48; those that are evaluated are among them
+  config.data.embed.keep = 240  # not the text of no prompt
+  assert embed.resident(config, built())
+  config.data.embed.keep = 241
+  assert estimate.encoder_bytes(config, built(), devices) == {}
+  config.data.embed.update(keep=1, cache=str(tmp_path))
+  assert estimate.encoder_bytes(config, built(), devices) == {}
+
+
+def test_host_rewards_have_two_programs(monkeypatch):
+  beside = {'text encoders': 2.0**30}
+  monkeypatch.setattr(estimate, 'encoder_bytes', lambda *_: beside)
   config = _config('jpeg_host,tiny')
   config.monitors.too = dict(name='host_jpeg_compressibility', scale=2.0)
   p = estimate.plan(config, jax.devices()[:1], chips.devices('local')[1])
   assert p.fits and p.operations > p.rollout_operations > 0
   # The state stays while it is evaluated, beside the base for the KL.
   base = p.state['parameters'] + p.state['frozen']
-  assert p.evaluation > sum(p.state.values()) + base
+  assert p.evaluation > sum(p.state.values()) + base > 2**30
+  assert p.needed == sum(p.state.values()) + p.temporary + p.program
+  assert p.temporary < 2**30 and 'text encoders' in plan.describe(p)
   assert 'all, in evaluation' in plan.describe(p)
 
 

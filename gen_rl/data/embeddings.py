@@ -3,7 +3,8 @@
 A feature of a prompt does not change during a run, so it is computed once per
 different prompt and kept: the newest ones in memory, all of them in a folder if
 one is given. Encoders are loaded when the first prompt has to be encoded, not
-before: a run whose prompts are all in the folder never loads them.
+before, until they are freed: a run whose prompts are all in the folder never
+loads them.
 
 What no prompt means to a network (classifier-free guidance) is the features of
 a text as well, in every row under the names null_*.
@@ -13,6 +14,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import hashlib
+import math
 import os
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gen_rl.data.text_networks import Network
 from gen_rl.models.files import weights
 
 Features = dict[str, np.ndarray]
@@ -35,6 +38,9 @@ class Encoder(NamedTuple):
   # Raises ValueError for a text that is too long, without the networks.
   check: Callable[[Sequence[str]], None] = lambda texts: None
   weights: Callable[[], str] = lambda: ''  # of the networks: a checksum
+  # Of which configs alone are read; None: features are made without any.
+  networks: Callable[[], Sequence[Network]] | None = None
+  free: Callable[[], None] = lambda: None  # the devices, of the networks
 
 
 class Embed(NamedTuple):
@@ -45,6 +51,9 @@ class Embed(NamedTuple):
   identity: str
   check: Callable[[Sequence[str]], None] = lambda texts: None
   known: Callable[[str], bool] = lambda text: False  # without encoding it
+  keep: float = math.inf  # texts that are remembered
+  networks: Callable[[], Sequence[Network]] | None = None  # see Encoder
+  free: Callable[[], None] = lambda: None
 
 
 def cached(
@@ -124,7 +133,16 @@ def cached(
   if negative is not None:
     shapes |= {f'null_{name}': x for name, x in encoder.shapes.items()}
   identity = f'{encoder.identity} negative={negative!r}'
-  return Embed(rows, shapes, identity, encoder.check, known)
+  return Embed(
+    rows,
+    shapes,
+    identity,
+    encoder.check,
+    known,
+    math.inf if folder else keep,
+    encoder.networks,
+    encoder.free,
+  )
 
 
 def _read(path: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Features:

@@ -1,13 +1,20 @@
 """From a config to the batches of prompts it names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from gen_rl import build
-from gen_rl.data import embeddings, pipeline, prompts, text_features, tokenizers
+from gen_rl.data import (
+  draws,
+  embeddings,
+  pipeline,
+  prompts,
+  text_features,
+  tokenizers,
+)
 
 
 def reader(config: ml_collections.ConfigDict) -> pipeline.Reader | None:
@@ -34,6 +41,16 @@ def embed(config: ml_collections.ConfigDict) -> embeddings.Embed | None:
   return embeddings.cached(encoder, spec.negative, spec.cache, spec.keep)
 
 
+def _mixture(
+  config: ml_collections.ConfigDict, source: prompts.Prompts
+) -> dict[str, Any]:
+  """How often its tasks are trained on, as `pipeline` and `draws` are told."""
+  return dict(
+    weights=config.data.weights.to_dict(),
+    balance=config.data.balance and bool(source.tasks),
+  )
+
+
 def training(
   config: ml_collections.ConfigDict, built: Any
 ) -> pipeline.PromptBatches:
@@ -49,13 +66,25 @@ def training(
     config.seed,
     built.tokenizer,
     config.data.length,
-    weights=config.data.weights.to_dict(),
-    balance=config.data.balance and bool(built.source.tasks),
+    **_mixture(config, built.source),
     group_size=config.data.group_size,
     truncate=config.data.truncate,
     answer_length=config.data.answer_length,
     reader=built.reader,
     embed=built.embed,
+  )
+
+
+def drawn_by_training(
+  config: ml_collections.ConfigDict, source: prompts.Prompts, steps: range
+) -> Iterator[int]:
+  """Indices into the source, each once, of what these steps train on."""
+  return draws.every(
+    source,
+    config.data.prompts_per_step,
+    config.seed,
+    steps,
+    **_mixture(config, source),
   )
 
 
@@ -91,7 +120,14 @@ def alone(
     reader=built.reader if judged else None,
     embed=built.embed,
   )
+  release(built)
   return batch
+
+
+def release(built: Any) -> None:
+  """No prompt is left to encode: frees the devices of text encoders."""
+  if built.embed is not None:
+    built.embed.free()
 
 
 def evaluation_prompts(config: ml_collections.ConfigDict) -> prompts.Prompts:
@@ -135,6 +171,15 @@ def trained_on(
   trained = set(named(source))
   both = sum(prompt in trained for prompt in named(evaluated))
   return both / len(evaluated.texts)
+
+
+def drawn_by_evaluation(
+  config: ml_collections.ConfigDict, source: prompts.Prompts
+) -> Iterator[int]:
+  """Indices into its source, each once, of what `config.eval` evaluates on."""
+  return draws.every(
+    source, config.eval.num_prompts, 0, range(1), balance=bool(source.tasks)
+  )
 
 
 def evaluation(

@@ -1,37 +1,10 @@
-r"""Which prompts are trained on at step n: a pure function of (seed, n).
+"""Batches of prompts: what networks and rewards are given of them.
 
-Prompts are drawn by index, so any step can be computed without the ones
-before it, and resuming needs the step number only.
-
-Step n draws P prompts. Task t with N_t prompts and weight w_t (sum_t w_t = 1;
-without weights there is a single task) gets c_t of them by systematic
-sampling with a golden-ratio offset u_n,
-
-  c_t(n) = ceil(P W_t - u_n) - ceil(P W_{t-1} - u_n),  W_t = w_1 + .. + w_t (1)
-  u_n = frac(u_0 + n (sqrt(5) - 1) / 2)                                     (2)
-
-so that sum_t c_t = P, c_t is P w_t rounded down or up, and the average over
-steps is P w_t with an error that shrinks like log(n) / n. A task too small
-for its share gives it to the others (min(P w_t, N_t), the rest rescaled).
-The prompts of task t at step n are the first c_t of chunk n of
-
-  shuffle(prompts of t) -> chunks of ceil(P w_t), remainder dropped -> repeat
-
-with a new permutation each epoch (so what one epoch leaves out is random). A
-chunk lies within one epoch, hence the prompts of a step are distinct whenever
-the source has P of them, and within an epoch no prompt comes twice.
-
-Permutations sort the raw bits of Philox (Salmon et al. 2011), whose streams
-NumPy keeps between versions. `grain.MapDataset.shuffle` would do the same
-with a block cipher of at least 16 bits walked until it falls inside the data:
-milliseconds per index where a task has a handful of prompts.
+Which prompts step n has is a pure function of (seed, n), see `draws`.
 """
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 import functools
-import itertools
-import math
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -39,13 +12,12 @@ import grain
 import numpy as np
 
 from gen_rl.build import ConfigError
-from gen_rl.data import embeddings, prompts, tokenizers
+from gen_rl.data import draws, embeddings, prompts, tokenizers
 from gen_rl.utils import tasks
 
 Batch = dict[str, Any]
 # Of a prompt in a text that a judge reads: what stands there, and as what.
 _PLACES = {'{prompt}': str, '{cleaned}': tokenizers.cleaned}
-_GOLDEN = int((math.sqrt(5) - 1) / 2 * 2**32)  # u_n in units of 2**-32
 
 
 class Reader(NamedTuple):
@@ -141,94 +113,6 @@ def gather(
   return batch, texts
 
 
-class _Task(NamedTuple):
-  members: np.ndarray  # indices into the source
-  end: Fraction  # P W_t
-  chunk: int  # ceil(P w_t)
-  stream: int  # number of its random stream
-
-
-def _bits(count: int, seed: int, stream: int, block: int) -> np.ndarray:
-  """uint64 [count], independent for every (seed, stream, block)."""
-  key = np.array([seed, stream], np.uint64)
-  counter = np.array([0, 0, 0, block], np.uint64)
-  return np.random.Philox(key=key, counter=counter).random_raw(count)
-
-
-@functools.lru_cache(maxsize=16)
-def _permutation(size: int, seed: int, stream: int, epoch: int) -> np.ndarray:
-  return np.argsort(_bits(size, seed, stream, epoch), kind='stable')
-
-
-def _shares(
-  weights: Sequence[Fraction], sizes: Sequence[int], total: int
-) -> list[Fraction]:
-  """P w_t, capped at the size of the task; the excess goes to the others."""
-  shares = [Fraction(0)] * len(weights)
-  open_tasks = [i for i, w in enumerate(weights) if w]
-  if sum(sizes[i] for i in open_tasks) < total:  # repeats cannot be avoided
-    return [total * w / sum(weights) for w in weights]
-  left = Fraction(total)
-  while open_tasks:
-    scale = left / sum(weights[i] for i in open_tasks)
-    full = [i for i in open_tasks if weights[i] * scale >= sizes[i]]
-    for i in full or open_tasks:
-      shares[i] = Fraction(sizes[i]) if full else weights[i] * scale
-    left -= sum(shares[i] for i in full)
-    open_tasks = [i for i in open_tasks if i not in full] if full else []
-  return shares
-
-
-def _plan(
-  source: prompts.Prompts,
-  prompts_per_step: int,
-  weights: Mapping[str, float] | None,
-) -> list[_Task]:
-  if weights is None:
-    groups, raw = [np.arange(len(source))], [Fraction(1)]
-  else:
-    labels = np.asarray(source.tasks)
-    names = [t for t, w in weights.items() if w > 0]
-    groups = [np.flatnonzero(labels == t) for t in names]
-    raw = [Fraction(weights[t]) for t in names]
-  shares = _shares(raw, [len(g) for g in groups], prompts_per_step)
-  ends = itertools.accumulate(shares)
-  return [
-    _Task(group, end, math.ceil(share), stream + 1)
-    for stream, (group, end, share) in enumerate(
-      zip(groups, ends, shares, strict=True)
-    )
-  ]
-
-
-def _draw(task: _Task, count: int, seed: int, step: int) -> np.ndarray:
-  """The first `count` prompts of chunk `step` of a task."""
-  size = len(task.members)
-  if size >= task.chunk:
-    epoch, i = divmod(step, size // task.chunk)
-    where = i * task.chunk + np.arange(count) + epoch * size
-  else:  # more than the task has: repeats, spread as evenly as can be
-    where = step * task.chunk + np.arange(count)
-  order = [
-    _permutation(size, seed, task.stream, int(w) // size)[w % size]
-    for w in where
-  ]
-  return task.members[np.array(order, np.int64)]
-
-
-def _step_indices(plan: list[_Task], seed: int, step: int) -> np.ndarray:
-  """Indices into the source of the prompts of a step: int64 [P]."""
-  start = int(_bits(1, seed, 0, 0)[0] >> np.uint64(32))
-  u = Fraction((start + step * _GOLDEN) % 2**32, 2**32)
-  ends = [math.ceil(task.end - u) for task in plan]  # eq. (1)
-  counts = np.diff([0, *ends])
-  drawn = np.concatenate(
-    [_draw(t, int(n), seed, step) for t, n in zip(plan, counts, strict=True)]
-  )
-  # Mixed, so that neither a shard nor the head of a batch is a single task.
-  return drawn[np.argsort(_bits(len(drawn), seed, 0, step + 1), kind='stable')]
-
-
 class PromptBatches:
   """Endless iterator of (batch, texts) whose position can be saved."""
 
@@ -272,35 +156,6 @@ class PromptBatches:
         + ('; '.join(changes) or 'it holds no next_step')
       )
     self._iterator.set_state({'next_index': int(state['next_step'])})
-
-
-def _task_weights(
-  source: prompts.Prompts, weights: Mapping[str, float] | None, balance: bool
-) -> dict[str, float] | None:
-  """Checked weights by task, or None for plain uniform prompts."""
-  weights = weights or dict(source.weights)
-  if not weights and (not balance or source.as_listed):
-    return None
-  tasks = list(dict.fromkeys(source.tasks))
-  if not tasks:
-    raise ValueError(
-      f'prompt source {source.name} has no task labels to balance or weight'
-    )
-  if not weights:
-    return dict.fromkeys(tasks, 1.0)
-  unknown = sorted(set(weights) - set(tasks))
-  if unknown:
-    raise ValueError(
-      f'weights name the task {", ".join(unknown)}; prompt source'
-      f' {source.name} has {", ".join(tasks)}. Set weights of these only, or '
-      'weights={} for all equally often'
-    )
-  out = {task: float(weights.get(task, 0.0)) for task in tasks}
-  if not all(0 <= w < math.inf for w in out.values()) or not any(out.values()):
-    raise ValueError(
-      f'task weights must be non-negative and not all zero, got {out}'
-    )
-  return out
 
 
 def _check_texts(
@@ -402,7 +257,7 @@ def prompt_batches(
       f'prompts_per_step {prompts_per_step} does not divide over {count}'
       f' processes; {fits} would'
     )
-  weights = _task_weights(source, weights, balance)
+  weights = draws.task_weights(source, weights, balance)
   if embed is None:
     _check_texts(source, tokenizer, length, truncate)
   elif isinstance(source.texts, tuple):
@@ -420,12 +275,12 @@ def prompt_batches(
       available,
       prompts_per_step,
     )
-  plan = _plan(source, prompts_per_step, weights)
+  plan = draws.plan(source, prompts_per_step, weights)
   rows = prompts_per_step // count
   mine = slice(index * rows, (index + 1) * rows)
 
   def at(step: int):
-    indices = _step_indices(plan, seed, step)[mine]
+    indices = draws.indices(plan, seed, step)[mine]
     return gather(
       source, indices, tokenizer, length, truncate, answer_length, reader,
       embed,
@@ -439,7 +294,9 @@ def prompt_batches(
     'weights': weights,
     'source': source.fingerprint,
   } | ({'embed': embed.identity} if embed else {})
-  # For prompts in memory threads would only fight for the interpreter.
-  threads = 0 if isinstance(source.texts, tuple) else 2
+  # For prompts in memory threads would only fight for the interpreter. Programs
+  # of several devices, which encoders are, are started by one thread: of two,
+  # each might wait for a device that the other one has.
+  threads = 0 if isinstance(source.texts, tuple) or embed is not None else 2
   steps = grain.MapDataset.range(2**62).map(at)
   return PromptBatches(steps, identity, threads)

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl.data import embeddings, tokenizers
+from gen_rl.data import embeddings, text_networks, tokenizers
 from gen_rl.data.embeddings import Encoder, Features
+from gen_rl.data.text_networks import Network
 from gen_rl.fields import Chunk, Count
 from gen_rl.models import clip, t5
 from gen_rl.models.files import folders, weights
@@ -48,21 +49,23 @@ def sd15_text(
     truncate: cut texts that are too long, as the pipelines do, in place of an
       error.
     dtype: of the parameters, the arithmetic and the features.
-    chunk: texts encoded at a time.
+    chunk: texts encoded at a time, by all devices of a process.
     width: where features are drawn.
   """
   if not folder:
     return _drawn(dict(text=(_CLIP_LENGTH, width)), dtype)
   parts = {'': _CLIP_LENGTH}
-  width = _hidden(folder, 'text_encoder')
+  shapes = dict(text=(_CLIP_LENGTH, _hidden(folder, 'text_encoder')))
 
-  def load() -> Callable[..., Features]:
-    net, params = _clip(folder, 'text_encoder', dtype)
-    run = jax.jit(lambda params, ids: dict(text=net.text(params, ids).last))
-    return functools.partial(run, params)
+  def networks() -> list[Network]:
+    return [_clip(folder, 'text_encoder', dtype)]
 
-  shapes = dict(text=(_CLIP_LENGTH, width))
-  return _encoder(folder, parts, shapes, load, truncate, dtype, chunk)
+  def features(said: clip.Text) -> dict[str, jax.Array]:
+    return dict(text=said.last)
+
+  return _encoder(
+    folder, parts, shapes, networks, features, truncate, dtype, chunk
+  )
 
 
 def sd3_text(
@@ -84,7 +87,7 @@ def sd3_text(
     t5_length: tokens of T5; 128 in Flow-GRPO.
     use_t5: False has zeros in place of its states, as the pipeline without it.
     dtype: of the parameters, the arithmetic and the features.
-    chunk: texts encoded at a time.
+    chunk: texts encoded at a time, by all devices of a process.
     width: of a token, where features are drawn or T5 is not used.
     pooled: where features are drawn.
   """
@@ -97,36 +100,24 @@ def sd3_text(
     parts['_3'] = t5_length
     width = _hidden(folder, 'text_encoder_3')
 
-  def load() -> Callable[..., Features]:
-    both = [_clip(folder, name, dtype, projected=True) for name in names]
-    nets = [net for net, _ in both]
-    params = [params for _, params in both]
-    if use_t5:
-      net3, params3 = t5.load(
-        folders.locate(folder, 'text_encoder_3'), dtype, dtype=dtype
-      )
-      params.append(params3)
+  def networks() -> list[Network]:
+    found = [_clip(folder, name, dtype, projected=True) for name in names]
+    return found + [_t5(folder, 'text_encoder_3', dtype)] * use_t5
 
-    def run(params: list, *ids: jax.Array) -> Features:
-      said = [
-        net.text(p, i) for net, p, i in zip(nets, params, ids, strict=False)
-      ]
-      text = jnp.concatenate([s.before for s in said], -1)
-      text = jnp.pad(text, ((0, 0), (0, 0), (0, width - text.shape[-1])))
-      if use_t5:
-        more = net3.apply(params[2], ids[2])
-      else:
-        more = jnp.zeros((len(text), t5_length, width))
-      return dict(
-        text=jnp.concatenate([text, more], 1),
-        pooled=jnp.concatenate([s.projected for s in said], -1),
-      )
-
-    return functools.partial(jax.jit(run), params)
+  def features(*said: Any) -> dict[str, jax.Array]:
+    text = jnp.concatenate([s.before for s in said[:2]], -1)
+    text = jnp.pad(text, ((0, 0), (0, 0), (0, width - text.shape[-1])))
+    more = said[2] if use_t5 else jnp.zeros((len(text), t5_length, width))
+    return dict(
+      text=jnp.concatenate([text, more], 1),
+      pooled=jnp.concatenate([s.projected for s in said[:2]], -1),
+    )
 
   size = sum(clip.config(_config(folder, name))['projection'] for name in names)
   shapes = dict(text=(length, width), pooled=(size,))
-  return _encoder(folder, parts, shapes, load, truncate, dtype, chunk)
+  return _encoder(
+    folder, parts, shapes, networks, features, truncate, dtype, chunk
+  )
 
 
 def flux_text(
@@ -146,7 +137,7 @@ def flux_text(
       error.
     t5_length: tokens of T5; 256 for schnell.
     dtype: of the parameters, the arithmetic and the features.
-    chunk: texts encoded at a time.
+    chunk: texts encoded at a time, by all devices of a process.
     width: of a token, where features are drawn.
     pooled: likewise.
   """
@@ -154,25 +145,22 @@ def flux_text(
     return _drawn(dict(text=(t5_length, width), pooled=(pooled,)), dtype)
   parts = {'': _CLIP_LENGTH, '_2': t5_length}
 
-  def load() -> Callable[..., Features]:
-    net, params = _clip(folder, 'text_encoder', dtype)
-    net2, params2 = t5.load(
-      folders.locate(folder, 'text_encoder_2'), dtype, dtype=dtype
-    )
+  def networks() -> list[Network]:
+    return [
+      _clip(folder, 'text_encoder', dtype),
+      _t5(folder, 'text_encoder_2', dtype),
+    ]
 
-    def run(params: tuple, ids: jax.Array, ids2: jax.Array) -> Features:
-      return dict(
-        text=net2.apply(params[1], ids2),
-        pooled=net.text(params[0], ids).pooled,
-      )
-
-    return functools.partial(jax.jit(run), (params, params2))
+  def features(said: clip.Text, states: jax.Array) -> dict[str, jax.Array]:
+    return dict(text=states, pooled=said.pooled)
 
   shapes = dict(
     text=(t5_length, _hidden(folder, 'text_encoder_2')),
     pooled=(_hidden(folder, 'text_encoder'),),
   )
-  return _encoder(folder, parts, shapes, load, truncate, dtype, chunk)
+  return _encoder(
+    folder, parts, shapes, networks, features, truncate, dtype, chunk
+  )
 
 
 def _config(folder: str, part: str) -> dict[str, Any]:
@@ -219,16 +207,27 @@ def _tokenizer(folder: str, end: str) -> tokenizers.Tokenizer:
   return reader
 
 
-def _clip(folder: str, part: str, dtype: str, projected: bool = False):
+def _clip(
+  folder: str, part: str, dtype: str, projected: bool = False
+) -> Network:
   kind = 'CLIPTextModelWithProjection' if projected else 'CLIPTextModel'
-  return clip.load(folders.locate(folder, part), dtype, (kind,), dtype=dtype)
+  path = folders.locate(folder, part)
+  net, *read = clip.unread(path, (kind,), dtype=dtype)
+  return text_networks.network(net.text, net.axes, path, dtype, *read)
+
+
+def _t5(folder: str, part: str, dtype: str) -> Network:
+  path = folders.locate(folder, part)
+  net, *read = t5.unread(path, dtype=dtype)
+  return text_networks.network(net.apply, net.axes, path, dtype, *read)
 
 
 def _encoder(
   folder: str,
   parts: Mapping[str, int],
   shapes: Mapping[str, tuple[int, ...]],
-  load: Callable[[], Callable[..., Features]],
+  networks: Callable[[], Sequence[Network]],
+  features: Callable[..., dict[str, jax.Array]],
   truncate: bool,
   dtype: str,
   chunk: int,
@@ -237,15 +236,20 @@ def _encoder(
 
   Args:
     folder: of the pipeline.
-    parts: {ending of a tokenizer's folder: tokens}, in the order that `load`'s
-      function takes their ids.
+    parts: {ending of a tokenizer's folder: tokens}, in the order of the
+      networks that are given their ids.
     shapes: of a text's features.
-    load: gives the function of ids [n l] of each tokenizer.
+    networks: one for each tokenizer, of which the configs are read.
+    features: of what they say.
     truncate: cut what is too long.
     dtype: of the features.
-    chunk: texts encoded at a time.
+    chunk: texts encoded at a time, by all devices of a process.
   """
-  run = functools.cache(load)
+  networks = functools.cache(networks)
+
+  @functools.cache
+  def run() -> Callable[..., Features]:
+    return text_networks.load(networks(), features)
 
   @functools.cache
   def readers() -> list[tokenizers.Tokenizer]:
@@ -256,7 +260,8 @@ def _encoder(
     return [read.encode(texts, l, truncate=truncate) for read, l in pairs]
 
   def encode(texts: Sequence[str]) -> Features:
-    made = embeddings.in_chunks(run(), chunk, *ids(texts))
+    rows = text_networks.rows(chunk)
+    made = embeddings.in_chunks(run(), rows, *ids(texts))
     return {name: x.astype(jnp.dtype(dtype)) for name, x in made.items()}
 
   def check(texts: Sequence[str]) -> None:
@@ -270,6 +275,8 @@ def _encoder(
     f'{said} {truncate} {dtype}',
     check,
     lambda: _checksum(folder, parts),
+    networks,
+    run.cache_clear,
   )
 
 

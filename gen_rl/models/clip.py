@@ -408,6 +408,21 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   return out
 
 
+def unread(
+  folder: str | os.PathLike[str],
+  kinds: tuple[str, ...] = tuple(KINDS),
+  **overrides: Any,
+) -> tuple[Clip, Params, released.Names]:
+  """(networks, shapes and names of parameters) of a config; see `load`."""
+  net = clip(**config(released.config(folder, kinds)) | overrides)
+  names = NAMES
+  if net.text is None or net.image is None:
+    names = ALONE['vision' if net.text is None else 'text']
+  if not overrides.get('scan', False):
+    names = names._replace(stacked={})
+  return net, jax.eval_shape(net.init, jax.random.key(0)), names
+
+
 def load(
   folder: str | os.PathLike[str],
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
@@ -430,13 +445,5 @@ def load(
     WeightsError: see `released.load`.
     ValueError: see `config` and `clip`.
   """
-  said = config(released.config(folder, kinds))
-  net = clip(**said | overrides)
-  like = jax.eval_shape(net.init, jax.random.key(0))
-  alone = [name for name in ('text', 'vision') if said[name] is None]
-  names = NAMES
-  if alone:
-    names = ALONE['vision' if alone == ['text'] else 'text']
-  if not overrides.get('scan', False):
-    names = names._replace(stacked={})
+  net, like, names = unread(folder, kinds, **overrides)
   return net, released.load(folder, like, names, param_dtype)

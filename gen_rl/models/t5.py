@@ -305,6 +305,14 @@ def config(config_json: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
+def unread(
+  folder: str | os.PathLike[str], **overrides: Any
+) -> tuple[T5, Params, released.Names]:
+  """(encoder, shapes and names of its parameters) of a config; see `load`."""
+  net = t5(**config(released.config(folder, KINDS)) | overrides)
+  return net, jax.eval_shape(net.init, jax.random.key(0)), NAMES
+
+
 def load(
   folder: str | os.PathLike[str],
   param_dtype: Literal['float32', 'bfloat16'] = 'float32',
@@ -325,6 +333,5 @@ def load(
     WeightsError: see `released.load`.
     ValueError: see `config`.
   """
-  net = t5(**config(released.config(folder, KINDS)) | overrides)
-  like = jax.eval_shape(net.init, jax.random.key(0))
-  return net, released.load(folder, like, NAMES, param_dtype)
+  net, like, names = unread(folder, **overrides)
+  return net, released.load(folder, like, names, param_dtype)

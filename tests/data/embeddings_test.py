@@ -65,6 +65,8 @@ def test_a_prompt_of_no_source(encoder, judged):
   """It has what prompts of a source have: features, and what judges read."""
   words = tokenizers.shapes_words()
   config = ml_collections.ConfigDict(dict(data=dict(length=4, truncate=False)))
+  freed = []
+  encoder = encoder._replace(free=lambda: freed.append(1))
   embed = embeddings.cached(encoder)
   built = types.SimpleNamespace(
     tokenizer=words,
@@ -75,6 +77,7 @@ def test_a_prompt_of_no_source(encoder, judged):
   asked = dict(count=np.arange(2))
   batch = feeds.alone(config, built, text, asked, judged)
   check(batch['cond'], [text])
+  assert freed  # no other prompt is left
   np.testing.assert_array_equal(batch['info']['count'], [[0, 1]])
   if judged:
     want = words.encode([text], 7)

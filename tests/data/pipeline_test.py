@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from gen_rl.build import ConfigError
-from gen_rl.data import pipeline, prompts, tokenizers
+from gen_rl.data import draws, pipeline, prompts, tokenizers
 from gen_rl.worlds import grammar
 
 TOKENIZER = tokenizers.word_level(grammar.WORDS)
@@ -309,3 +309,15 @@ def test_systematic_counts_by_hand():
   counts = [[(row // 9 == t).sum() for t in range(3)] for row in ids]
   assert set(map(tuple, counts)) == {(2, 1, 1)}
   assert math.isclose(np.mean(counts), 4 / 3)
+
+
+@pytest.mark.parametrize('weights', [None, {'t0': 1, 't1': 3}])
+def test_what_some_steps_draw(weights):
+  """As the batches have it, each once; two of the tasks are drawn from."""
+  source = _source([9, 5, 4])
+  batches = _ids(_batches(source, 3, weights=weights), 6)
+  found = draws.every(source, 3, 0, range(2, 6), weights)
+  assert list(found) == list(dict.fromkeys(batches[2:].ravel()))
+  # It ends when nothing is left to draw.
+  endless = draws.every(source, 3, 0, range(10**12), weights)
+  assert sorted(endless) == list(range(14 if weights else 18))

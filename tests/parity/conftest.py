@@ -115,7 +115,7 @@ def sd3_pipeline(tmp_path_factory):
     use_post_quant_conv=False, sample_size=16,
   )  # fmt: skip
   parts = dict(
-    transformer=transformer, vae=vae, text_encoder=_clip(12, 8, 'quick_gelu'),
+    transformer=transformer, vae=vae, text_encoder=_clip(8, 8, 'quick_gelu'),
     text_encoder_2=_clip(16, 10, 'gelu'), text_encoder_3=_t5(32),
   )  # fmt: skip
   pipeline = diffusers.StableDiffusion3Pipeline(

@@ -7,9 +7,9 @@ import pytest
 
 from configs import sd3_flow_grpo
 from gen_rl import assemble, build, export, initial, train
-from gen_rl.data import feeds
+from gen_rl.data import feeds, text_networks
 from gen_rl.diffusion import schedules, transitions
-from gen_rl.models import mmdit_files, t5
+from gen_rl.models import mmdit_files
 from gen_rl.models.files import peft
 from gen_rl.models.parts import lora
 from gen_rl.rollout import make_rows
@@ -205,6 +205,21 @@ def test_a_run_goes_on_from_adapters(config, sampled, tmp_path):
 
 def test_a_run_from_the_folder(sd3_pipeline, config, tmp_path, monkeypatch):
   """Two updates of adapters on released weights; features from their files."""
+  in_memory, made, load = [], train.Run, text_networks.load
+  encoders = lambda: sum(x.shape == (120, 32) for x in jax.live_arrays())
+
+  def loaded(*args):
+    encode = load(*args)
+    in_memory.append(encoders())
+    return encode
+
+  def run(*args):
+    in_memory.append(encoders())
+    return made(*args)
+
+  monkeypatch.setattr(text_networks, 'load', loaded)
+  monkeypatch.setattr(train, 'Run', run)
+  here = encoders()
   c = config.copy_and_resolve_references()
   c.policy.steps = c.eval.steps = 4
   c.export = 'adapters'
@@ -214,8 +229,10 @@ def test_a_run_from_the_folder(sd3_pipeline, config, tmp_path, monkeypatch):
   pipeline.load_lora_weights(str(tmp_path / 'run' / 'adapters'))
   assert pipeline.get_active_adapters()
   pipeline.unload_lora_weights()
+  # Encoders were there once, and no more when the state was made.
+  assert in_memory == [here + 1, here]
   # Another process does not load an encoder.
-  monkeypatch.setattr(t5, 'load', None)
+  monkeypatch.setattr(text_networks, 'load', None)
   assert feeds.evaluation(c, assemble.setup(c))[0]['cond']['text'].any()
 
 

@@ -1,12 +1,17 @@
 """Features of prompts against the pipelines that use them."""
 
+import functools
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl.data import embeddings, text_features
+from gen_rl.data import embeddings, text_features, tokenizers
 
 torch = pytest.importorskip('torch')
 
@@ -19,13 +24,19 @@ def far(found, want):
   return np.abs(np.float32(found) - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize('use_t5', [True, False])
-def test_sd3(sd3_pipeline, use_t5):
-  pipeline, folder = sd3_pipeline
+@functools.cache
+def encoded(folder, use_t5=True):
+  """(the encoder of Stable Diffusion 3, its features of TEXTS)."""
   encoder = text_features.sd3_text(
     str(folder), t5_length=40, use_t5=use_t5, dtype='float32', chunk=3, width=32
   )
-  made = encoder.encode(TEXTS)
+  return encoder, encoder.encode(TEXTS)
+
+
+@pytest.mark.parametrize('use_t5', [True, False])
+def test_sd3(sd3_pipeline, use_t5):
+  pipeline, folder = sd3_pipeline
+  encoder, made = encoded(folder, use_t5)
   whole = pipeline.text_encoder_3
   try:
     if not use_t5:
@@ -120,3 +131,66 @@ def test_other_weights_have_features_of_their_own(sd3_pipeline, tmp_path):
   data[-8:] = bytes(8)  # of the last number of the last tensor
   path.write_bytes(data)
   assert one.weights() != same.weights()
+
+
+_OVER_DEVICES = """
+import sys
+import types
+import jax
+import numpy as np
+from gen_rl import sharding
+from gen_rl.data import text_features, text_networks
+
+folder, out = sys.argv[1:]
+ids = np.load(out)
+# To import transformers takes longer than all the rest.
+text_features._tokenizer = lambda folder, end: types.SimpleNamespace(
+  encode=lambda texts, length, truncate: ids['ids' + end]
+)
+encoder = text_features.sd3_text(
+  folder, t5_length=40, dtype='float32', chunk=3
+)
+before = jax.live_arrays()
+# Where a run encodes: inside the scope of its mesh, which may be of others.
+run = sharding.Layout(sharding.make_mesh(2, 1, 2, jax.devices()[:4]))
+with run.scope():
+  made = encoder.encode([''] * 4)
+held = [x for x in jax.live_arrays() if x not in before]
+devices = dict.fromkeys(jax.devices(), 0)
+for x in held:
+  # Matrices are split, all but T5's table of distances.
+  parts = 8 if x.ndim == 2 and x.shape != (32, 2) else 1
+  for shard in x.addressable_shards:
+    assert shard.data.size == x.size // parts, x.shape
+    devices[shard.device] += shard.data.nbytes
+(each,) = set(devices.values())
+assert each == text_networks.device_bytes(encoder.networks(), jax.devices())
+whole = sum(x.nbytes for x in held)
+count = len(jax.tree.leaves([net.like for net in encoder.networks()]))
+assert len(held) == count and each < 0.2 * whole, (len(held), each, whole)
+del held, x, shard
+encoder.free()
+assert len(jax.live_arrays()) == len(before)
+np.savez(out, **made)
+"""
+
+
+def test_over_eight_devices(sd3_pipeline, tmp_path):
+  """Each holds its part; what is computed is the same; all of it is freed."""
+  folder, out = sd3_pipeline[1], tmp_path / 'features.npz'
+  ids = {
+    f'ids{end}': tokenizers.pretrained(folder / f'tokenizer{end}').encode(
+      TEXTS, length
+    )
+    for end, length in (('', 77), ('_2', 77), ('_3', 40))
+  }
+  np.savez(out, **ids)
+  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
+  subprocess.run(
+    [sys.executable, '-c', _OVER_DEVICES, folder, out],
+    check=True,
+    cwd=pathlib.Path(__file__).parents[2],
+    env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'),
+  )
+  for name, x in encoded(folder)[1].items():
+    np.testing.assert_allclose(np.load(out)[name], x, atol=1e-5)
