@@ -6,7 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from gen_rl import arguments, assemble, estimate, initial, sharding
+from gen_rl import (
+  arguments,
+  assemble,
+  estimate,
+  initial,
+  sharding,
+  testing,
+)
 from gen_rl.data import feeds
 from gen_rl.rewards import combine, detections
 from gen_rl.rewards import evaluate as host
@@ -56,20 +63,12 @@ def _tiny(name, variant=''):
   return config
 
 
-def _drawn(shapes, seed):
-  """Parameters without a program: to compile their init takes seconds."""
-  draws = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda x: draws.normal(0, 0.1, x.shape).astype(x.dtype), shapes
-  )
-
-
 def _two_steps(config):
   """(metrics of the two steps, the Step they took)."""
   built = assemble.setup(config)
   layout = assemble.make_layout(config, built, jax.devices()[:1])
   step, tx, advantage = assemble.make_step(config, built, layout)
-  params = _drawn(initial.shapes(config, built.policy), config.seed)
+  params = testing.drawn(initial.shapes(config, built.policy), config.seed)
   state = initial.state(config, built, params, tx, advantage)
   state = layout.put(state)  # its model says what every dimension is
   batches = feeds.training(config, built)

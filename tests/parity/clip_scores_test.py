@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import flow_grpo
-from gen_rl import assemble, initial
+from gen_rl import assemble, initial, testing
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, tokenizers
 from gen_rl.models import open_clip
@@ -313,7 +313,7 @@ def test_one_step_of_a_run(saved, config):
   built = assemble.setup(config)
   layout = assemble.make_layout(config, built, jax.devices()[:1])
   step, tx, advantage = assemble.make_step(config, built, layout)
-  params = initial.params(config, built.policy)
+  params = testing.drawn(initial.shapes(config, built.policy))
   state = initial.state(config, built, params, tx, advantage)
   batch, texts = next(feeds.training(config, built))
   key = jax.random.key(config.seed)
