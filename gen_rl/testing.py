@@ -131,6 +131,19 @@ def answers(**ops: Callable[..., Any]) -> Replay:
   return Replay(lambda which, op, *args: ops[op](which, *args))
 
 
+def drawn(shapes: PyTree, seed: int = 0) -> PyTree:
+  """Parameters of these shapes without a program, which takes seconds.
+
+  Args:
+    shapes: ShapeDtypeStructs, as of `initial.shapes`.
+    seed: of the numbers, whose deviation is 0.1.
+  """
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes
+  )
+
+
 @functools.partial(jax.jit, static_argnames='size')
 def moved(params: Params, key: Array, size: float) -> Params:
   """Away from zeros and unit scales, so that every parameter matters.

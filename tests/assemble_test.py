@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import alignprop, ar_grpo, flow_grpo, toy, vlm_grpo
-from gen_rl import assemble, initial, setups, sharding
+from gen_rl import assemble, initial, setups, sharding, testing
 from gen_rl import build as builder
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds, prompts
@@ -41,12 +41,14 @@ def test_frozen_parameters_in_half_the_memory():
     k: (x.shape, x.dtype) for k, x in shapes.items()
   }
   step, tx, advantage = assemble.make_step(config, built, sharding.one_device())
-  state = initial.state(config, built, tree.nest(params), tx, advantage)
+  state = jax.eval_shape(
+    lambda p: initial.state(config, built, p, tx, advantage), tree.nest(params)
+  )
   batch, _ = next(feeds.training(config, built))
   key = jax.random.key(0)
-  traj, inputs, _ = jax.eval_shape(step.sample, state, batch, key)
+  traj, inputs, outs = jax.eval_shape(step.sample, state, batch, key)
   assert traj.sample.dtype == inputs.media.dtype == jnp.float32
-  new, _ = jax.eval_shape(step.train_step, state, batch, key)
+  new, _ = jax.eval_shape(step.learn, state, traj, inputs, outs, key)
   assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(
     lambda x: x.dtype, state
   )
@@ -139,7 +141,7 @@ def test_pictures_of_the_data_are_seen_in_evaluation(monkeypatch):
   config.data.view = dict(name='given')
   built = assemble.setup(config)
   run, batch = assemble.make_evaluator(config, built)
-  params = initial.params(config, built.policy)
+  params = testing.drawn(initial.shapes(config, built.policy))
   found = run(params)
   np.testing.assert_allclose(found.seen[:, 1], batch['media'], atol=1e-6)
   assert batch['media'].std((0, 1, 2)).min() > 0.2

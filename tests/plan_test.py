@@ -13,9 +13,9 @@ import pytest
 
 from configs import (
   flow_grpo,
-  flow_grpo_2b,
   promptecho_flow_grpo,
   sd3_flow_grpo,
+  toy,
 )
 from gen_rl import (
   assemble,
@@ -27,6 +27,7 @@ from gen_rl import (
   sharding,
 )
 from gen_rl.data import feeds, prompts
+from gen_rl.models import mixture
 from gen_rl.utils import chips
 
 
@@ -37,26 +38,49 @@ def _config(arg='tiny', **changes):
   return config
 
 
+def _points(**changes):
+  """A perceptron on points: a whole step, little to compile."""
+  config = toy.get_config('tiny')
+  config.model.width = 64
+  config.update_from_flattened_dict(changes)
+  return config
+
+
 def _quick(config):
-  """With a reward of one line and no base beside it: less to compile."""
+  """A transformer, a reward of one line, no base beside it: less to compile."""
+  config.model = config_dict.create(
+    name='dit', image=(8, 8, 3), patch=4, width=16, heads=2,
+    layers=config.model.layers, text_width=16, text_layers=1, scan=True,
+  )  # fmt: skip
   config.rewards = config_dict.create(grey=dict(name='saturation', weight=1.0))
   config.objective.kl.weight = 0.0
   return config
 
 
 @pytest.fixture(scope='module')
-def on_tpu():
+def split_points():
+  """The perceptron's kernels are cut like those of larger nets."""
+  axes = (
+    (r'/(kernel|embedding)$', ('embed', 'mlp')), (r'/bias$', (None,))
+  )  # fmt: skip
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mixture, 'AXES', axes)
+    yield
+
+
+@pytest.fixture(scope='module')
+def on_tpu(split_points):
   """A tiny step on four chips that are not there."""
   pytest.importorskip('libtpu')
   devices, chip = chips.devices('v5e:2x2')
-  changes = {'mesh.data': 1, 'mesh.fsdp': 4, 'data.prompts_per_step': 8}
-  config = _quick(_config(trainable=''))
+  changes = {'mesh.data': 1, 'mesh.fsdp': 4, 'data.prompts_per_step': 4}
+  config = _points(**{'objective.kl.weight': 0.0})
   return estimate.plan(config, devices, chip, changes, evaluation=False)
 
 
 def test_state_is_that_of_real_buffers():
   """Each part, and what XLA says the arguments take, on this device."""
-  config = _config()
+  config = _points(trainable='hidden|out')
   devices = jax.devices()[:1]
   built, layout, step, state, batch, key = estimate.abstract(config, devices)
   parts = estimate.state_bytes(state)
@@ -81,7 +105,7 @@ def test_state_is_that_of_real_buffers():
 
 def test_an_evaluation_on_chips_that_are_not_there(on_tpu):
   devices, _ = chips.devices('v5e:2x2')
-  config = _quick(_config(trainable='', ema=0.0))
+  config = _points(ema=0.0, **{'objective.kl.weight': 0.0})
   config.eval.gold, config.rollout_chunks = {}, 2
   planned = estimate.with_evaluation(on_tpu, config, devices)
   assert planned.fits and 0 < planned.evaluation < on_tpu.capacity
@@ -106,7 +130,7 @@ def test_what_is_offloaded_takes_no_memory_of_the_device():
 def test_what_four_chips_hold_and_send(on_tpu):
   p = on_tpu
   assert p.fits and p.chips == 4 and p.mesh == dict(data=1, fsdp=4, tensor=1)
-  config = _config(trainable='')
+  config = _points()
   built = assemble.setup(config)
   shapes = initial.shapes(config, built.policy)
   whole = sum(4 * x.size for x in jax.tree.leaves(shapes))
@@ -142,8 +166,8 @@ def test_judges_are_split_over_the_chips(module):
 
 def test_operations_do_not_depend_on_the_cut(on_tpu):
   devices, chip = chips.devices('v5e:2x2')
-  changes = {'mesh.data': 4, 'data.prompts_per_step': 16, 'microbatches': 1}
-  config = _quick(_config(trainable=''))
+  changes = {'mesh.data': 4, 'data.prompts_per_step': 8}
+  config = _points(**{'objective.kl.weight': 0.0})
   p = estimate.plan(config, devices, chip, changes, evaluation=False)
   assert p.operations == pytest.approx(2 * on_tpu.operations, rel=0.01)
   assert p.network['all-gather'] < on_tpu.network['all-gather']
@@ -168,8 +192,7 @@ def test_a_program_that_cannot_be_read(monkeypatch):
 
   monkeypatch.setattr(estimate.hlo, 'traffic', unreadable)
   chip = chips.Chip('fast', 2**40, 1e12, 1e12, 1e12)
-  config = _quick(_config())
-  p = estimate.plan(config, jax.devices()[:1], chip, evaluation=False)
+  p = estimate.plan(_points(), jax.devices()[:1], chip, evaluation=False)
   assert (
     p.fits and not p.read and p.seconds == dict(compute=p.operations / 1e12)
   )
@@ -185,6 +208,7 @@ def test_too_large_for_a_chip_says_so_and_tries_what_helps(monkeypatch, capsys):
     **{
       'microbatches': 1, 'data.prompts_per_step': 1, 'data.group_size': 2,
       'model.layers': 3,  # so that most of it is what they keep
+      'offload': ('ema', 'optimizer'),  # else tried, and compiled, too
     }
   )  # fmt: skip
   plans = plan.run(_quick(config), 'local', sweep=False)
@@ -216,9 +240,8 @@ def test_refused_by_the_compiler():
   """More than the chips hold: in the words of the TPU's compiler."""
   pytest.importorskip('libtpu')
   devices, chip = chips.devices('v5e:2x2')
-  config = flow_grpo_2b.get_config('full,tiny')
-  config.model.update(width=24576, heads=2, layers=4)
-  p = estimate.plan(_quick(config), devices, chip)
+  config = _points(**{'model.width': 40_000})
+  p = estimate.plan(config, devices, chip)
   assert p.fits is False and p.needed > p.capacity > 15 * 2**30
   assert 'DOES NOT FIT' in plan.describe(p)
 
@@ -319,6 +342,10 @@ def test_host_rewards_have_two_programs(monkeypatch):
   beside = {'text encoders': 2.0**30}
   monkeypatch.setattr(estimate, 'encoder_bytes', lambda *_: beside)
   config = _config('jpeg_host,tiny')
+  rewards, kl = config.rewards, config.objective.kl.weight
+  config = _quick(config)
+  config.rewards, config.objective.kl.weight = rewards, kl
+  config.eval.gold = {}  # reads pictures of the world's size
   config.monitors.too = dict(name='host_jpeg_compressibility', scale=2.0)
   p = estimate.plan(config, jax.devices()[:1], chips.devices('local')[1])
   assert p.fits and p.operations > p.rollout_operations > 0

@@ -89,6 +89,26 @@ def ours(net, params, x, t, text, pooled):
   return net.apply(params, x, t, encoded)
 
 
+@pytest.fixture(scope='module')
+def gradients_of(folder_of):
+  """(kind, options) -> (v, gradients of sum v^2: parameters, latents)."""
+
+  @functools.cache
+  def make(kind, **options):
+    net, params = net_of(folder_of(kind)[1], **options)
+    x, *args = inputs()
+
+    def loss(params, x):
+      v = ours(net, params, x, *args)
+      return jnp.sum(v**2), v
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, v), grads = run(params, x)
+    return v, *grads
+
+  return make
+
+
 def far(found, want):
   want = np.asarray(want)
   assert found.shape == want.shape and np.abs(want).max() > 1e-3
@@ -138,24 +158,16 @@ def test_variants_of_the_config_are_the_released_networks(variant, tmp_path):
 
 @pytest.mark.parametrize('scan', [False, True], ids=['blocks', 'scanned'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_velocity_and_gradients(folder_of, kind, scan):
-  model, folder = folder_of(kind)
-  net, params = net_of(folder, scan=scan)
-  args = inputs()
-  tensors = [torch.from_numpy(a) for a in args]
+def test_velocity_and_gradients(folder_of, gradients_of, kind, scan):
+  model, _ = folder_of(kind)
+  tensors = [torch.from_numpy(a) for a in inputs()]
   tensors[0].requires_grad_()
   weight = model.transformer_blocks[0].attn.add_k_proj.weight
   weight.grad = None
   want = theirs(model, *tensors)
   (want**2).sum().backward()
 
-  def loss(params, x):
-    v = ours(net, params, x, *args[1:])
-    return jnp.sum(v**2), v
-
-  (_, v), (grads, dx) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
-    params, args[0]
-  )
+  v, grads, dx = gradients_of(kind, scan=scan)
   assert far(v, want.detach()) < 1e-5
   assert far(dx, tensors[0].grad) < 1e-4
   if scan:
@@ -185,17 +197,9 @@ def test_back_to_diffusers(folder_of, tmp_path, kind, scan):
       assert torch.equal(x, want[name]), name
 
 
-def test_rematerialised_blocks_have_the_same_gradients(folder_of):
-  _, folder = folder_of('sd3.5 medium')
-  args = inputs(1)
-
-  def gradients(**options):
-    net, params = net_of(folder, **options)
-    run = jax.grad(lambda p: jnp.sum(ours(net, p, *args) ** 2))
-    return jax.jit(run)(params)
-
-  want = gradients(scan=True)
-  got = gradients(scan=True, remat='full')
+def test_rematerialised_blocks_have_the_same_gradients(gradients_of):
+  _, want, _ = gradients_of('sd3.5 medium', scan=True)
+  _, got, _ = gradients_of('sd3.5 medium', scan=True, remat='full')
   for name, x in tree.named(got).items():
     np.testing.assert_allclose(x, tree.named(want)[name], rtol=1e-4, atol=1e-4)
 
