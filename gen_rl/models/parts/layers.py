@@ -81,6 +81,8 @@ class TokenNet(NamedTuple):
   # vectors [b s d]) -> logits [b s v] float32
   hidden: Callable[[Params, PyTree, Array], Array] | None = None
   logits: Callable[[Params, Array], Array] | None = None
+  # (cache that `prefill` made, r) -> that of r neighbours for each of its rows
+  repeat: Callable[[PyTree, int], PyTree] | None = None
 
 
 class MaskNet(NamedTuple):
