@@ -207,6 +207,17 @@ def shards(axis: str) -> int:
   return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
+def over_batch(x: Array) -> Array:
+  """Splits the first dimension as rows are, and leaves the others as they are.
+
+  For what has a part for each device, `shards('batch')` of them.
+  """
+  (names,) = nn.logical_to_mesh_axes(('batch',)) or (None,)
+  free = (jax.sharding.PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+  spec = jax.sharding.PartitionSpec(names, *free)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
 def time_embedding(t: Array, width: int) -> Array:
   """Sinusoidal features of t in [0, 1]: [b] -> [b width]."""
   half = width // 2
