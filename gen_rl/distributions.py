@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, Int
 
+from gen_rl.models.parts import layers
 from gen_rl.types import AnyArray, Array, Dist, PyTree
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -199,7 +200,9 @@ class HeadCategorical(struct.PyTreeNode):
 
   A vocabulary of 150,000 takes 600 kB a decision and copy of the parameters in
   float32, and as much again for gradients. Here they are made from vectors of
-  width d where they are read, and made again for the gradient.
+  width d where they are read, and made again for the gradient. Over a mesh
+  every device has a copy of the parameters for its rows, which is gathered, and
+  its gradients summed, once and not for every few decisions.
   """
 
   hidden: PyTree  # arrays [b k d]
@@ -221,25 +224,41 @@ class HeadCategorical(struct.PyTreeNode):
   def kl(self, other: 'HeadCategorical') -> Array:
     """KL(self || other), [b k]; see `Categorical`."""
     return self._over(
-      lambda p, h: p.kl(Categorical(other.logits(other.params, h))),
+      lambda p, h, theirs: p.kl(Categorical(other.logits(theirs, h))),
       other.hidden,
+      other.params,
     )
 
   def entropy(self) -> Array:
     """In nats, [b k]."""
     return self._over(lambda p, _: p.entropy(), ())
 
-  def _over(self, ask: Callable[[Categorical, Any], Array], x: PyTree) -> Array:
-    """Of all decisions: ask(those of a chunk, x [b chunk ...])."""
+  def _over(
+    self, ask: Callable[..., Array], x: PyTree, *others: PyTree
+  ) -> Array:
+    """Of all decisions: ask(those of a chunk, x [b chunk ...], *parameters)."""
     pieces = jax.tree.map(self._cut, (self.hidden, x))
+    owners = self.params, *others
+    b, k = jax.tree.leaves(self.hidden)[0].shape[:2]
+    devices = math.gcd(layers.shards('batch'), b)
 
     @jax.checkpoint
-    def one(piece: PyTree) -> Array:
+    def one(piece: PyTree, params: PyTree, *others: PyTree) -> Array:
       hidden, own = piece
-      return ask(Categorical(self.logits(self.params, hidden)), own)
+      return ask(Categorical(self.logits(params, hidden)), own, *others)
 
-    found = jax.lax.map(one, pieces)  # [n b chunk]
-    b, k = jax.tree.leaves(self.hidden)[0].shape[:2]
+    if devices == 1:
+      found = jax.lax.map(lambda piece: one(piece, *owners), pieces)
+    else:
+      cut = lambda x: x.reshape(len(x), devices, -1, *x.shape[2:])
+      copies = jax.tree.map(
+        lambda x: layers.over_batch(jnp.broadcast_to(x, (devices, *x.shape))),
+        owners,
+      )
+      found = jax.lax.map(
+        lambda piece: jax.vmap(one)(piece, *copies), jax.tree.map(cut, pieces)
+      )
+      found = found.reshape(len(found), b, -1)  # [n b chunk]
     return found.swapaxes(0, 1).reshape(b, -1)[:, :k]
 
   def _cut(self, x: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gen_rl.data.pictures import given as pictures
 from gen_rl.diffusion import process
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
@@ -60,12 +61,14 @@ def make_rows(
     media=None if media is None else repeat(media),
     member=jnp.tile(jnp.arange(group_size), len(batch['prompt_id'])),
     ids=repeat(batch['source_id']) if 'source_id' in batch else None,
+    alike=group_size,
   )
   if view is None:
     return rows
   latents, cond = view(rows)
   image = (latents + 1.0) / 2.0
-  return rows.replace(cond={**cond, 'image': image}, media=image)
+  alike = group_size if isinstance(view, pictures.Shared) else 1
+  return rows.replace(cond={**cond, 'image': image}, media=image, alike=alike)
 
 
 def policy_rollout(policy: Policy) -> Callable[..., Trajectory]:

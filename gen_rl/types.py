@@ -98,6 +98,20 @@ class Rows(struct.PyTreeNode):
   media: PyTree = None  # [b h w c] given pictures, for data batches
   member: PyTree = None  # [b] place in the group, int32
   ids: PyTree = None  # [b] prompt id of the source, where `group` is another
+  # Neighbours whose `cond` is the same, from row 0 on: G or a part of it, whose
+  # prompt a policy may read once. Whoever brings rows into another order sets
+  # it to 1; `replace` does where `cond` is another.
+  alike: int = struct.field(pytree_node=False, default=1)
+
+
+def _replaced(rows: Rows, **changes: Any) -> Rows:
+  if 'cond' in changes:
+    changes = dict(alike=1) | changes
+  return dataclasses.replace(rows, **changes)
+
+
+# The class statement puts the one of all dataclasses in its place.
+Rows.replace = _replaced
 
 
 class Policy(NamedTuple):

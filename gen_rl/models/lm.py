@@ -7,8 +7,10 @@ action j - 1,
   log p(a | prompt) = sum_j log softmax(W n(h_j))[a_j]                    (1)
 
 with h of `decoder`. `score` runs a row at once; `prefill` runs the prompt and
-keeps keys and values, and `step` appends an action to them, at the same slot in
-all rows, while positions differ from row to row as the prompts' lengths do.
+keeps keys and values, and `step` appends an action to those of the actions, at
+the same slot in all rows, while positions differ from row to row as the
+prompts' lengths do. Rows that ask the same read the prompt's once, side by side
+(`repeat`; arXiv 2402.05099).
 
 Released models of this shape (tables 1 of arXiv 2407.10671 and 2505.09388,
 table 3 of arXiv 2407.21783, their config.json):
@@ -49,13 +51,12 @@ AXES = (
 
 
 class Cache(NamedTuple):
-  """What a step needs of what came before; rows first, but for the scalars."""
+  """What a step needs of what came before; rows first, but for the scalar."""
 
-  keys_values: Any  # as `decoder.Past` has them, S slots
-  visible: Array  # [b S] bool: filled, and not by padding
+  prompt: Past  # of b rows, or of fewer, see `Past`
+  keys_values: Any  # of the actions, as `decoder.Past` has them
   position: Array  # [b] of the next token
-  slot: Array  # [] of the next token: the same in all rows
-  action: Array  # [] how many there are
+  action: Array  # [] how many there are, the slot of the next one
 
 
 def positions_of(visible: Array) -> Array:
@@ -108,12 +109,10 @@ class Model(nn.Module):
     """A cache with room for `length` actions, and the first one's logits."""
     x, visible = self.prompt(cond)
     h, keys_values = self.decoder(x, positions_of(visible), visible)
-    room = (0, length)
     cache = Cache(
-      jax.tree.map(lambda a: _pad(a, 3, room), keys_values),
-      _pad(visible, 1, room),
+      Past(keys_values, visible),
+      jax.tree.map(lambda a: decoder_lib.room(a, length), keys_values),
       visible.sum(1, dtype=jnp.int32),
-      jnp.int32(visible.shape[1]),
       jnp.int32(0),
     )
     return cache, self.logits(_last(h, visible))[:, 0]
@@ -121,21 +120,33 @@ class Model(nn.Module):
   def step(self, cache: Cache, token: Array) -> tuple[Cache, Array]:
     """Appends an action [b]; the logits of the next one."""
     x = self.embed(token[:, None], cache.action)
+    slots = jax.tree.leaves(cache.keys_values)[0].shape[3]
+    filled = jnp.arange(slots) < cache.action
+    said = Past(
+      cache.keys_values, jnp.broadcast_to(filled, (len(token), slots))
+    )
     h, new = self.decoder(
       x, cache.position[:, None], jnp.ones_like(token[:, None], bool),
-      Past(cache.keys_values, cache.visible),
+      cache.prompt, said,
     )  # fmt: skip
-    h, new = jax.lax.optimization_barrier((h, new))
-    cache = Cache(
-      decoder_lib.write(cache.keys_values, new, cache.slot),
-      cache.visible | (jnp.arange(cache.visible.shape[1]) == cache.slot),
-      cache.position + 1, cache.slot + 1, cache.action + 1,
-    )  # fmt: skip
+    # What is written depends on all that was read, so XLA writes in place.
+    # Without that it copies the cache in every step, with a barrier, too.
+    broken = jnp.isnan(h[:, 0, 0])[:, None, None, None, None]
+    new = jax.tree.map(lambda a: jnp.where(broken, jnp.nan, a), new)
+    cache = cache._replace(
+      keys_values=decoder_lib.write(cache.keys_values, new, cache.action),
+      position=cache.position + 1,
+      action=cache.action + 1,
+    )
     return cache, self.logits(h)[:, 0]
 
 
-def _pad(x: Array, axis: int, room: tuple[int, int]) -> Array:
-  return jnp.pad(x, [room if i == axis else (0, 0) for i in range(x.ndim)])
+def repeat(cache: Cache, count: int) -> Cache:
+  """Every row of a new cache `count` times, the prompt's part once."""
+  keys_values, position = jax.tree.map(
+    lambda a: jnp.repeat(a, count, 0), (cache.keys_values, cache.position)
+  )
+  return cache._replace(keys_values=keys_values, position=position)
 
 
 def _last(h: Array, visible: Array) -> Array:
@@ -170,7 +181,7 @@ def as_net(
 
   return TokenNet(
     init, vocab, run('prefill'), run('step'), run('score'), null, axes,
-    run('hidden'), run('logits'),
+    run('hidden'), run('logits'), repeat,
   )  # fmt: skip
 
 

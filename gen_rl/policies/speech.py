@@ -1,9 +1,16 @@
 """Rows of tokens: what is sampled of them, what is scored.
 
 `policies.tokens` says what such a policy is; here are the functions of it.
+
+Neighbours that ask the same (`Rows.alike`) have their prompt read once. A loop
+says a token of every row, and ended rows cost what others do: where rows may be
+long, it stops as soon as no more than half of the rows go on, and the next loop
+runs on these alone. Rows stay in their group, or on their device, so nothing
+moves between devices.
 """
 
 from collections.abc import Callable
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,10 +18,15 @@ import jax.numpy as jnp
 
 from gen_rl.build import ConfigError
 from gen_rl.distributions import Categorical, HeadCategorical
+from gen_rl.models.parts import layers
 from gen_rl.models.parts.layers import TokenNet
 from gen_rl.policies import guidance
 from gen_rl.types import Array, Params, PyTree, Rows, Trajectory
 from gen_rl.utils import rng, tree
+
+# Rows of fewer tokens are not worth a second loop, which is compiled as well.
+LONG = 64
+LOOPS = 4  # at most, each on half of the rows
 
 
 class Speech(NamedTuple):
@@ -89,15 +101,18 @@ def rollout(
   del step
   first = rows.member == 0 if speech.greedy_first else None
 
-  def pick(logits: Array, i: Array) -> Array:
-    keys = rng.step_keys(rows.keys, i)[:, None]
+  def pick(logits: Array, i: Array, own: PyTree) -> Array:
+    row_keys, first = own
+    keys = rng.step_keys(row_keys, i)[:, None]
     kept = truncated(logits, speech.top_k, speech.top_p)
     drawn = Categorical(kept[:, None]).sample(keys)[:, 0]
     if speech.greedy_first:
       drawn = jnp.where(first, logits.argmax(-1), drawn)
     return drawn
 
-  said, log_prob, mask = _generate(speech, params, rows, pick)
+  said, log_prob, mask = _generate(
+    speech, params, rows, pick, (rows.keys, first)
+  )
   if speech.drop_truncated:
     mask *= (said == speech.end).any(1, keepdims=True)
   if speech.greedy_first:
@@ -118,15 +133,28 @@ def rollout(
 
 def greedy(speech: Speech, params: Params, rows: Rows) -> Array:
   """The likeliest token at every place, [b k]."""
-  pick = lambda logits, _: logits.argmax(-1)
-  return _generate(speech, params, rows, pick)[0]
+  pick = lambda logits, *_: logits.argmax(-1)
+  return _generate(speech, params, rows, pick, ())[0]
+
+
+class _Going(NamedTuple):
+  """Rows in the middle of being said; rows first, but for `at`."""
+
+  at: Array  # [] the next token's place
+  alive: Array  # [b] bool
+  said: tuple[Array, Array, Array]  # tokens, log-probs, mask [b k]
+  caches: tuple[PyTree, ...]  # for each prompt: the row's own, and of none
+  token: Array  # [b] the last one said
+  own: PyTree  # [b ...] what `pick` reads of a row
+  forced: Array | None  # [b k]
 
 
 def _generate(
   speech: Speech,
   params: Params,
   rows: Rows,
-  pick: Callable[[Array, Array], Array],
+  pick: Callable[[Array, Array, PyTree], Array],
+  own: PyTree,
 ) -> tuple[Array, Array, Array]:
   """(tokens, log-probs of what is scored, mask), all [b k].
 
@@ -134,7 +162,8 @@ def _generate(
     speech: of the policy.
     params: of the net.
     rows: what is asked.
-    pick: (logits g / tau [b v], position) -> tokens [b].
+    pick: (logits g / tau [b v], position, own) -> tokens [b].
+    own: [b ...], what `pick` has of the rows it is called for.
   """
   net, length, end = speech.net, speech.length, speech.end
   b = rows.group.shape[0]
@@ -143,45 +172,116 @@ def _generate(
     raise ConfigError(
       f'cond["forced"] says {forced.shape[1]} tokens, policy.length is {length}'
     )
+  devices = math.gcd(layers.shards('batch'), b)
+  alike = math.gcd(rows.alike, b // devices) if net.repeat else 1
   conds = [rows.cond] + ([net.null(rows.cond)] if speech.guided else [])
-  ready = [net.prefill(params, cond, length) for cond in conds]
+  ready = [_prefilled(speech, params, cond, alike) for cond in conds]
 
-  def say(i, alive, said, logits):
+  def say(going: _Going, logits: tuple[Array, ...]) -> _Going:
+    i, alive = going.at, going.alive
     g = speech.mix(*logits) / speech.temperature
-    token = pick(g, i)
+    token = pick(g, i, going.own)
     mask = alive
-    if forced is not None:
-      given = forced[:, i]
+    if going.forced is not None:
+      given = going.forced[:, i]
       token = jnp.where(given >= 0, given, token)
       mask &= given < 0
     token = jnp.where(alive, token, speech.pad).astype(jnp.int32)
     kept = g if speech.as_sampled else logits[0] / speech.temperature
     log_prob = Categorical(kept[:, None]).log_prob(token[:, None])[:, 0]
     new = token, jnp.where(mask, log_prob, 0.0), mask.astype(jnp.float32)
-    said = tuple(x.at[:, i].set(y) for x, y in zip(said, new, strict=True))
+    said = tuple(
+      x.at[:, i].set(y) for x, y in zip(going.said, new, strict=True)
+    )
     if end is not None:
       alive &= token != end
-    return alive, said, token
+    return going._replace(at=i + 1, alive=alive, said=said, token=token)
 
-  def going(carry) -> Array:
-    i, alive, *_ = carry
-    return (i < length) & alive.any()
-
-  def body(carry):
-    i, alive, said, caches, token = carry
-    ready = [net.step(params, cache, token) for cache in caches]
+  def body(going: _Going) -> _Going:
+    ready = [net.step(params, cache, going.token) for cache in going.caches]
     caches, logits = zip(*ready, strict=True)
-    alive, said, token = say(i, alive, said, logits)
-    return i + 1, alive, said, caches, token
+    return say(going._replace(caches=caches), logits)
 
   zeros = jnp.zeros((b, length))
   said = zeros.astype(jnp.int32), zeros, zeros
   caches, logits = zip(*ready, strict=True)
-  alive, said, token = say(0, jnp.ones(b, bool), said, logits)
-  carry = jnp.int32(1), alive, said, caches, token
-  if length > 1:
-    carry = jax.lax.while_loop(going, body, carry)
-  return carry[2]
+  first = jnp.zeros(b, jnp.int32)
+  going = _Going(
+    jnp.int32(0), jnp.ones(b, bool), said, caches, first, own, forced
+  )
+  going = say(going, logits)
+  if length == 1:
+    return going.said
+  loops = LOOPS if end is not None and length >= LONG else 1
+  units = b // alike if alike > 1 else devices
+  said, log_prob, mask = _finished(body, length, units, loops, going)
+  if alike > 1:  # what the prompt was read for
+    asked = rows.cond['tokens']
+    same = (asked == jnp.repeat(asked[::alike], alike, 0)).all()
+    log_prob = jnp.where(same, log_prob, jnp.nan)
+  return said, log_prob, mask
+
+
+def _prefilled(
+  speech: Speech, params: Params, cond: PyTree, alike: int
+) -> tuple[PyTree, Array]:
+  """A cache and the first logits, of `alike` neighbours at a time."""
+  net = speech.net
+  if alike == 1:
+    return net.prefill(params, cond, speech.length)
+  first = lambda x: x.reshape(-1, alike, *x.shape[1:])[:, 0]
+  once = jax.tree.map(first, cond)
+  cache, logits = net.prefill(params, once, speech.length)
+  return net.repeat(cache, alike), jnp.repeat(logits, alike, 0)
+
+
+def _finished(
+  body: Callable[[_Going], _Going],
+  length: int,
+  units: int,
+  loops: int,
+  going: _Going,
+) -> tuple[Array, Array, Array]:
+  """What all rows said in the end.
+
+  Args:
+    body: says one token.
+    length: k.
+    units: neighbours between which rows may change places: groups, devices.
+    loops: how many there may be, this one included.
+    going: b rows.
+  """
+  b = len(going.alive)
+  each = b // units
+  half = each // 2 if loops > 1 and b >= 2 * LOOPS else 0
+
+  def go_on(going: _Going) -> Array:
+    alive = going.alive.reshape(units, each).sum(1)
+    return (going.at < length) & (alive.max() > half)
+
+  going = jax.lax.while_loop(go_on, body, going)
+  if not half:
+    return going.said
+  alive = going.alive.reshape(units, each)
+  places = jnp.argsort(~alive, axis=1, stable=True)[:, :half]
+
+  def take(x: Array) -> Array:
+    """Of what has rows: prompts that rows share, and scalars, have none."""
+    if not x.ndim or len(x) != b:
+      return x
+    taken = jax.vmap(lambda x, at: x[at])
+    return taken(x.reshape(units, each, *x.shape[1:]), places).reshape(
+      -1, *x.shape[1:]
+    )
+
+  left = _finished(body, length, units, loops - 1, jax.tree.map(take, going))
+
+  def back(x: Array, new: Array) -> Array:
+    put = jax.vmap(lambda x, at, new: x.at[at].set(new))
+    x, new = (a.reshape(units, -1, *a.shape[1:]) for a in (x, new))
+    return put(x, places, new).reshape(b, *x.shape[2:])
+
+  return jax.tree.map(back, going.said, left)
 
 
 def dist(

@@ -89,9 +89,18 @@ def _generate(
   if recipe.rollout_chunks == 1:
     return draw(rows)
   shard = recipe.layout.rows
-  pieces = shard(minibatch.cut(rows, recipe.rollout_chunks), 1)
+  unit = _unit(recipe, rows)
+  pieces = shard(minibatch.cut(rows, recipe.rollout_chunks, unit), 1)
+  pieces = pieces.replace(alike=rows.alike if unit > 1 else 1)
   _, drawn = recipe.fold(lambda _, rows: ((), draw(rows)), (), pieces)
-  return shard(minibatch.join(drawn))
+  return shard(minibatch.join(drawn, unit))
+
+
+def _unit(recipe: Recipe, rows: Rows) -> int:
+  """Neighbours that stay together: those that ask the same, where they can."""
+  parts = recipe.rollout_chunks * recipe.layout.row_shards
+  prompts = len(rows.group) // rows.alike
+  return rows.alike if prompts % parts == 0 else 1
 
 
 def _draw(

@@ -211,18 +211,28 @@ class _Program:
     ops, slices = self.computations[name], {}
     users = {}
     for op in ops.values():
-      for operand in op.operands:
-        users.setdefault(operand, []).append(op)
+      for place, operand in enumerate(op.operands):
+        users.setdefault(operand, []).append((op, place))
+
+    def read(name: str) -> float | None:
+      """By all that use it; None: whole."""
+      sizes = []
+      for op, place in users.get(name, []):
+        size = None
+        if op.kind == 'bitcast':
+          size = read(op.name)
+        elif op.kind in ('dynamic-slice', 'gather') and place == 0:
+          size = _bytes(op.type)
+        elif op.kind == 'dynamic-update-slice' and place == 0:
+          size = 0.0  # written in place
+        elif op.kind == 'fusion':
+          size = self.partial(_called(op)[0])[0].get(place)
+        sizes.append(size)
+      return None if not sizes or None in sizes else sum(sizes)
+
     for op in ops.values():
-      if op.kind != 'parameter':
-        continue
-      used = users.get(op.name, [])
-      while len(used) == 1 and used[0].kind == 'bitcast':
-        used = users.get(used[0].name, [])
-      if used and all(u.kind == 'dynamic-slice' for u in used):
-        slices[int(op.inside)] = sum(_bytes(u.type) for u in used)
-      elif used and all(u.kind == 'dynamic-update-slice' for u in used):
-        slices[int(op.inside)] = 0.0  # written in place
+      if op.kind == 'parameter' and (size := read(op.name)) is not None:
+        slices[int(op.inside)] = size
     root = list(ops.values())[-1]
     if root.kind == 'dynamic-update-slice':
       return slices, _bytes(ops[root.operands[1]].type)

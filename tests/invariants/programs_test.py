@@ -28,10 +28,12 @@ from gen_rl import (
 )
 from gen_rl.learners import noise_aware
 from gen_rl.policies import ode
+from gen_rl.models import lm
+from gen_rl.policies import tokens as tokens_lib
 from gen_rl.rewards import combine, evaluate
 from gen_rl.train_state import Taught
 from gen_rl.types import Reward, RewardOut
-from gen_rl.utils import tree
+from gen_rl.utils import hlo, tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = jax.random.key(testing.SEED)
@@ -224,6 +226,33 @@ def judge():
   return Reward('judge', params, score, differentiable=True, axes=axes)
 
 
+def said_on(mesh):
+  """Rows of tokens in groups, and gradients of their log-probs, by name.
+
+  The head is the largest part by far; its gradient is summed over devices once,
+  though there are logits of one decision at a time.
+  """
+  net = lm.lm(vocab=512, length=2, width=16, layers=1, heads=2, tied=False)
+  policy = tokens_lib.tokens(net, length=4, end=5, head_chunk=1)
+  layout = sharding.Layout(mesh, net.axes)
+  batch = testing.batch(range(8))
+  batch['tokens'] = np.arange(16, dtype=np.int32).reshape(8, 2) + 1
+
+  def run(params):
+    rows = rollout.make_rows(batch, 4, KEY, jnp.int32(0))
+    traj = policy.rollout(params, layout.rows(rows), 0)
+    dist = lambda params: policy.ops['dist'](params, traj)
+    loss = lambda params: dist(params).log_prob(traj.actions).sum()
+    return dict(sample=traj.sample, gradient=jax.grad(loss)(params))
+
+  params = jax.jit(net.init)(KEY)
+  with layout.scope():
+    program = jax.jit(run).lower(params).compile()
+  sent = hlo.traffic(program.as_text()).network.get('all-reduce', 0.0)
+  assert sent < 2.5 * sum(x.nbytes for x in jax.tree.leaves(params))
+  return tree.named(program(params))
+
+
 def write_runs(folder, *meshes):
   """Two steps on each mesh, and what they sampled, as npz."""
   for sizes in meshes:
@@ -302,6 +331,8 @@ def write_runs(folder, *meshes):
       )
       out |= {'cached/sample': found[0], 'cached/reused': found[1]}
       assert 0 < found[1][0] < 0.7
+    if tensor == 1:
+      out |= {f'said/{k}': x for k, x in said_on(mesh).items()}
     np.savez(
       f'{folder}/{sizes}.npz', **{k: np.asarray(x) for k, x in out.items()}
     )

@@ -1,6 +1,7 @@
 """Policies of tokens, on a bigram net whose every probability is known."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -346,3 +347,54 @@ def test_logits_a_few_decisions_at_a_time(score):
   testing.assert_same(of(3), of(0))
   with pytest.raises(build.ConfigError, match='no head of its own'):
     make(head_chunk=2)
+
+
+def test_shared_prompts_and_ended_rows_change_nothing(monkeypatch):
+  """Against every row with a prompt of its own, said in one loop."""
+  net = lm.lm(vocab=V, length=3, width=8, layers=1, heads=2, kv_heads=1)
+  params = testing.moved(jax.jit(net.init)(KEY), jax.random.key(1), 0.5)
+  policy = tokens_lib.tokens(net, length=64, end=END, guidance_scale=1.5)
+  policy = testing.jitted(policy)
+  batch = dict(
+    tokens=np.array([[1, 2, 3], [4, 1, 0], [2, 0, 0]], np.int32),
+    prompt_id=np.arange(3, dtype=np.int32),
+    info={},
+  )
+  rows = rollout.make_rows(batch, 8, KEY, jnp.int32(0))
+  assert rows.alike == 8
+  shared = policy.rollout(params, rows, 0)
+  lengths = np.asarray(shared.mask.sum(1)).reshape(3, 8)
+  # The last rows of every group are said by the smallest loop.
+  assert (np.sort(lengths, 1)[:, 3] < lengths.max(1) - 1).all()
+  monkeypatch.setattr(speech, 'LONG', 65)
+  alone = policy.rollout(params, rows.replace(alike=1), 0)
+  np.testing.assert_array_equal(shared.actions, alone.actions)
+  np.testing.assert_array_equal(shared.mask, alone.mask)
+  np.testing.assert_allclose(shared.log_prob, alone.log_prob, atol=1e-5)
+  log_prob = policy.ops['dist'](params, shared).log_prob(shared.actions)
+  np.testing.assert_allclose(shared.log_prob, shared.mask * log_prob, atol=2e-5)
+
+
+def test_rows_said_to_be_alike_that_are_not():
+  net = lm.lm(vocab=V, length=1, width=8, layers=1, heads=2)
+  policy = testing.jitted(tokens_lib.tokens(net, length=2))
+  rows = make_rows(2)
+  assert rows.alike == 1  # as `cond` was replaced
+  rows = rows.replace(alike=2)
+  order = np.array([2, 0, 1, 3])
+  mixed = jax.tree.map(lambda x: x[order] if x.ndim else x, rows)
+  params = jax.jit(net.init)(KEY)
+  assert np.isfinite(policy.rollout(params, rows, 0).log_prob).all()
+  assert np.isnan(policy.rollout(params, mixed, 0).log_prob).all()
+
+
+def test_a_step_does_not_copy_keys_and_values():
+  """It would be most of its time."""
+  net = lm.lm(vocab=V, length=1, width=8, layers=2, heads=2)
+  policy = tokens_lib.tokens(net, length=5)
+  run = jax.jit(lambda params, rows: policy.rollout(params, rows, 0).actions)
+  params = jax.eval_shape(net.init, KEY)
+  program = run.lower(params, make_rows(3)).compile().as_text()
+  loops, _ = program.split('\nENTRY')
+  assert 'f32[6,1,2,5,4]{4,3,2,1,0} fusion(' in loops  # what is written
+  assert not re.findall(r'f32\[6,1,2,5,4\]\S* copy\(', loops)

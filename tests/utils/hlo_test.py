@@ -151,6 +151,44 @@ def test_how_often_a_loop_turns():
   assert found.network['all-reduce'] == 256 and found.open_loops == 1
 
 
+def test_what_fusions_read_of_what_they_are_given():
+  """A layer of a stack, through a fusion inside; rows of a table; a whole."""
+  text = """HloModule m
+
+%inner (a: f32[9,4,8], i: s32[]) -> f32[4,8] {
+  %a = f32[9,4,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %s = f32[1,4,8]{2,1,0} dynamic-slice(%a, %i, %z, %z)
+  ROOT %b = f32[4,8]{1,0} bitcast(%s)
+}
+
+%outer (x: f32[2,4], w: f32[9,4,8], t: f32[100,8], j: s32[2], k: s32[]) -> f32[2,8] {
+  %x = f32[2,4]{1,0} parameter(0)
+  %w = f32[9,4,8]{2,1,0} parameter(1)
+  %t = f32[100,8]{1,0} parameter(2)
+  %j = s32[2]{0} parameter(3)
+  %k = s32[] parameter(4)
+  %layer = f32[4,8]{1,0} fusion(%w, %k), kind=kLoop, calls=%inner
+  %rows = f32[2,8]{1,0} gather(%t, %j)
+  %product = f32[2,8]{1,0} convolution(%x, %layer)
+  ROOT %sum = f32[2,8]{1,0} add(%product, %rows)
+}
+
+ENTRY %main (x: f32[2,4], w: f32[9,4,8], t: f32[100,8], j: s32[2], k: s32[]) -> f32[2,8] {
+  %x = f32[2,4]{1,0} parameter(0)
+  %w = f32[9,4,8]{2,1,0} parameter(1)
+  %t = f32[100,8]{1,0} parameter(2)
+  %j = s32[2]{0} parameter(3)
+  %k = s32[] parameter(4)
+  ROOT %f = f32[2,8]{1,0} fusion(%x, %w, %t, %j, %k), kind=kOutput, calls=%outer
+}
+"""  # noqa: E501
+  indices = 2 + 1
+  read = 2 * 4 + 4 * 8 + 2 * 8 + indices
+  assert hlo.traffic(text).memory == 4 * (read + 2 * 8)
+
+
 def test_cpu_programs_are_read_too():
   x = np.ones((256, 256), np.float32)
   f = jax.jit(

@@ -1,6 +1,7 @@
 """Pictures that are there: of the prompts' source, or scans; and answers."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,16 @@ from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng
 
 Encode = Callable[[Rows], tuple[Array, PyTree]]
+
+
+class Shared(NamedTuple):
+  """An `Encode` that shows all rows of a prompt the same."""
+
+  encode: Encode
+
+  def __call__(self, rows: Rows) -> tuple[Array, PyTree]:
+    """As `encode`."""
+    return self.encode(rows)
 
 
 def digit_scans(size: Count = 24) -> Encode:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from gen_rl import build, worlds
 from gen_rl.build import ConfigError
-from gen_rl.data.pictures.given import Encode, member
+from gen_rl.data.pictures.given import Encode, Shared, member
 from gen_rl.fields import Fraction, NonNegative, Spec
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
@@ -36,7 +36,7 @@ def world_pictures(
     keys = rng.stream_keys(own, 'picture')
     return jax.vmap(of.render)(keys, facts) * 2.0 - 1.0, rows.cond
 
-  return encode
+  return Shared(encode) if shared else encode
 
 
 def world_preferences(world: Spec, group_size: int) -> Encode:

@@ -33,7 +33,7 @@ AXES = (
   (r'(^|/)gate/kernel$', ('embed', 'mlp')),
   *layers_lib.AXES,
 )
-_SHARED = (nn.broadcast,) * 4  # by all blocks: all but the layer
+_SHARED = (nn.broadcast,) * 3  # by all blocks: all but the layer
 
 
 class Shape(NamedTuple):
@@ -91,7 +91,10 @@ def shape_of(
 
 
 class Past(NamedTuple):
-  """What a decoder may see of the tokens before those it is given."""
+  """A part of the tokens before those that a decoder is given.
+
+  It has b rows, or fewer: each is then the past of as many neighbours.
+  """
 
   # Per block, 2 x [b 1 n S c]; of scanned blocks stacked, 2 x [b layers n S c].
   keys_values: tuple[Any, ...]
@@ -119,8 +122,8 @@ def rotate(x: Array, rope: tuple[Array, Array]) -> Array:
 class Block(nn.Module):
   """Equations (1) to (3).
 
-  x [b s d], layer, (cos, sin), visible [b s], Past | None -> (x [b s d], its
-  keys and values 2 x [b n s c]).
+  x [b s d], layer, (cos, sin), visible [b s], parts of the past -> (x [b s d],
+  its keys and values 2 x [b n s c]).
   """
 
   shape: Shape
@@ -146,8 +149,7 @@ class Block(nn.Module):
     layer: Array | int,
     rope: tuple[Array, Array],
     visible: Array,
-    keys_values: tuple[Array, Array] | None,
-    seen: Array | None,
+    past: tuple[Past, ...],
   ) -> tuple[Array, tuple[Array, Array]]:
     s = self.shape
     qkv = einops.rearrange(
@@ -160,15 +162,21 @@ class Block(nn.Module):
     q, k = (rotate(a, rope).astype(s.dtype) for a in (q, k))
     q = constrain(q, 'batch', 'heads', None, None, None)
     k, v = (constrain(a, 'batch', 'heads', None, None) for a in (k, v))
-    if keys_values is None:
+    if not past:
       x += self.out(attention.causal(q, k, v, visible))
     else:
-      before = (
-        jax.lax.dynamic_index_in_dim(a, layer, 1, keepdims=False)
-        for a in keys_values
-      )
+      before = [
+        (
+          *(
+            jax.lax.dynamic_index_in_dim(a, layer, 1, keepdims=False)
+            for a in part.keys_values
+          ),
+          part.seen[:, None],
+        )
+        for part in past
+      ]
       now = k, v, attention.behind(visible)
-      x += self.out(attention.grouped(q, (*before, seen[:, None]), now))
+      x += self.out(attention.grouped(q, *before, now))
     h = self.norm_m(x)
     h = constrain(nn.silu(self.gate(h)) * self.up(h), 'batch', None, 'mlp')
     return constrain(x + self.down(h), 'batch', None, None), (k, v)
@@ -177,8 +185,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
   """Blocks and a last norm.
 
-  x [b s d], positions [b s], visible [b s] bool (False: padding), what came
-  before or None -> ([b s d], keys and values of x, as `Past` has them).
+  x [b s d], positions [b s], visible [b s] bool (False: padding), parts of what
+  came before -> ([b s d], keys and values of x, as `Past` has them).
   """
 
   shape: Shape
@@ -200,21 +208,26 @@ class Decoder(nn.Module):
     self.norm = nn.RMSNorm(epsilon=s.eps, dtype=s.dtype)
 
   def __call__(
-    self, x: Array, positions: Array, visible: Array, past: Past | None = None
+    self, x: Array, positions: Array, visible: Array, *past: Past
   ) -> tuple[Array, Any]:
     s = self.shape
     rope = rotations(positions, s.head_dim, s.theta)
-    before, seen = past or (None, None)
     x = x.astype(s.dtype)
     if s.scan:
       layers = jnp.arange(s.layers)
-      x, new = self.block(x, layers, rope, visible, before, seen)
+      x, new = self.block(x, layers, rope, visible, past)
     else:
       new = []
       for i, block in enumerate(self.block):
-        x, pair = block(x, 0, rope, visible, before and before[i], seen)
+        own = tuple(Past(part.keys_values[i], part.seen) for part in past)
+        x, pair = block(x, 0, rope, visible, own)
         new.append(tuple(a[:, None] for a in pair))
     return self.norm(x), tuple(new)
+
+
+def room(x: Array, slots: int) -> Array:
+  """Of keys or values as `Past` has them, as many empty slots."""
+  return jnp.zeros((*x.shape[:3], slots, x.shape[4]), x.dtype)
 
 
 def write(keys_values: Any, new: Any, slot: Array) -> Any:

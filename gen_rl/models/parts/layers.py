@@ -81,6 +81,8 @@ class TokenNet(NamedTuple):
   # vectors [b s d]) -> logits [b s v] float32
   hidden: Callable[[Params, PyTree, Array], Array] | None = None
   logits: Callable[[Params, Array], Array] | None = None
+  # (cache that `prefill` made, r) -> that of r neighbours for each of its rows
+  repeat: Callable[[PyTree, int], PyTree] | None = None
 
 
 class MaskNet(NamedTuple):
@@ -203,6 +205,17 @@ def shards(axis: str) -> int:
   (names,) = nn.logical_to_mesh_axes((axis,)) or (None,)
   names = (names,) if isinstance(names, str) else names or ()
   return math.prod(mesh.shape.get(name, 1) for name in names)
+
+
+def over_batch(x: Array) -> Array:
+  """Splits the first dimension as rows are, and leaves the others as they are.
+
+  For what has a part for each device, `shards('batch')` of them.
+  """
+  (names,) = nn.logical_to_mesh_axes(('batch',)) or (None,)
+  free = (jax.sharding.PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+  spec = jax.sharding.PartitionSpec(names, *free)
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def time_embedding(t: Array, width: int) -> Array:
