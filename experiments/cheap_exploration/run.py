@@ -91,7 +91,7 @@ STUDY = study.Study(
     ),
   ),
   code={
-    'Sol-RL (cheap exploration)': (
+    'Sol-RL': (
       'gen_rl/step/explore.py',
       'gen_rl/step/sample.py:sample',
       'gen_rl/setups.py:pool',
