@@ -224,6 +224,20 @@ def fields() -> dict[str, Any]:
   # the worst) costs nothing then. A KL is of the rows that are taken.
   c.update_rows = field(0, Index)
 
+  # Cheap exploration (Sol-RL, arXiv 2604.06916): of so many candidates of every
+  # prompt, drawn by the policy with these changes, data.group_size are drawn
+  # again as ever and trained on: those that the rewards like best and worst.
+  # Without changes they are taken as they are.
+  c.explore = section(
+    size=field(0, Index),  # candidates of a prompt; 0: none
+    # Changes to policy, as dict(tail=0.4) or dict(steps=4, deterministic=True),
+    # which has no window.
+    policy=part(),
+    # Of the parameters, and of a network's arithmetic where it has a choice;
+    # '': as they are.
+    dtype=field('', Literal['', 'bfloat16']),
+  )
+
   # A rollout and an update compute the same log-probs by other programs; the
   # metric sampler_gap says how far apart. Above 0, a decision's advantage is
   # weighted by min(p_update / p_rollout, this), truncated importance sampling.

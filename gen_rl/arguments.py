@@ -110,7 +110,7 @@ def check_overrides(
         if _is_new(path, parts[i:], overrides):
           node = None
           break
-        more = _keywords(path, overrides.get(f'{path}.name', node.get('name')))
+        more = _keywords(path, _name(config, path, overrides))
         if part in (more or ()) and i == len(parts) - 1:
           node = None
           break
@@ -136,6 +136,22 @@ def check_overrides(
         f'one of them, --config.{override}.{field}=...; valid: '
         f'{", ".join(sorted(node)) or "(none)"}'
       )
+
+
+def _name(
+  config: config_dict.ConfigDict,
+  path: str,
+  overrides: Mapping[str, str | None],
+) -> str | None:
+  """The function of a part, or of the part that it changes."""
+  from gen_rl import specs  # jax, which a typing error need not wait for
+
+  node = config
+  for part in path.split('.') if path else ():
+    node = node[part]
+  name = overrides.get(f'{path}.name', node.get('name'))
+  changed = specs.changes(path)
+  return name or (changed and _name(config, changed, overrides))
 
 
 def _is_new(

@@ -231,6 +231,7 @@ def make_step(
     behaviour=behaviour,
     whole_groups=whole_groups,
     view=built.view,
+    pool=setups.pool(config, built),
     aggregate=build.find(aggregate, config.aggregate),
     learners=initial.taught(config, built),
     mix=mix(config),

@@ -188,6 +188,35 @@ def _a_cache_has_steps(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _pools_are_drawn(config: Mapping[str, Any]) -> list[str]:
+  """Cheap exploration has a pool, of samples that a choice may leave out."""
+  explore, data = config['explore'], config['data']
+  if not explore['size']:
+    said = [k for k in ('policy', 'dtype') if explore[k]]
+    return [
+      f'config.explore.{k} says how a pool is drawn, and there is none: '
+      'config.explore.size is 0'
+      for k in said
+    ]
+  found = []
+  if explore['size'] <= data['group_size']:
+    found.append(
+      f'config.explore.size is {explore["size"]} candidates a prompt; it must '
+      f'be above data.group_size={data["group_size"]}, which are chosen of them'
+    )
+  if config['rollout']['name'] != 'policy':
+    found.append(
+      f'config.explore.size is {explore["size"]}, and data are not drawn: it '
+      "goes with rollout.name='policy'"
+    )
+  if build.argument(policies, config['policy'], 'greedy_first'):
+    found.append(
+      'config.policy.greedy_first compares with the first row of a group, '
+      'which cheap exploration may not choose; set config.explore.size to 0'
+    )
+  return found
+
+
 def _average_is_there(config: Mapping[str, Any]) -> list[str]:
   if 'ema' in config['offload'] and not config['ema']:
     return ['config.offload names the average, but config.ema is 0']
@@ -248,6 +277,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     ('learners', 'advantage', 'copies', 'rewards', 'export'),
     _learners_are_there,
   ),
+  (('explore', 'data', 'policy', 'rollout'), _pools_are_drawn),
   (('offload', 'ema'), _average_is_there),
   (('mix', 'rewards'), _gate_is_there),
   (('eval', 'evals'), _sets_are_of_samples),

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+import math
 
 import ml_collections
 
@@ -160,5 +161,18 @@ def rows(
     minibatch.geometry_error(taken, updates, microbatches, unit),
     sharding.rows_error(taken, shards, updates * microbatches),
     sharding.rows_error(count, shards, chunks, 'rollout_chunks'),
+    _pool(config, shards * chunks),
   )
   return [error for error in found if error]
+
+
+def _pool(config: ml_collections.ConfigDict, parts: int) -> str | None:
+  """Why the pool of cheap exploration cannot be cut, or None."""
+  prompts, size = config.data.prompts_per_step, config.explore.size
+  if prompts * size % parts == 0:
+    return None
+  fit = parts // math.gcd(prompts, parts)
+  return (
+    f'explore.size={size} candidates of {prompts} prompts do not divide over '
+    f'{parts} parts (devices x rollout_chunks); a multiple of {fit} would'
+  )

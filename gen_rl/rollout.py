@@ -26,6 +26,7 @@ def make_rows(
   seed_key: Array,
   step: Array,
   view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
+  members: Array | None = None,
 ) -> Rows:
   """Repeats every prompt `group_size` times, prompt-major.
 
@@ -38,15 +39,20 @@ def make_rows(
     step: [] int32.
     view: a function of `data.pictures`: the policy sees what it gives of the
       rows, as `cond["image"]` in [0, 1], which is also their `media`.
+    members: [P G] int32, of a larger group; None: the first G.
 
   Returns:
-    Rows with b = P * G; row p * G + g is member g of prompt p.
+    Rows with b = P * G; row p * G + g is member g of prompt p, or
+    members[p, g].
   """
 
   def repeat(x: Array) -> Array:
     return jnp.repeat(jnp.asarray(x), group_size, axis=0)
 
   key = jax.random.fold_in(seed_key, step)
+  ids = batch['prompt_id']
+  if members is None:
+    members = jnp.tile(jnp.arange(group_size), (len(ids), 1))
   media = batch.get('media')
   rows = Rows(
     cond={
@@ -54,12 +60,12 @@ def make_rows(
       **jax.tree.map(repeat, dict(batch.get('cond', {}))),
     },
     info=jax.tree.map(repeat, dict(batch['info'])),
-    group=repeat(batch['prompt_id']),
-    keys=rng.row_keys(seed_key, step, batch['prompt_id'], group_size),
-    group_keys=repeat(rng.group_keys(seed_key, step, batch['prompt_id'])),
+    group=repeat(ids),
+    keys=rng.row_keys(seed_key, step, ids, group_size, members),
+    group_keys=repeat(rng.group_keys(seed_key, step, ids)),
     key=rng.stream_keys(key, 'shared'),
     media=None if media is None else repeat(media),
-    member=jnp.tile(jnp.arange(group_size), len(batch['prompt_id'])),
+    member=members.reshape(-1),
     ids=repeat(batch['source_id']) if 'source_id' in batch else None,
     alike=group_size,
   )

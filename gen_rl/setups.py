@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -28,7 +29,8 @@ from gen_rl.data import (
 from gen_rl.models.parts import layers
 from gen_rl.policies import ode
 from gen_rl.rewards import combine, configured
-from gen_rl.types import Learner, Policy
+from gen_rl.step.recipe import Pool
+from gen_rl.types import Array, Learner, Params, Policy, Rows, Trajectory
 
 
 class Setup(NamedTuple):
@@ -78,16 +80,7 @@ def setup(
   schema.check(config, () if running else _UNUSED[use])
   source = build.build(prompts, config.data.prompts) if running else None
   tokenizer = build.build(tokenizers, config.tokenizer)
-  # The released networks' configs may say which id is padding to them.
-  padding = {} if 'pad' in config.model else dict(pad=tokenizer.pad_id)
-  net = build.build(
-    models,
-    config.model,
-    vocab=tokenizer.size,
-    length=config.data.length,
-    **padding,
-  )
-  net = layers.traced_once(net)
+  net = _network(config, config.model, tokenizer)
   end = dict(end=tokenizer.end_id, pad=tokenizer.pad_id)
   policy = build.build(policies, config.policy, net=net, **end)
   all_decisions = build.build(
@@ -150,6 +143,90 @@ def setup(
     feeds.embed(config),
     trained,
   )
+
+
+def _network(
+  config: ml_collections.ConfigDict,
+  spec: build.Spec,
+  tokenizer: tokenizers.Tokenizer,
+) -> Any:
+  # The released networks' configs may say which id is padding to them.
+  padding = {} if 'pad' in spec else dict(pad=tokenizer.pad_id)
+  net = build.build(
+    models,
+    spec,
+    vocab=tokenizer.size,
+    length=config.data.length,
+    **padding,
+  )
+  return layers.traced_once(net)
+
+
+# Of a pool without noise: no step is a decision, however few there are.
+_NO_WINDOW = dict(
+  window=1, window_low=0, window_high=0,
+  window_start=dict(name='fixed_window'),
+)  # fmt: skip
+
+
+def pool(config: ml_collections.ConfigDict, built: Setup) -> Pool | None:
+  """What `config.explore` draws, and by which policy; None: nothing.
+
+  Args:
+    config: see configs/base.py.
+    built: of it.
+
+  Raises:
+    ConfigError: a policy with these changes cannot be built.
+  """
+  explore, tokenizer = config.explore, built.tokenizer
+  if not explore.size:
+    return None
+  view = None
+  if config.data.view.name:
+    view = build.build(pictures, config.data.view, group_size=explore.size)
+  net, spec = built.net, build.plain(explore.policy)
+  if not (spec or explore.dtype):
+    return Pool(explore.size, view=view)
+  if spec.get('name', config.policy.name) == config.policy.name:
+    spec = {**build.plain(config.policy), **spec}
+  if build.argument(policies, spec, 'deterministic'):
+    spec |= _NO_WINDOW
+  if explore.dtype:
+    narrow = _in_dtype(build.plain(config.model), explore.dtype)
+    net = _network(config, narrow, tokenizer)
+  try:
+    policy = build.build(
+      policies, spec, net=net, end=tokenizer.end_id, pad=tokenizer.pad_id
+    )
+  except (build.ConfigError, ValueError) as error:
+    raise build.ConfigError(f'config.explore.policy: {error}') from None
+  if explore.dtype:
+    policy = _narrowed(policy, explore.dtype)
+  return Pool(explore.size, policy, view)
+
+
+def _in_dtype(spec: dict[str, Any], dtype: str) -> dict[str, Any]:
+  """The spec of a network that computes in it, where the network can."""
+  if isinstance(spec.get('net'), Mapping):
+    return {**spec, 'net': _in_dtype(dict(spec['net']), dtype)}
+  if build.takes(models, spec, 'dtype'):
+    return {**spec, 'dtype': dtype}
+  return spec
+
+
+def _narrowed(policy: Policy, dtype: str) -> Policy:
+  """A policy that samples by rounded parameters."""
+
+  def narrow(params: Params) -> Params:
+    return jax.tree.map(
+      lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, params
+    )
+
+  def rollout(params: Params, rows: Rows, step: Array) -> Trajectory:
+    return policy.rollout(narrow(params), rows, step)
+
+  return policy._replace(rollout=rollout)
 
 
 def _own(spec: build.Spec) -> dict[str, Any]:

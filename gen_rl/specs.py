@@ -51,6 +51,11 @@ SPECS = {
   'policy.window_start': schedules,
   'policy.grid': schedules,
   'policy.training_times': schedules,
+  'explore.policy': policies,
+  'explore.policy.transition': transitions,
+  'explore.policy.window_start': schedules,
+  'explore.policy.grid': schedules,
+  'explore.policy.training_times': schedules,
   'rollout': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
@@ -114,10 +119,13 @@ OPTIONAL = (
   'data.embed.encoder',
   'policy.grid',
   'policy.training_times',
+  'explore.policy.grid',
+  'explore.policy.training_times',
 )
 
 # Parts that change the keywords of another one, where they name no other.
 CHANGES = {
+  'explore.policy': 'policy',
   'eval.prompts': 'data.prompts',
   'eval.rollout': 'rollout',
   'evals.*.prompts': 'data.prompts',

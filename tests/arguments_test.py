@@ -104,6 +104,10 @@ def test_overrides_may_name_keywords_of_the_function():
     arguments.check_overrides(config, file)
   arguments.check_overrides(config, {'data.prompts.name': 'txt', **file})
   arguments.check_overrides(config, {'data.weights': "{'text': 2.0}"})
+  # of another part, that is changed
+  arguments.check_overrides(config, {'explore.policy.tail': '0.4'})
+  with pytest.raises(ValueError, match="no field 'tial'.*mean 'tail'"):
+    arguments.check_overrides(config, {'explore.policy.tial': '0.4'})
   # the name is wrong, whatever else is said
   with pytest.raises(ValueError, match="no 'text'.*mean 'txt'.*tfds, txt"):
     arguments.check_overrides(config, {**file, 'data.prompts.name': 'text'})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.rewards import combine
-from gen_rl.step import ask
+from gen_rl.step import ask, explore
 from gen_rl.step.recipe import Recipe
 from gen_rl.step.sample import make_rows
 from gen_rl.train_state import TrainState
@@ -40,7 +40,7 @@ def judge(
     state: with the state of the advantage.
     traj: of `sample`.
     inputs: what rewards saw, kept for rewards with gradients.
-    outs: {label: what it said} of all rewards and monitors.
+    outs: {label: what it said} of all rewards and monitors; and of the pool.
   """
   b = traj.group.shape[0]
   fine = tree.finite_rows(traj, b)
@@ -57,7 +57,7 @@ def judge(
   scored = {
     label: x.replace(valid=x.valid & fine)
     for label, x in outs.items()
-    if label not in recipe.monitors
+    if label not in (*recipe.monitors, explore.POOL)
   }
   out = combine.merge(
     scored, recipe.reward_weights(state.step), recipe.mix, recipe.group_size
@@ -71,6 +71,9 @@ def judge(
   )
   watched = combine.watch(watched, adv, out.valid, recipe.group_size)
   metrics = {**combine.summarize(out, scored), **metrics, **watched, **drawn}
+  if recipe.pool:
+    pool = outs[explore.POOL]
+    metrics |= explore.agreement(pool, out, recipe.group_size)
   metrics |= {
     f'reward/{label}/weight': weight
     for label, weight in recipe.reward_weights(state.step).items()

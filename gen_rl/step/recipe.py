@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
@@ -31,6 +31,16 @@ View = Callable[[Rows], tuple[PyTree, PyTree]]  # of data.pictures
 def _none() -> Any:
   """A field that is empty by default."""
   return dataclasses.field(default_factory=dict)
+
+
+class Pool(NamedTuple):
+  """Candidates of a step, of which some become its rows."""
+
+  size: int  # G', of a prompt
+  # That draws them cheaply, by the same parameters; None: the step's own draws
+  # them, and the chosen ones are not drawn again.
+  policy: Policy | None = None
+  view: View | None = None  # what it is shown of the rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +84,14 @@ class Recipe:
     reals: rows -> (latents, cond), a function of `data.pictures`: what learners
       that need it tell from samples.
     view: what the policy is shown of the rows, see `rollout.make_rows`.
+    pool: more candidates of every prompt, of which the best and the worst are
+      the rows of the step, see `step.explore`; None: its rows are drawn alone.
     layout: where rows and parameters live; default: all on one device.
 
   Raises:
     ConfigError: rewards without an advantage, or the other way round; a
-      step-wise advantage or a learner without what it needs; monitors without
-      rewards, or with a label of theirs.
+      step-wise advantage, a learner or a pool without what it needs; monitors
+      without rewards, or with a label of theirs.
   """
 
   policy: Policy
@@ -108,6 +120,7 @@ class Recipe:
   policy_every: int = 1
   reals: View | None = None
   view: View | None = None
+  pool: Pool | None = None
   layout: sharding.Layout = dataclasses.field(
     default_factory=sharding.one_device
   )
@@ -137,6 +150,21 @@ class Recipe:
       raise ConfigError(
         'this advantage scores every decision: it goes with a policy that can '
         'finish a sample without noise, and with rewards on the device'
+      )
+    if self.pool and (
+      self.rewards is None
+      or self.host_rewards
+      or self.pool.size < self.group_size
+    ):
+      raise ConfigError(
+        f'a pool of {self.pool.size} candidates a prompt is ranked by rewards '
+        'on the device, and has to hold the group of '
+        f'{self.group_size} that is trained on'
+        + (
+          f'; {", ".join(sorted(self.host_rewards))} is scored on the host'
+          if self.host_rewards
+          else ''
+        )
       )
     shown = [k for k, taught in self.learners.items() if taught.learner.shown]
     if shown and (self.reals is None or on_host):

@@ -1,15 +1,21 @@
-"""The first station: rows -> trajectories, pictures and what rewards say."""
+"""The first station: rows -> trajectories, pictures and what rewards say.
+
+Where there is a pool it is drawn and scored first, and says which rows to draw.
+"""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gen_rl import minibatch
 from gen_rl import rollout as rollout_lib
-from gen_rl.rewards import evaluate
+from gen_rl.rewards import combine, evaluate
 from gen_rl.rewards import inputs as inputs_lib
+from gen_rl.step import explore
 from gen_rl.step.recipe import Recipe
 from gen_rl.train_state import TrainState
 from gen_rl.types import (
@@ -21,15 +27,19 @@ from gen_rl.types import (
   Rows,
   Trajectory,
 )
-from gen_rl.utils import rng
+from gen_rl.utils import rng, tree
 
 
 def make_rows(
-  recipe: Recipe, state: TrainState, batch: Mapping[str, Any], key: Array
+  recipe: Recipe,
+  state: TrainState,
+  batch: Mapping[str, Any],
+  key: Array,
+  members: Array | None = None,
 ) -> Rows:
-  """The rows of a step, over all devices."""
+  """The rows of a step, over all devices; see `rollout.make_rows`."""
   rows = rollout_lib.make_rows(
-    batch, recipe.group_size, key, state.step, recipe.view
+    batch, recipe.group_size, key, state.step, recipe.view, members
   )
   return recipe.layout.rows(rows)
 
@@ -47,9 +57,64 @@ def sample(
 
   Returns:
     Trajectories; what rewards see, without what is in these
-    (`rewards.inputs.joined`); {label: what a reward said}.
+    (`rewards.inputs.joined`); {label: what a reward said}, and where there is a
+    pool what was said of it, under `explore.POOL`.
   """
-  rows = make_rows(recipe, state, batch, key)
+  if recipe.pool is None:
+    return _sample(recipe, state, batch, key)
+  pool, group_size = recipe.pool, recipe.group_size
+  whole = dataclasses.replace(
+    recipe, group_size=pool.size, view=pool.view, pool=None
+  )
+  if pool.policy:
+    whole = dataclasses.replace(
+      whole,
+      policy=pool.policy,
+      rollout=None,
+      advantage=recipe.advantage._replace(stepwise=False),
+      monitors={},
+    )
+  drawn = traj, _, outs = _sample(whole, state, batch, key)
+  out = _merged(whole, state, traj, outs)
+  members = explore.best_worst(out.score, out.valid, pool.size, group_size)
+  said = recipe.layout.rows(explore.seen(out, members))
+  if pool.policy:
+    drawn = _sample(recipe, state, batch, key, members)
+  else:
+    groups = pool.size * jnp.arange(len(members))[:, None]
+    at = (groups + members).reshape(-1)
+    drawn = recipe.layout.rows(jax.tree.map(lambda x: x[at], drawn))
+  traj, inputs, outs = drawn
+  inputs = inputs.replace(group_size=group_size)
+  return traj, inputs, {**outs, explore.POOL: said}
+
+
+def _merged(
+  recipe: Recipe,
+  state: TrainState,
+  traj: Trajectory,
+  outs: Mapping[str, RewardOut],
+) -> RewardOut:
+  """The one score that is trained on."""
+  out = combine.merge(
+    {label: outs[label] for label in recipe.device_rewards},
+    recipe.reward_weights(state.step),
+    recipe.mix,
+    recipe.group_size,
+  )
+  fine = tree.finite_rows(traj.sample, out.valid.shape[0])
+  return out.replace(valid=out.valid & fine)
+
+
+def _sample(
+  recipe: Recipe,
+  state: TrainState,
+  batch: Mapping[str, Any],
+  key: Array,
+  members: Array | None = None,
+) -> tuple[Trajectory, RewardInputs, dict[str, RewardOut]]:
+  """The same of these members of the groups alone."""
+  rows = make_rows(recipe, state, batch, key, members)
   params = recipe.full(recipe.behaviour_params(state), state)
   traj, media, done = _generate(recipe, params, rows, state.step)
   inputs = inputs_lib.of(rows, media, recipe.group_size)

@@ -51,6 +51,7 @@ def row_keys(
   step: ArrayLike,
   prompt_id: Int[AnyArray, ' P'],
   group: int,
+  members: Int[AnyArray, 'P {group}'] | None = None,
 ) -> Key[Array, ' P*{group}']:
   """Keys of the rows of a batch, eq. (1).
 
@@ -59,18 +60,17 @@ def row_keys(
     step: int scalar, may be traced.
     prompt_id: one per group.
     group: G, samples of each prompt (static).
+    members: which members of its group they are; None: the first G.
 
   Returns:
-    Keys, prompt-major: row p * G + g.
+    Keys, prompt-major: row p * G + g is that of member g, or members[p, g].
   """
   at_step = jax.random.fold_in(root, step)
   prompts = jax.vmap(lambda p: jax.random.fold_in(at_step, p))(prompt_id)
-  members = jax.vmap(
-    lambda key: jax.vmap(lambda g: jax.random.fold_in(key, g))(
-      jnp.arange(group)
-    )
-  )(prompts)
-  return members.reshape(-1)
+  if members is None:
+    members = jnp.broadcast_to(jnp.arange(group), (len(prompt_id), group))
+  fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+  return fold_in(prompts, jnp.asarray(members)).reshape(-1)
 
 
 def step_keys(keys: Key[Array, ' b'], i: ArrayLike) -> Key[Array, ' b']:

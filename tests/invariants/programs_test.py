@@ -27,10 +27,11 @@ from gen_rl import (
   testing,
 )
 from gen_rl.learners import noise_aware
-from gen_rl.policies import ode
 from gen_rl.models import lm
+from gen_rl.policies import ode
 from gen_rl.policies import tokens as tokens_lib
 from gen_rl.rewards import combine, evaluate
+from gen_rl.step.recipe import Pool
 from gen_rl.train_state import Taught
 from gen_rl.types import Reward, RewardOut
 from gen_rl.utils import hlo, tree
@@ -275,7 +276,12 @@ def write_runs(folder, *meshes):
         'cut',
         None,
         testing.batch(),
-        dict(updates=2, microbatches=2, rollout_chunks=2),
+        dict(
+          updates=2,
+          microbatches=2,
+          rollout_chunks=2,
+          pool=Pool(16, testing.make_policy(steps=2)),
+        ),
       ),
       ('all', None, testing.batch(), dict(terms=testing.terms())),
       (
