@@ -195,7 +195,7 @@ def candidates(rows: Rows, n: int) -> Rows:
   """Every row n times, with keys of their own; the first has the row's."""
   b = rows.group.shape[0]
   number = jnp.tile(jnp.arange(n), b)
-  many = _take(rows, jnp.repeat(jnp.arange(b), n))
+  many = _take(rows, jnp.repeat(jnp.arange(b), n)).replace(alike=n * rows.alike)
   fresh = jax.vmap(jax.random.fold_in)(
     rng.stream_keys(many.keys, 'candidate'), number
   )
@@ -372,7 +372,7 @@ def _per_prompt(scores: Array, prompts: int) -> Array:
 
 def _take(rows: Rows, at: Array) -> Rows:
   """Rows at these places; `key` is everybody's."""
-  part = jax.tree.map(lambda x: x[at], rows.replace(key=None))
+  part = jax.tree.map(lambda x: x[at], rows.replace(key=None, alike=1))
   return part.replace(key=rows.key)
 
 
@@ -382,7 +382,7 @@ def _in_chunks(f: Callable[..., Any], chunk: int, x: Array, rows: Rows) -> Any:
   if not chunk or chunk >= b:
     return f(x, rows)
   whole = b // chunk * chunk
-  each = (x, rows.replace(key=None))
+  each = (x, rows.replace(key=None, alike=1))
   split = lambda a: a[:whole].reshape(-1, chunk, *a.shape[1:])
   out = jax.lax.map(
     lambda part: f(part[0], part[1].replace(key=rows.key)),
