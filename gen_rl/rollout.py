@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen_rl.data.pictures import given as pictures
+from gen_rl.data.pictures.given import Shared
 from gen_rl.diffusion import process
 from gen_rl.types import Array, Params, Policy, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
@@ -73,7 +73,7 @@ def make_rows(
     return rows
   latents, cond = view(rows)
   image = (latents + 1.0) / 2.0
-  alike = group_size if isinstance(view, pictures.Shared) else 1
+  alike = group_size if isinstance(view, Shared) else 1
   return rows.replace(cond={**cond, 'image': image}, media=image, alike=alike)
 
 
