@@ -27,6 +27,7 @@ def test_what_is_left():
   records = [
     record('a', 'ours', 'stopped'),
     record('b', 'ours', 'done'),
+    record('b', 'ours', 'stopped'),
     record('c', 'ours', 'failed'),
     record('a', 'tuned', 'stopped'),
     record('a', 'tuned', 'done'),
