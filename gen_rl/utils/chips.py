@@ -34,7 +34,7 @@ _TPUS = {
   'v5p': Chip('TPU v5p', 95 * GIB, 459e12, 2.765e12, 600e9),
   'v6e': Chip('TPU v6e', 32 * GIB, 918e12, 1.638e12, 448e9),
 }
-_GPUS = {  # by a part of jax's device_kind
+_GPUS = {  # by a part of jax's device_kind, no digit behind it
   'H200': Chip('H200', None, 989e12, 4.8e12, 450e9),
   'H100': Chip('H100', None, 989e12, 3.35e12, 450e9),
   'A100': Chip('A100', None, 312e12, 2.0e12, 300e9),
@@ -130,6 +130,6 @@ def of_kind(kind: str) -> Chip:
   table = {**_GPUS, 'v5 lite': _TPUS['v5e'], 'v6 lite': _TPUS['v6e']}
   table |= {'v5': _TPUS['v5p'], 'v4': _TPUS['v4']}
   return next(
-    (c for part, c in table.items() if part in kind),
+    (c for part, c in table.items() if re.search(rf'\b{part}(?!\d)', kind)),
     Chip(kind, None, None, None, None),
   )

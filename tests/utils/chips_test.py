@@ -49,3 +49,15 @@ def test_devices_there_are():
   devices, chip = chips.devices('local')
   assert devices[0].platform == 'cpu' and chip.name == 'CPU'
   assert 2**28 < chip.hbm * len(devices) < 2**45
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name'),
+  [
+    ('NVIDIA H100 80GB HBM3', 'H100'), ('NVIDIA L4', 'L4'),
+    ('NVIDIA L40S', 'NVIDIA L40S'), ('TPU v5 lite', 'TPU v5e'),
+    ('TPU v5', 'TPU v5p'),
+  ],
+)  # fmt: skip
+def test_kinds_of_devices(kind, name):
+  assert chips.of_kind(kind).name == name
