@@ -16,6 +16,7 @@ import optax
 
 from gen_rl import (
   advantages,
+  aggregate,
   build,
   objectives,
   optim,
@@ -339,3 +340,30 @@ def result() -> dict[str, Any]:
     jax_version='0.10.2',
     git_commit=None,
   )
+
+
+def of_unlike_lengths(aggregator: str) -> dict[str, Any]:
+  """Keywords of a step whose rows have 1 to 3 decisions, and some are lost."""
+
+  def objective(replay, exp, keys):
+    term, metrics = objectives.clipped_pg()(replay, exp, keys)
+    short = (
+      jnp.arange(term.mask.shape[1]) <= exp.inputs.info['channel'][:, None]
+    )
+    return term.replace(mask=term.mask * short), metrics
+
+  def spoil(score, channel):
+    """The best rows of a channel cannot be scored."""
+    return jnp.where((channel == 2) & (score > score.mean()), jnp.nan, score)
+
+  return dict(
+    terms=dict(pg=(objective, 1.0)),
+    reward=color_reward(spoil),
+    aggregate=getattr(aggregate, aggregator),
+    tx=LINEAR,
+  )
+
+
+def memory_kinds(x: Any) -> set[str]:
+  """Kinds of memory the arrays are in; numbers stay on the devices."""
+  return {a.sharding.memory_kind for a in jax.tree.leaves(x) if a.ndim}

@@ -25,7 +25,7 @@ follow counts. MFU is of the operations of a step without any computed anew (of
 ours; PyTorch's step is the same), over bfloat16 products of the data sheet.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import os
 import pathlib
@@ -55,16 +55,6 @@ LABELS = dict(
   decode='LM of 3B, tokens',
 )
 CONTESTANTS = 'ours', 'torch tuned', 'torch published'
-# Latents in a call of the network; halved until they fit.
-CALLS = {
-  'torch tuned': dict(
-    sd3=12, flux=6, sd3_fast=12, sd3_fast_nocfg=18, sd3_nft=24
-  ),
-  'torch published': dict(
-    sd3=8, flux=3, sd3_fast=8, sd3_fast_nocfg=9, sd3_nft=12
-  ),
-}  # fmt: skip
-TINY_CALL = 24
 # Seconds: of a call, that a contestant may take of it, and without which none
 # is started.
 LIMITS = dict(full=(530.0, 270.0, 45.0), tiny=(170.0, 150.0, 15.0))
@@ -176,172 +166,6 @@ def append(path: pathlib.Path, record: Record) -> None:
     file.write(f'{cut}{json.dumps(record)}\n')
 
 
-def torch_task(task: str, tiny: bool) -> Any:
-  """What `torch_step` computes: the config of ours, in its words."""
-  from experiments.benchmarks import jax_step, torch_step  # noqa: PLC0415
-  from gen_rl import build, models  # noqa: PLC0415 - jax: not in every process
-  from gen_rl.data import feeds  # noqa: PLC0415
-  from gen_rl.diffusion import schedules  # noqa: PLC0415
-
-  c = jax_step.config(task, tiny, {})
-
-  def of(spec: Any, *names: str) -> list[Any]:
-    return [build.argument(models, spec, name) for name in names]
-
-  said = feeds.embed(c).shapes
-  (h, w, channels), heads, size, text, pooled = of(
-    c.model.net, 'image', 'heads', 'head_dim', 'text', 'pooled'
-  )
-  levels, blocks, groups, latent, scale, shift = of(
-    c.model.vae, 'channels', 'blocks', 'groups', 'latent', 'scale', 'shift'
-  )
-  shared = dict(
-    num_attention_heads=heads, attention_head_dim=size,
-    joint_attention_dim=text, pooled_projection_dim=pooled,
-  )  # fmt: skip
-  net, guidance = c.model.net.name, c.policy.guidance_scale
-  if net == 'flux':
-    double, single, turns, guidance = of(
-      c.model.net, 'double', 'single', 'turns', 'guidance'
-    )
-    transformer = shared | dict(
-      in_channels=4 * channels, num_layers=double, num_single_layers=single,
-      axes_dims_rope=tuple(turns), guidance_embeds=True,
-    )  # fmt: skip
-  else:
-    layers, dual, grid = of(c.model.net, 'layers', 'dual', 'grid')
-    transformer = shared | dict(
-      sample_size=h, patch_size=2, in_channels=channels, out_channels=channels,
-      num_layers=layers, caption_projection_dim=heads * size,
-      pos_embed_max_size=grid, qk_norm='rms_norm',
-      dual_attention_layers=tuple(range(dual)),
-    )  # fmt: skip
-  p = c.policy
-  grid = build.build(schedules, p.grid, steps=p.steps) if p.grid.name else (
-    schedules.linear(p.steps, p.shift)
-  )  # fmt: skip
-  trained = dict(
-    transition=p.transition.name, noise=p.noise, window=p.window or p.steps - 1,
-    high=p.window_high or p.steps - 1,
-  )  # fmt: skip
-  if 'nft' in c.objective:
-    nft, copy = c.objective.nft, c.copies.slow
-    trained = dict(
-      transition='ode', draws=nft.draws, beta=nft.beta, follow=copy.rate,
-    )  # fmt: skip
-  else:
-    trained['clip'] = c.objective.pg.clip
-  return torch_step.Task(
-    net='flux' if net == 'flux' else 'sd3',
-    transformer=transformer,
-    vae=dict(
-      down_block_types=['DownEncoderBlock2D'] * len(levels),
-      up_block_types=['UpDecoderBlock2D'] * len(levels),
-      block_out_channels=list(levels), layers_per_block=blocks,
-      latent_channels=latent, norm_num_groups=groups, scaling_factor=scale,
-      shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False,
-    ),
-    latent=(channels, h, w),
-    text=said['text'].shape,
-    pooled=pooled,
-    rows=c.data.group_size,
-    grid=tuple(float(t) for t in grid),
-    rank=c.lora.rank,
-    alpha=c.lora.alpha,
-    lr=c.optimizer.lr,
-    guidance=guidance,
-    kl=c.objective.kl.weight,
-    **trained,
-  )  # fmt: skip
-
-
-def run_torch(arm: Arm, size: str, emit: Callable[..., None]) -> None:
-  """Measures PyTorch's."""
-  import torch  # noqa: PLC0415 - an extra
-
-  tiny, tuned = size == 'tiny', arm.contestant == 'torch tuned'
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-
-  def memory() -> int | None:
-    return torch.cuda.max_memory_allocated() if device == 'cuda' else None
-
-  if arm.task == 'decode':
-    from experiments.benchmarks import jax_step, torch_decode  # noqa: PLC0415
-
-    sizes, asked = jax_step.language(tiny)
-    task = torch_decode.Task(sizes, **asked)
-    timed = torch_decode.Decode(task, device, tuned).timed
-    makes = task.groups * task.members * task.said
-    count_steps(timed, memory, emit, dict(makes=makes, unit='tokens'))
-    return
-  from experiments.benchmarks import torch_step  # noqa: PLC0415
-
-  rows = TINY_CALL if tiny else CALLS[arm.contestant][arm.task]
-  task = torch_task(arm.task, tiny)
-  step = torch_step.Step(task, device, tuned, rows)
-  known = dict(
-    makes=task.rows, unit='images', trained=sum(p.numel() for p in step.trained)
-  )
-  if device == 'cuda':
-    torch.cuda.reset_peak_memory_stats()
-  while True:
-    known['geometry'] = f'{step.rows} latents a call'
-    try:
-      count_steps(step.timed, memory, emit, known)
-      return
-    except torch.cuda.OutOfMemoryError:
-      if step.rows == 1:
-        raise
-    step.rows = -(-step.rows // 2)
-    step.use('default')
-    step.optimizer.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-
-
-def run_ours(arm: Arm, size: str, fields: str, emit: Callable) -> None:
-  """Measures ours."""
-  from experiments.benchmarks import jax_step  # noqa: PLC0415 - an extra
-
-  start, tiny = time.perf_counter(), size == 'tiny'
-  if arm.task == 'decode':
-    step = jax_step.decode_step(tiny)
-  else:
-    step = jax_step.image_step(arm.task, tiny, jax_step.parse(fields))
-  made = time.perf_counter() - start
-
-  def timed() -> dict[str, float]:
-    start = time.perf_counter()
-    step.run()
-    return dict(whole=time.perf_counter() - start)
-
-  count_steps(timed, jax_step.peak, emit, step.found, made)
-
-
-def count_steps(
-  timed: Callable[[], dict[str, float]],
-  memory: Callable[[], int | None],
-  emit: Callable[..., None],
-  known: Mapping[str, Any],
-  made: float = 0.0,
-) -> None:
-  """Runs steps and says after each what is known by then.
-
-  Args:
-    timed: runs one; seconds, by part.
-    memory: bytes the device held at most.
-    emit: takes what is found; False: there is no time for another one.
-    known: found before.
-    made: seconds it took to make the program.
-  """
-  first = made + timed()['whole']
-  each = [timed()]  # warms up; stands for what follows where there is no time
-  warm = True
-  while emit(known, first=first, each=each, peak=memory(), warm=warm):
-    each = ([] if warm else each) + [timed()]
-    warm = False
-
-
 def child(name: str, seconds: float, steps: int, fields: str) -> None:
   """Measures one arm; every line it prints holds all that is found so far."""
   contestant, size, task = name.split('/')
@@ -353,11 +177,14 @@ def child(name: str, seconds: float, steps: int, fields: str) -> None:
     enough = not found['warm'] and len(found['each']) >= steps
     return not enough and time.perf_counter() + 1.2 * last < end
 
-  arm = Arm(task, contestant)
+  # Not in every process: one that has looked at a GPU holds some of its memory.
+  from experiments.benchmarks import contestants  # noqa: PLC0415
+
+  tiny = size == 'tiny'
   if contestant == 'ours':
-    run_ours(arm, size, fields, emit)
+    contestants.ours(task, tiny, fields, emit)
   else:
-    run_torch(arm, size, emit)
+    contestants.torchs(task, contestant, tiny, emit)
 
 
 def measure(

@@ -4,11 +4,7 @@ Where two programs are compared the update is linear in the gradient
 (testing.LINEAR).
 """
 
-import os
 import pathlib
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +16,13 @@ from gen_rl import (
   aggregate,
   checkpoint,
   minibatch,
-  objectives,
   optim,
   rollout,
   sharding,
   testing,
 )
-from gen_rl.learners import noise_aware
-from gen_rl.models import lm
-from gen_rl.policies import ode
-from gen_rl.policies import tokens as tokens_lib
-from gen_rl.rewards import combine, evaluate
-from gen_rl.step.recipe import Pool
-from gen_rl.train_state import Taught
-from gen_rl.types import Reward, RewardOut
-from gen_rl.utils import hlo, tree
+from gen_rl.rewards import evaluate
+from gen_rl.utils import tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = jax.random.key(testing.SEED)
@@ -85,31 +73,9 @@ def test_microbatches_equal_the_full_batch_with_dropped_rows():
   testing.assert_close(part_logs, logs)
 
 
-def of_unlike_lengths(aggregator):
-  """Keywords of a step whose rows have 1 to 3 decisions, and some are lost."""
-
-  def objective(replay, exp, keys):
-    term, metrics = objectives.clipped_pg()(replay, exp, keys)
-    short = (
-      jnp.arange(term.mask.shape[1]) <= exp.inputs.info['channel'][:, None]
-    )
-    return term.replace(mask=term.mask * short), metrics
-
-  def spoil(score, channel):
-    """The best rows of a channel cannot be scored."""
-    return jnp.where((channel == 2) & (score > score.mean()), jnp.nan, score)
-
-  return dict(
-    terms=dict(pg=(objective, 1.0)),
-    reward=testing.color_reward(spoil),
-    aggregate=getattr(aggregate, aggregator),
-    tx=testing.LINEAR,
-  )
-
-
 @pytest.mark.parametrize('aggregator', aggregate.__all__)
 def test_microbatches_equal_the_full_batch_of_unlike_lengths(aggregator):
-  settings = of_unlike_lengths(aggregator)
+  settings = testing.of_unlike_lengths(aggregator)
   whole, logs = testing.run(*testing.make_step(**settings))
   parts, part_logs = testing.run(*testing.make_step(**settings, microbatches=8))
   assert 0 < logs[0]['reward/invalid'] < 4
@@ -168,9 +134,13 @@ def test_an_offloaded_state_learns_the_same(updates):
     for _ in range(2):
       state, _ = step.train_step(state, testing.batch(), KEY)
     host = {'pinned_host' if away else 'device'}
-    assert _kinds(state.refs['ema']) == _kinds(state.opt_state) == host
-    assert _kinds((state.params, state.refs['ref'])) == {'device'}
-    assert _kinds(layout.near(state)) == {'device'}
+    assert (
+      testing.memory_kinds(state.refs['ema'])
+      == testing.memory_kinds(state.opt_state)
+      == host
+    )
+    assert testing.memory_kinds((state.params, state.refs['ref'])) == {'device'}
+    assert testing.memory_kinds(layout.near(state)) == {'device'}
     assert step.train_step._cache_size() == 1
     kept[away] = jax.device_get(state)
   testing.assert_close(*kept.values(), rtol=1e-6, atol=1e-7)
@@ -198,169 +168,6 @@ def test_fused_step_equals_split_step():
   testing.assert_close(jax.device_get(state), fused)
   testing.assert_close(logs, fused_logs)
   assert sizes == [4, 4] and {type(n) for n in sizes} == {int}
-
-
-_MESH = """
-  import runpy, sys
-  run = runpy.run_path('tests/invariants/programs_test.py')
-  run['write_runs'](*sys.argv[1:])
-"""
-MESHES = ('1,1,1', '8,1,1', '2,2,2')  # data, fsdp, tensor
-
-
-def _kinds(x):
-  """Kinds of memory the arrays are in; numbers stay on the devices."""
-  return {a.sharding.memory_kind for a in jax.tree.leaves(x) if a.ndim}
-
-
-def judge():
-  """A reward whose parameters a mesh splits, of pictures of `testing.dit`."""
-  drawn = np.random.default_rng(0).normal(size=(8 * 8 * 3, 8)) / 8
-  params = dict(up=np.float32(drawn), down=np.ones(8, np.float32))
-
-  def score(params, inputs, key):
-    flat = inputs.image.reshape(len(inputs.image), -1)
-    value = jnp.tanh(flat @ params['up']) @ params['down']
-    return RewardOut(value, {}, jnp.isfinite(value))
-
-  axes = (('up', ('embed', 'mlp')), ('down', ('mlp',)))
-  return Reward('judge', params, score, differentiable=True, axes=axes)
-
-
-def said_on(mesh):
-  """Rows of tokens in groups, and gradients of their log-probs, by name.
-
-  The head is the largest part by far; its gradient is summed over devices once,
-  though there are logits of one decision at a time.
-  """
-  net = lm.lm(vocab=512, length=2, width=16, layers=1, heads=2, tied=False)
-  policy = tokens_lib.tokens(net, length=4, end=5, head_chunk=1)
-  layout = sharding.Layout(mesh, net.axes)
-  batch = testing.batch(range(8))
-  batch['tokens'] = np.arange(16, dtype=np.int32).reshape(8, 2) + 1
-
-  def run(params):
-    rows = rollout.make_rows(batch, 4, KEY, jnp.int32(0))
-    traj = policy.rollout(params, layout.rows(rows), 0)
-    dist = lambda params: policy.ops['dist'](params, traj)
-    loss = lambda params: dist(params).log_prob(traj.actions).sum()
-    return dict(sample=traj.sample, gradient=jax.grad(loss)(params))
-
-  params = jax.jit(net.init)(KEY)
-  with layout.scope():
-    program = jax.jit(run).lower(params).compile()
-  sent = hlo.traffic(program.as_text()).network.get('all-reduce', 0.0)
-  assert sent < 2.5 * sum(x.nbytes for x in jax.tree.leaves(params))
-  return tree.named(program(params))
-
-
-def write_runs(folder, *meshes):
-  """Two steps on each mesh, and what they sampled, as npz."""
-  for sizes in meshes:
-    data, fsdp, tensor = map(int, sizes.split(','))
-    devices = jax.devices()[: data * fsdp * tensor]
-    mesh = sharding.make_mesh(data, fsdp, tensor, devices)
-    out = {}
-    aware = Taught(noise_aware.of_reward(judge()), testing.LINEAR)
-    for name, net, batch, cut in (
-      (
-        'dit',
-        testing.dit(),
-        testing.dit_batch(),
-        dict(
-          monitors=dict(judge=(judge(), 1.0)),
-          learners=dict(aware=aware),
-        ),
-      ),
-      (
-        'cut',
-        None,
-        testing.batch(),
-        dict(
-          updates=2,
-          microbatches=2,
-          rollout_chunks=2,
-          pool=Pool(16, testing.make_policy(steps=2)),
-        ),
-      ),
-      ('all', None, testing.batch(), dict(terms=testing.terms())),
-      (
-        'rows',
-        None,
-        testing.batch(),
-        dict(of_unlike_lengths('seq_mean_token_mean'), microbatches=2),
-      ),
-    ):
-      if name != 'dit' and tensor > 1:
-        continue  # takes a minute
-      window = 0 if name == 'all' else 2  # gradients of samples: the last steps
-      policy = testing.make_policy(net, window=window)
-      away = ('ema', 'optimizer') if tensor > 1 else ()
-      judges = combine.axes(cut.get('monitors', {}))
-      layout = sharding.Layout(
-        mesh, policy.axes, offload=away, judges=judges,
-        learners=dict(aware=aware.learner.axes),
-      )  # fmt: skip
-      step, state = testing.make_step(
-        policy,
-        layout=layout,
-        group_size=8,
-        **dict(tx=testing.LINEAR) | cut,
-      )
-      state = layout.put(state)
-      with layout.scope():
-        traj, inputs, _ = step.sample(state, batch, KEY)
-        logs = []
-        for _ in range(2):
-          state, log = step.train_step(state, batch, KEY)
-          logs.append(log)
-      assert step.train_step._cache_size() == 1
-      assert _kinds(state.opt_state) == {'pinned_host' if away else 'device'}
-      parts = jax.tree.leaves(state.params)
-      assert all(len(x.sharding.device_set) == mesh.size for x in parts)
-      split = [x for x in parts if not x.is_fully_replicated]
-      assert bool(split) == (fsdp * tensor > 1)
-      places = dict(up=(192 // fsdp, 8 // tensor), down=(8 // tensor,))
-      judged = state.frozen['rewards'].get('judge', {})
-      learned = state.aux.get('aware', dict(params={}))['params']
-      for leaf, x in [*judged.items(), *learned.items()]:
-        assert x.sharding.shard_shape(x.shape) == places[leaf]
-      found = dict(
-        sample=traj.sample, media=inputs.media, state=state, log=logs
-      )
-      out |= {f'{name}/{k}': x for k, x in tree.named(found).items()}
-    if tensor == 1:  # steps that take velocities: all devices decide alike
-      sampler = ode.counted(testing.perceptron(), 10, cache_threshold=0.3)
-      rows = rollout.make_rows(testing.batch(), 8, KEY, jnp.int32(0))
-      found = jax.jit(sampler)(
-        testing.perceptron().init(KEY), layout.rows(rows)
-      )
-      out |= {'cached/sample': found[0], 'cached/reused': found[1]}
-      assert 0 < found[1][0] < 0.7
-    if tensor == 1:
-      out |= {f'said/{k}': x for k, x in said_on(mesh).items()}
-    np.savez(
-      f'{folder}/{sizes}.npz', **{k: np.asarray(x) for k, x in out.items()}
-    )
-
-
-def test_one_device_equals_any_mesh(tmp_path):
-  flags = os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'
-  subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(_MESH), tmp_path, *MESHES],
-    check=True,
-    cwd=ROOT,
-    env=os.environ | dict(XLA_FLAGS=flags, JAX_PLATFORMS='cpu'),
-  )
-  one, *others = (dict(np.load(tmp_path / f'{m}.npz')) for m in MESHES)
-  for mesh, other in zip(MESHES[1:], others, strict=True):
-    assert set(other) <= set(one) and len(other) > 20
-    for name, value in other.items():
-      tight = name.endswith(('sample', 'media'))
-      np.testing.assert_allclose(
-        value, one[name], err_msg=f'{mesh} {name}',
-        **(dict(atol=1e-6) if tight else dict(rtol=1e-4, atol=1e-5)),
-      )  # fmt: skip
 
 
 # --- who draws what
