@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import inspect
@@ -65,22 +66,36 @@ def _states_a_shape(annotation):
   return any(map(_states_a_shape, typing.get_args(annotation)))
 
 
-def _check(function):
-  """Beartype, for the functions whose annotations state a shape.
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _where_a_shape_is_stated(*, typechecker):
+  """Of the import hook: a decorator of every function, and of classes.
 
   A bare Array is documentation: closed forms are often run on float64 numpy.
   Constructors are never checked: jax calls a pytree's with whatever stands in
-  for its arrays (shapes, shardings, None).
+  for its arrays (shapes, shardings, None). What is not checked is not wrapped:
+  wrappers of inner functions are made anew in every call of the outer one.
   """
-  annotations = inspect.get_annotations(function).values()
-  if function.__name__ != '__init__' and any(map(_states_a_shape, annotations)):
-    return beartype.beartype(function, conf=_CONF)
-  return function
 
+  def decorate(function):
+    plain = getattr(function, '__func__', function)  # of a class method
+    plain = getattr(plain, 'fget', plain)  # of a property
+    if inspect.isclass(plain) or plain.__name__ == '__init__':
+      return function
+    annotations = inspect.get_annotations(plain).values()
+    if any(map(_states_a_shape, annotations)):
+      return _jaxtyped(function, typechecker=typechecker)
+    return function
+
+  return decorate
+
+
+jaxtyping.jaxtyped = _where_a_shape_is_stated
 
 # The hook finds its checker by name, so it needs a module that has a name.
 _checker = types.ModuleType('gen_rl_checker')
-_checker.check = _check
+_checker.check = functools.partial(beartype.beartype, conf=_CONF)
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook('gen_rl', 'gen_rl_checker.check')
 
