@@ -101,12 +101,15 @@ def _search(
       f"{said}by Euler steps: with eval.sampler='ode' and solver='euler', of a "
       'policy that denoises'
     )
-  if on_host or not device or dropped or combine.widest(device) == 'batch':
+  mixed = mix(config)
+  whole = combine.widest(device, mixed) == 'batch'
+  if on_host or not device or dropped or whole:
     raise build.ConfigError(
       f'{said}by the rewards of the config, which have to be on the device, '
-      'not trained with the policy, and to compare no whole batch'
+      'not trained with the policy, and to compare no whole batch, nor may '
+      'config.mix'
     )
-  judge = combine.combine(device, mix(config))
+  judge = combine.combine(device, mixed)
   n = config.eval.best_of
   chunk = max(_at_a_time(config) // n, 1) * n
   return search.sampler(built.policy, segments, judge, n, chunk)

@@ -93,28 +93,54 @@ def _copies_are_there(config: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def _gate_is_there(config: Mapping[str, Any]) -> list[str]:
-  gate = build.argument(mixers, config['mix'], 'gate')
-  if gate is None:
-    return []
+def _what_is_mixed_is_there(config: Mapping[str, Any]) -> list[str]:
+  """Rewards that a mixer names, others beside them, and groups to compare."""
+  name = config['mix']['name']
+  try:
+    mix = build.build(mixers, config['mix'])
+  except build.ConfigError as error:
+    return [f'config.mix: {error}']
   labels = [k for k, spec in config['rewards'].items() if build.weight(spec)]
-  if gate in labels:
-    return []
-  return [
-    f'config.mix.gate is {gate!r}, which is no reward with a weight'
-    f'{build.did_you_mean(gate, labels)}; there are '
-    f'{", ".join(labels) or "none"}'
+  listed = ', '.join(labels) or 'none'
+  found = [
+    f'config.mix.{key} names {read!r}, and {label!r} is no reward with a weight'
+    f'{build.did_you_mean(label, labels)}; there are {listed}'
+    for key, read in mix.reads.items()
+    if (label := read.partition('/')[0]) not in labels
   ]
+  if len(labels) < mix.rewards:
+    found.append(
+      f'config.mix.name is {name!r}, which mixes {mix.rewards} rewards or more;'
+      f' those with a weight are: {listed}'
+    )
+  sizes = {'data.group_size': config['data']['group_size']}
+  for place, node in _evaluations(config).items():
+    if node['name'] == 'sampled':
+      sizes[f'{place}.samples'] = node['samples']
+  if mix.called_on == 'groups' and config['rollout']['name'] == 'policy':
+    found += [
+      f'config.{place} is 1, and config.mix.name={name!r} compares the samples '
+      'of a prompt: it takes at least 2'
+      for place, size in sizes.items()
+      if size < 2
+    ]
+  return found
+
+
+def _evaluations(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """{place: fields} of all there are."""
+  changed = {
+    f'evals.{label}': {**config['eval'], **changes}
+    for label, changes in config['evals'].items()
+  }
+  return {'eval': config['eval'], **changed}
 
 
 def _sets_are_of_samples(config: Mapping[str, Any]) -> list[str]:
-  places = {'eval': config['eval']}
-  for label, changes in config['evals'].items():
-    places[f'evals.{label}'] = {**config['eval'], **changes}
   return [
     f'config.{place}.sets measures samples, and with name="labelled" there are '
     'none'
-    for place, node in places.items()
+    for place, node in _evaluations(config).items()
     if node['name'] == 'labelled' and node['sets']
   ]
 
@@ -279,7 +305,10 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   ),
   (('explore', 'data', 'policy', 'rollout'), _pools_are_drawn),
   (('offload', 'ema'), _average_is_there),
-  (('mix', 'rewards'), _gate_is_there),
+  (
+    ('mix', 'rewards', 'data', 'eval', 'evals', 'rollout'),
+    _what_is_mixed_is_there,
+  ),
   (('eval', 'evals'), _sets_are_of_samples),
   (('rewards', 'objective'), _schedules_are_some),
   (('optimizer',), _rates_go_somewhere),

@@ -132,6 +132,27 @@ def test_what_would_do_nothing():
   assert not _mistakes(mix=dict(name='gated', gate='oracle'))
 
 
+def test_what_is_mixed_is_there():
+  for mix, more, says in (
+    (dict(name='gated', gate='orakel/strict'), {}, "'orakel' is no reward"),
+    (dict(name='tiered', tiers=dict(orakel=1)), {}, 'mix.tiers.orakel names'),
+    (dict(name='tiered', tiers={}), {}, 'config.mix: tiers is empty'),
+    (dict(name='base_bonus', base='oracle'), {}, 'which mixes 2 rewards'),
+    (dict(name='log_tame'), {}, 'with a weight are: oracle'),
+    (dict(name='group_range'), {'data.group_size': 1}, 'data.group_size is 1'),
+    (
+      dict(name='log_tame', threshold=0.2, within='group'),
+      {'evals.few': dict(samples=1)},
+      'config.evals.few.samples is 1',
+    ),
+  ):
+    (said,) = _mistakes(mix=mix, **more)
+    assert says in said, said
+  assert not _mistakes(mix=dict(name='base_bonus', base='oracle/strict'))
+  assert not _mistakes(mix=dict(name='log_tame', threshold=0.2))
+  assert not _mistakes(mix=dict(name='tiered', tiers=dict(oracle=1)))
+
+
 def test_the_grid_of_a_discrete_process():
   config = sd15_ddpo.get_config('tiny')
   assert not _mistakes(config)

@@ -1,7 +1,7 @@
 """One score of several named rewards, and the split by where they run.
 
   (1)  score = mix({label: score, weight}), by default the weighted sum
-  (2)  valid = every part that applies is valid and finite, and one applies
+  (2)  valid = every score that applies is valid and finite, and one applies
 
 (2) because a missing part cannot be told from a bad one: a row with it left
 out would be compared with its group on a different scale. In a merged result
@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 import numpy as np
 
 from gen_rl import mixers, types
-from gen_rl.build import ConfigError
+from gen_rl.build import ConfigError, did_you_mean
 from gen_rl.rewards import outcomes
 from gen_rl.types import (
   AnyArray,
@@ -97,11 +97,12 @@ def applies(outs: Mapping[str, RewardOut]) -> AnyArray | bool:
   return functools.reduce(operator.or_, some)
 
 
-def widest(rewards: Weighted) -> str:
+def widest(rewards: Weighted, mix: mixers.Mixer | None = None) -> str:
   """What a call of all of these has to hold, see `Reward.called_on`."""
   order = ('rows', 'groups', 'batch')
-  used = (r.called_on for r, weight in rewards.values() if weight)
-  return max(used, key=order.index, default='rows')
+  used = [r.called_on for r, weight in rewards.values() if weight]
+  used.append(mix.called_on if mix else 'rows')
+  return max(used, key=order.index)
 
 
 def learners(rewards: Weighted) -> dict[str, Learner]:
@@ -186,7 +187,7 @@ def merge(
 
   Raises:
     ConfigError: rewards of decisions, or of samples finished before, that are
-      not summed.
+      not summed; too few rewards for the mixer, or not those it names.
     RewardError: a reward answered with something else than scores of b rows.
     ValueError: the labels differ, or there are none.
   """
@@ -195,6 +196,7 @@ def merge(
       f'scores for {sorted(outs)} do not match the weights of '
       f'{sorted(weights)} (at least one is needed)'
     )
+  summed, mix = mix is None, mix or mixers.weighted_sum()
   b = len(next(iter(outs.values())).valid)
   outs = {label: outcomes.checked(label, x, b) for label, x in outs.items()}
   parts, used = {}, {}
@@ -205,6 +207,9 @@ def merge(
     used |= dict.fromkeys(named, outcomes.scored(out))
   valid = jnp.stack([jnp.asarray(out.valid) for out in outs.values()]).all(0)
   valid &= jnp.stack([used[label] for label in outs]).any(0)
+  _check_mixed(mix, parts, outs)
+  for name in mix.reads.values():
+    valid &= ~used[name] | jnp.isfinite(parts[name])
   steps = []
   for label, out in outs.items():
     if out.steps is not None:
@@ -219,12 +224,8 @@ def merge(
   parts = {
     name: jnp.where(valid & used[name], x, 0) for name, x in parts.items()
   }
-  score = (mix or mixers.weighted_sum())(
-    {label: parts[label] for label in outs},
-    {label: valid & used[label] for label in outs},
-    weights,
-    group_size,
-  )
+  used = {name: valid & x for name, x in used.items()}
+  score = mix.mix(parts, used, weights, group_size)
   score = jnp.where(valid, score, 0)
   before = [
     weights[label] * jnp.asarray(out.before)
@@ -232,11 +233,29 @@ def merge(
     if out.before is not None
   ]
   before = sum(before) if len(before) == len(outs) else None
-  if mix and not (steps is None and before is None):
+  if not summed and not (steps is None and before is None):
     raise ConfigError(
       'rewards of decisions are summed: they go with mix.name="weighted_sum"'
     )
   return RewardOut(score, parts, valid, steps, before)
+
+
+def _check_mixed(
+  mix: mixers.Mixer, parts: Mapping[str, Array], outs: Mapping[str, RewardOut]
+) -> None:
+  """Raises ConfigError for a mixer that lacks what it mixes."""
+  if len(outs) < mix.rewards:
+    raise ConfigError(
+      f'config.mix mixes {mix.rewards} rewards or more, and there is '
+      f'{", ".join(outs)} alone'
+    )
+  for key, name in mix.reads.items():
+    if name not in parts:
+      raise ConfigError(
+        f'config.mix.{key} names {name!r}, which is no reward with a weight '
+        f'and no part of one{did_you_mean(name, parts)}; there are '
+        f'{", ".join(parts)}'
+      )
 
 
 # The return type is spelled so that a config cannot ask for this function by
@@ -277,7 +296,7 @@ def combine(rewards: Weighted, mix: mixers.Mixer | None = None) -> types.Reward:
     differentiable=all(reward.differentiable for reward, _ in used.values()),
     verdict=len(used) == 1
     and all(r.verdict and k == 1 for r, k in used.values()),
-    called_on=widest(used),
+    called_on=widest(used, mix),
     needs=sorted({name for r, _ in used.values() for name in r.needs}),
   )
 

@@ -381,14 +381,20 @@ def _teach(
 def _check_whole(recipe: Recipe) -> None:
   """Raises ConfigError for rewards that compare rows of several parts."""
   parts = f'updates={recipe.updates} x microbatches={recipe.microbatches}'
-  for label, (reward, _) in recipe.device_rewards.items():
-    said = f'the reward {label!r} compares the rows of a '
-    if reward.called_on == 'groups' and recipe.unit < recipe.group_size:
+  compare = {
+    f'the reward {label!r}': reward.called_on
+    for label, (reward, _) in recipe.device_rewards.items()
+  }
+  if recipe.mix:
+    compare['config.mix'] = recipe.mix.called_on
+  for who, called_on in compare.items():
+    said = f'{who} compares the rows of a '
+    if called_on == 'groups' and recipe.unit < recipe.group_size:
       raise ConfigError(
         f'{said}group, and the objectives of this run do not keep groups '
         'together: add one that takes group_size'
       )
-    if reward.called_on == 'batch' and recipe.updates * recipe.microbatches > 1:
+    if called_on == 'batch' and recipe.updates * recipe.microbatches > 1:
       raise ConfigError(
         f'{said}batch, and its gradient is taken in {parts} parts: set both '
         'to 1'
