@@ -1,13 +1,14 @@
 r"""How the values of all decisions become one loss.
 
 A term has a value v_it and a mask m_it for decision t of row i (token t of a
-completion). An aggregator makes weights a_it and a count n_i of a row's mask,
-and over the rows of a minibatch
+completion), times the weight of the row, which need not be 0 or 1: means are
+weighted ones, by (2) to (4) of weights of any unit. An aggregator makes weights
+a_it and a count n_i of a row's mask, and over the rows of a minibatch
 
-  L = sum_it a_it v_it / max(sum_i n_i, 1)                               (1)
+  L = sum_it a_it v_it / sum_i n_i,  0 where that is 0                   (1)
 
-With L_i = sum_t m_it, w_i = max_t m_it (0 for a row without a decision, else 1)
-and k decisions at most,
+With L_i = sum_t m_it, w_i = max_t m_it (0 for a row without a decision, else
+its weight) and k decisions at most,
 
                        a_it            n_i
   token_mean           m_it            L_i    decisions count alike     (2)
@@ -74,7 +75,8 @@ def const(mask: Float[Array, 'b k']) -> Weights:
 def totals(aggregator: Aggregator, mask: Array) -> tuple[Array, Array]:
   """What divides a term and its metrics, of the mask of a whole minibatch."""
   counts = aggregator(mask)[1], mask.sum(-1)
-  return tuple(jnp.maximum(count.sum(), 1.0) for count in counts)
+  sums = [count.sum() for count in counts]
+  return tuple(jnp.where(x > 0, x, 1.0) for x in sums)
 
 
 def reduce(

@@ -108,3 +108,22 @@ def test_a_config_names_one():
   built = assemble.setup(config)
   with pytest.raises(build.ConfigError, match='seq_mean_token_mean'):
     assemble.make_step(config, built, sharding.one_device())
+
+
+@pytest.mark.parametrize(
+  'name', ['token_mean', 'seq_mean_token_mean', 'seq_mean_token_sum']
+)
+def test_a_mean_is_over_the_weights(name):
+  """Half a row is half of one, however small all weights are."""
+  aggregator = getattr(aggregate, name)
+  value = np.float32([[1, 2], [5, 7], [11, 13]])
+  for scale in (1.0, 1e-3):
+    mask = scale * jnp.float32([[1, 1], [0.5, 0.5], [0, 0]])
+    by = aggregate.totals(aggregator, mask)
+    loss, means, _ = aggregate.reduce(
+      aggregator, value, mask, dict(v=value), by
+    )
+    rows = (3 + 0.5 * 12) / 1.5
+    expected = rows if name == 'seq_mean_token_sum' else rows / 2
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(means['v'], rows / 2, rtol=1e-6)

@@ -2,8 +2,8 @@
 
 Rows of weight 0, of groups without spread or between the best and the worst,
 cost as much of an update as any other. With `update_rows` the update takes that
-many, those of a weight first, and of these the largest advantages; a mean is
-over those it takes.
+many, those of a weight first, and of these the largest products of weight and
+advantage; a mean is over those it takes.
 """
 
 import jax
@@ -24,7 +24,7 @@ def choose(
     return exp, keys, {}
   unit = recipe.unit
   said = exp.weight > 0
-  size = jnp.where(said, jnp.abs(exp.adv).max(-1), -1.0)
+  size = jnp.where(said, exp.weight * jnp.abs(exp.adv).max(-1), -1.0)
   of_unit = size.reshape(-1, unit).max(1)
   _, units = jax.lax.top_k(of_unit, recipe.update_rows // unit)
   places = jnp.sort(units)[:, None] * unit + jnp.arange(unit)

@@ -2,7 +2,7 @@
 
 The loss of a minibatch is
 
-  L = sum_j w_j  sum_bk(value_j a_j) / max(sum_b n_j, 1)                 (1)
+  L = sum_j w_j  sum_bk(value_j a_j) / sum_b n_j,  0 where that is 0     (1)
 
 with a_j and n_j what `aggregate` makes of the term's mask times the row weight
 (the mask itself and its sum: a mean over decisions). The row weight is that of

@@ -23,10 +23,10 @@ def made(weight, adv, update_rows, unit=1):
 
 def test_largest_advantages_of_rows_with_a_weight():
   weight = [1.0, 0.0, 1.0, 0.5, 1.0, 1.0]
-  adv = [0.1, 9.0, -2.0, 0.3, 0.2, 1.0]  # 9.0 says nothing
+  adv = [0.1, 9.0, -2.0, 0.3, 0.2, 1.0]  # 9.0 says nothing, 0.3 is half a row
   exp, keys, metrics = made(weight, adv, 3)
-  assert exp.traj.tolist() == keys.own.tolist() == [2, 3, 5]  # in their order
-  assert exp.adv[:, 0].tolist() == pytest.approx([-2.0, 0.3, 1.0])
+  assert exp.traj.tolist() == keys.own.tolist() == [2, 4, 5]  # in their order
+  assert exp.adv[:, 0].tolist() == pytest.approx([-2.0, 0.2, 1.0])
   assert float(metrics['update/left_out']) == pytest.approx(2 / 5)
   # More than have one: rows of none fill up, and none is left out.
   exp, _, metrics = made(weight, adv, 6)
