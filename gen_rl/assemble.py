@@ -209,7 +209,8 @@ def make_step(
     encode, built.policy.ops.get('compress')
   )
   unit = group_size if whole_groups else 1
-  if errors := fits.rows(config, layout.row_shards, unit):
+  errors = fits.rows(config, layout.row_shards, unit)
+  if errors := errors + fits.advantage(config, advantage):
     raise build.Mistakes(errors)
   step = train_step.make(
     built.policy,

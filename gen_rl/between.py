@@ -48,7 +48,10 @@ def _learners_are_there(config: Mapping[str, Any]) -> list[str]:
       f'{", ".join(twice)} would be written twice: config.export and the '
       '`export` of every learner need names of their own'
     )
-  asked = build.argument(advantages, config['advantage'], 'values')
+  spec = config['advantage']
+  while (inner := build.argument(advantages, spec, 'each')) is not None:
+    spec = inner
+  asked = build.argument(advantages, spec, 'values')
   valid = ['params', *config['learners']]
   if asked is not None and asked not in valid:
     found.append(

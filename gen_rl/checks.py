@@ -50,7 +50,10 @@ def explain(
       found.extend(getattr(other, 'found', [str(other)]))
 
   # What builders are given, as far as it is known.
-  known: dict[str, Any] = dict(on_policy=True, reward_weights={})
+  known: dict[str, Any] = dict(on_policy=True)
+  if 'rewards' not in tops:
+    weighed = {k: build.weight(spec) for k, spec in config.rewards.items()}
+    known['reward_weights'] = {k: w for k, w in weighed.items() if w}
   cuts = {'data', 'updates', 'microbatches', 'rollout_chunks'}
   if 'mesh' not in tops:
     sizes = {k: v for k, v in config.mesh.items() if k != 'rules'}

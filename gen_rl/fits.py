@@ -8,9 +8,9 @@ import math
 
 import ml_collections
 
-from gen_rl import advantages, build, minibatch, sharding
+from gen_rl import build, minibatch, sharding
 from gen_rl.data import prompts
-from gen_rl.types import Policy, Reward
+from gen_rl.types import Advantage, Policy, Reward
 
 
 def sampler(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
@@ -42,10 +42,23 @@ def policy(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
   return errors
 
 
-def mixed(config: ml_collections.ConfigDict) -> list[str]:
-  """Advantages that mix rewards themselves, by weights that stay."""
-  if not build.takes(advantages, config.advantage, 'reward_weights'):
+def advantage(
+  config: ml_collections.ConfigDict, built: Advantage | None
+) -> list[str]:
+  """What rewards and objectives do not go together with."""
+  if built is None:
     return []
+  return (_mixed(config) if built.mixes else []) + [
+    f'config.objective.{label}: rwr counts every row, an average one as well, '
+    f'and the advantage {config.advantage.name} leaves rows out; take awm, or '
+    'another advantage'
+    for label, spec in config.objective.items()
+    if built.selects and spec.name == 'rwr' and build.weight(spec)
+  ]
+
+
+def _mixed(config: ml_collections.ConfigDict) -> list[str]:
+  """Ways to mix rewards beside that of an advantage that does so itself."""
   moving = [
     k
     for k, spec in config.rewards.items()

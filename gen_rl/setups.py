@@ -104,7 +104,6 @@ def setup(
   for c in evals.configs(config).values() if running else [config]:
     errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
-  errors += fits.mixed(config)
   errors += fits.answers(config, source)
   monitors = configured.build_all(config.monitors, **bound) if running else {}
   if running:

@@ -226,6 +226,10 @@ class Advantage(NamedTuple):
   # Whom it asks for the values of the stored states, 'params' or a learner; ''
   # asks nobody. `update` then takes (..., state, mask [b k], values [b k]).
   values: str = ''
+  # Compares several rewards itself, by weights that stay
+  mixes: bool = False
+  # Leaves out rows that have an advantage, see `advantages.select`
+  selects: bool = False
 
 
 class Experience(struct.PyTreeNode):

@@ -45,6 +45,21 @@ and j + 1 the next decision of the row, after whose last one there is nothing:
 
 and, where `clip` is given, A_i is clipped to [-clip, clip].
 
+Some rows count more than others (`select`): one of the above, A_i, with a
+weight u_i that is multiplied by
+
+  (13) weighted    max(x_i, 0), x_i the score of a reward or a part of one
+  (14) pareto      1 where no valid row j of the group, or batch, has
+                   r_jk >= r_ik for all k and > for some; 0 elsewhere
+  (15) extremes    1 where A_i >= high or A_i < low, 0 elsewhere
+  (16) top_bottom  1 for the n best and the n worst rows of the group, 0 for
+                   the others
+  (17) unsolved    0 where mu_g > threshold, and sd_g < spread if that is
+                   given; 1 elsewhere
+
+They go around each other, and the loss is a mean over the weights that are
+left (`gen_rl.aggregate`).
+
 Sources: (1) GRPO, arXiv:2402.03300, as used by Flow-GRPO, arXiv:2505.05470
 (batch-wide deviation, clip 5); (2) Ahmadian et al., arXiv:2402.14740; (3) Liu
 et al., arXiv:2503.20783; (4) DDPO, arXiv:2305.13301 (per-prompt tracker); (5)
@@ -54,13 +69,13 @@ the best of G samples (pass@k for scores of 0 and 1) would lose without the row,
 which is 0 for all rows but one; (8) REINFORCE++, arXiv:2501.03262; (9) DAPO's
 dynamic sampling, arXiv:2503.14476, in a fixed shape; (11) Rennie et al.,
 arXiv:1612.00563, whose baseline is the likeliest sample; (12) Schulman et al.,
-arXiv:1506.02438.
+arXiv:1506.02438; of the others, their functions say it.
 
 Every factory returns a `types.Advantage`. Its `update` takes
 (rewards: RewardOut, group: prompt id [b] int32, state) and returns
 
   adv      [b 1] float32, 0 for rows of weight 0
-  weight   [b] float32, 0 drops the row from the loss
+  weight   [b] float32, at least 0; 0 drops the row from the loss
   state    the next state
   metrics  `advantage/std_mean`: mean within-group standard deviation, in
            reward units, over groups with two valid rows or more;
@@ -68,7 +83,8 @@ Every factory returns a `types.Advantage`. Its `update` takes
            advantage; `advantage/clip_fraction`: share of valid rows that were
            clipped; `advantage/invalid`: share of rows that are invalid;
            of `per_reward`, the first three once per reward, under
-           `advantage/<label>/`
+           `advantage/<label>/`; of what leaves rows out,
+           `advantage/kept_rows`: share of rows with a weight
 
 A row is invalid when `rewards.valid` says so or its score is not finite. Such
 a row enters no statistic and gets weight 0; so does a lone valid row of a
@@ -94,22 +110,34 @@ from gen_rl.advantages.group import (
 from gen_rl.advantages.history import history
 from gen_rl.advantages.informative import informative
 from gen_rl.advantages.returns import gae
+from gen_rl.advantages.select import (
+  extremes,
+  pareto,
+  top_bottom,
+  unsolved,
+  weighted,
+)
 from gen_rl.advantages.steps import turning_points, turning_rewards
 
 __all__ = [
   'best_margin',
   'best_worst',
   'dr_grpo',
+  'extremes',
   'gae',
   'grpo',
   'history',
   'informative',
+  'pareto',
   'per_reward',
   'reinforce_pp',
   'rloo',
   'scst',
+  'top_bottom',
   'turning_points',
   'turning_rewards',
+  'unsolved',
+  'weighted',
 ]
 
 BUILDS = ('Advantage',)

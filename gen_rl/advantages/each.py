@@ -78,4 +78,4 @@ def per_reward(
     metrics['advantage/invalid'] = (~valid).mean(dtype=jnp.float32)
     return adv, weight, after, metrics
 
-  return Advantage(init=init, update=update)
+  return Advantage(init=init, update=update, mixes=True)

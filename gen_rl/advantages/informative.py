@@ -5,11 +5,13 @@ shapes are fixed, their share of the update.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, Int
 
 from gen_rl import advantages, build
+from gen_rl.advantages.select import selected
 from gen_rl.advantages.statistics import moments, valid_scores
 from gen_rl.fields import Count
 from gen_rl.types import Advantage, Array, Metrics, PyTree, RewardOut
@@ -48,17 +50,19 @@ def informative(
     advantages, each, group_size=group_size, reward_weights=reward_weights
   )
 
-  def update(
-    rewards: RewardOut, group: Int[Array, ' b'], state: PyTree
-  ) -> tuple[Float32[Array, 'b k'], Float32[Array, ' b'], PyTree, Metrics]:
-    adv, weight, state, metrics = inner.update(rewards, group, state)
-    score, valid = valid_scores(rewards)
-    kept = informative_groups(score, valid, group_size, keep)
-    of_group = kept.reshape(-1, group_size).max(1)
-    metrics = {**metrics, 'advantage/kept_fraction': of_group.mean()}
-    return jnp.where(kept[:, None] > 0, adv, 0.0), weight * kept, state, metrics
+  def kept(rewards: RewardOut) -> Float32[Array, ' b']:
+    return informative_groups(*valid_scores(rewards), group_size, keep)
 
-  return inner._replace(update=update)
+  of_rows = selected(inner, lambda rewards, adv, weight: kept(rewards))
+
+  def update(
+    rewards: RewardOut, group: Int[Array, ' b'], state: PyTree, *asked: Any
+  ) -> tuple[Float32[Array, 'b k'], Float32[Array, ' b'], PyTree, Metrics]:
+    *out, metrics = of_rows.update(rewards, group, state, *asked)
+    of_group = kept(rewards).reshape(-1, group_size).max(1)
+    return *out, {**metrics, 'advantage/kept_fraction': of_group.mean()}
+
+  return of_rows._replace(update=update)
 
 
 def informative_groups(
