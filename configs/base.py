@@ -26,6 +26,7 @@ from gen_rl.fields import (
   Positive,
   Regex,
   Seed,
+  Spec,
   defaults,
   field,
   labelled,
@@ -50,7 +51,7 @@ FILE = Annotated[
 
 # Fields that were taken out, {path: what was its default}: a checkpoint that
 # has one at that value goes on.
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {'eval.best_of': 1}
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -296,15 +297,20 @@ def fields() -> dict[str, Any]:
     # {label: dict(name, ...)}: numbers of all samples together, functions of
     # measures, such as frechet.
     sets=labelled(),
-    # Draw so many candidates for a sample and take what config.rewards like
-    # best: search at inference, by Euler steps of the ode.
-    best_of=field(1, Count),
+    # Samples are those that a search finds, a function of searches, as below;
+    # '': they are drawn.
+    search=part(name=''),
     shown=field(14, Count),  # prompts in grids
   )
   # {label: changes to eval}: further evaluations beside it, each with prompts,
   # samplers, judges and a cadence of its own, as dict(every=100, num_prompts=
   # 200, prompts=dict(name='txt', path='drawn.txt'), gold={}).
   c.evals = labelled(dict, NOTES)
+  # Search at inference, of --mode=search, which compares what it finds with
+  # what is drawn, and of --mode=sample: a function of searches, which spends
+  # more calls on a sample, by Euler steps of the ode and the config's rewards;
+  # '': none.
+  c.search = field(dict(name=''), Spec, NOTES)
   # Devices along each axis of the mesh; one may be -1, all that are left.
   c.mesh = section(
     MEMORY,

@@ -17,6 +17,7 @@ from gen_rl import (
   optim,
   ramps,
   search,
+  searches,
   setups,
   sharding,
   train_step,
@@ -30,6 +31,7 @@ from gen_rl.data import (
 )
 from gen_rl.rewards import combine, configured
 from gen_rl.setups import Setup, encoder, mix, sampler_of
+from gen_rl.types import Params, Rows
 
 # What a run is made of, and starts from, is built here, too.
 setup = setups.setup
@@ -51,12 +53,13 @@ def make_evaluator(
   proxy = configured.comparable(config, built, asked['columns'])
   if errors := fits.tasks('eval.gold', gold, known, 'eval.prompts'):
     raise build.Mistakes(errors)
+  width, found = _searcher(config, built, proxy)
   run = build.build(
     evaluate_lib,
     config.eval.name,
     policy=built.policy,
     sampler=sampler_of(config, built.policy, built.net, counted=True)[0],
-    search=_search(config, built, proxy),
+    search=found,
     encode=encoder(config, built.tokenizer, config.eval.rollout),
     batch=batch,
     texts=texts,
@@ -72,47 +75,122 @@ def make_evaluator(
     samples=config.eval.samples,
     seed=config.eval.seed,
     layout=layout,
-    chunk=max(_at_a_time(config) // config.eval.best_of, 1),
+    chunk=max(_at_a_time(config) // width, 1),
     sets=build.build_all(measures, config.eval.sets),
   )
   return run, batch
 
 
-def _search(
+def _searcher(
   config: ml_collections.ConfigDict,
   built: Setup,
   rewards: combine.Weighted | None,
-) -> Any:
-  """(params, rows, judges' parameters) -> latents; None: nothing is searched.
+) -> tuple[int, Any]:
+  """`searcher` of an evaluation, which has no parameters of trained rewards."""
+  _, segments = sampler_of(config, built.policy, built.net)
+  used = combine.weights(built.rewards or {})
+  lost = set(used) - set(combine.weights(rewards or {}))
+  if config.eval.search.name and lost:
+    raise build.ConfigError(
+      'a search chooses by the rewards of the config, and '
+      f'{", ".join(sorted(lost))} means nothing in an evaluation: it is '
+      'trained with the policy, or the prompts there lack what it reads'
+    )
+  return searcher(
+    config, built, segments, config.eval.search, rewards, _at_a_time(config)
+  )
+
+
+def searcher(
+  config: ml_collections.ConfigDict,
+  built: Setup,
+  segments: Any,
+  spec: build.Spec,
+  rewards: combine.Weighted | None,
+  rows: int,
+) -> tuple[int, Any]:
+  """What a part such as `config.search` finds, and how much at a time.
+
+  Args:
+    config: see configs/base.py.
+    built: of it.
+    segments: the sampler in parts; None: it cannot stop.
+    spec: of a function of `searches`; a name of '' is none.
+    rewards: {label: (Reward, weight)} to search by.
+    rows: candidates computed at a time.
+
+  Returns:
+    (candidates of a row that are computed at a time, (params, rows, {label: the
+    rewards' parameters}) -> search.Found, or None: nothing is searched).
 
   Raises:
-    ConfigError: there is no search by these rewards.
+    ConfigError: all that keeps it from searching.
   """
-  if config.eval.best_of == 1:
-    return None
-  _, segments = sampler_of(config, built.policy, built.net)
-  device, on_host = combine.split(rewards or {})
-  dropped = combine.weights(built.rewards or {}) != combine.weights(
-    rewards or {}
-  )
-  said = f'eval.best_of={config.eval.best_of} searches '
+  if not spec['name']:
+    return 1, None
+  method = build.build(searches, spec)
+  errors = _against_search(config, method, segments, rewards or {})
+  if segments is not None:
+    method.check(segments.steps)
+  if errors:
+    name = spec['name']
+    raise build.Mistakes([f'the search {name} {error}' for error in errors])
+  device, _ = combine.split(rewards)
+  reward = combine.combine(device, mix(config))
+  chunk = max(rows // method.width, 1) * method.width
+
+  def find(params: Params, rows: Rows, reward_params: Params) -> search.Found:
+    judge = search.judge(built.policy, params, reward, reward_params)
+    weights = combine.weights(device)
+    space = search.Space(segments, params, judge, weights, chunk)
+    return method.find(space, rows)
+
+  return method.width, find
+
+
+def _against_search(
+  config: ml_collections.ConfigDict,
+  method: search.Search,
+  segments: Any,
+  rewards: combine.Weighted,
+) -> list[str]:
+  """Why these cannot search; what follows the name of a search."""
+  errors = []
   if segments is None:
-    raise build.ConfigError(
-      f"{said}by Euler steps: with eval.sampler='ode' and solver='euler', of a "
-      'policy that denoises'
+    errors.append(
+      'takes Euler steps of the ODE, of a policy that denoises; this config '
+      f'has policy.name={config.policy.name!r}, eval.sampler='
+      f'{config.eval.sampler!r}, eval.solver={config.eval.solver!r}'
     )
-  mixed = mix(config)
-  whole = combine.widest(device, mixed) == 'batch'
-  if on_host or not device or dropped or whole:
-    raise build.ConfigError(
-      f'{said}by the rewards of the config, which have to be on the device, '
-      'not trained with the policy, and to compare no whole batch, nor may '
-      'config.mix'
+  device, host = combine.split(rewards)
+  if host:
+    errors.append(
+      'chooses by rewards on the device, and '
+      f'{", ".join(host)} runs on the host'
     )
-  judge = combine.combine(device, mixed)
-  n = config.eval.best_of
-  chunk = max(_at_a_time(config) // n, 1) * n
-  return search.sampler(built.policy, segments, judge, n, chunk)
+  elif not device:
+    errors.append('chooses by the rewards of the config, and it has none')
+  flat = [k for k, (r, _) in device.items() if not r.differentiable]
+  if method.gradients and flat:
+    errors.append(
+      f'climbs the gradient of the rewards, and {", ".join(flat)} has none'
+    )
+  compare = {k: r.called_on for k, (r, _) in device.items()}
+  compare['config.mix'] = mix(config).called_on
+  wide = [k for k, called_on in compare.items() if called_on == 'batch']
+  near = [k for k, called_on in compare.items() if called_on == 'groups']
+  if wide:
+    errors.append(
+      'scores the candidates of one sample, and '
+      f'{", ".join(wide)} compares the rows of a whole batch'
+    )
+  if near and not method.relative:
+    errors.append(
+      'compares scores of different calls, and those of '
+      f'{", ".join(near)} mean something beside each other alone; best_of_n, '
+      'pruned and tournament may choose by it'
+    )
+  return errors
 
 
 def _at_a_time(config: ml_collections.ConfigDict) -> int:

@@ -14,7 +14,7 @@ MAIN = ''  # label of `eval` itself
 
 # Dicts that a change replaces as a whole: keywords of one function, or the
 # labels of one set of judges, mean nothing to another.
-_WHOLE = ('prompts', 'rollout', 'gold', 'sets')
+_WHOLE = ('prompts', 'rollout', 'gold', 'sets', 'search')
 
 
 def configs(
@@ -28,20 +28,21 @@ def configs(
   changes = config.get('evals', {})
   return {
     MAIN: config,
-    **{label: _changed(config, changes[label]) for label in changes},
+    **{label: changed(config, changes[label]) for label in changes},
   }
 
 
-def _changed(
+def changed(
   config: ml_collections.ConfigDict, changes: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
-  changed = config.copy_and_resolve_references()
+  """The config with these changes to its `eval`."""
+  out = config.copy_and_resolve_references()
   # A field may be of another type than what it was: None, or a number.
-  with changed.unlocked(), changed.eval.ignore_type():
+  with out.unlocked(), out.eval.ignore_type():
     for key, value in changes.items():
       if key in _WHOLE:
         plain = copy.deepcopy(dict(value))
-        changed.eval[key] = ml_collections.ConfigDict(plain)
+        out.eval[key] = ml_collections.ConfigDict(plain)
       else:
-        changed.eval[key] = value
-  return changed
+        out.eval[key] = value
+  return out

@@ -97,7 +97,7 @@ def sampled(
   chunk: int = 0,
   mix: mixers.Mixer | None = None,
   sets: Mapping[str, Measure] | None = None,
-  search: Callable[[Params, Rows, Mapping[str, Params]], Array] | None = None,
+  search: Callable[[Params, Rows, Mapping[str, Params]], Any] | None = None,
 ) -> chunks.Evaluator:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -123,8 +123,8 @@ def sampled(
     mix: how the scores of `proxy` become one, see `combine.merge`; their
       weights do not move here.
     sets: {label: measure of all samples}.
-    search: (params, rows, parameters of `proxy`'s device rewards) -> latents,
-      in place of `sampler`.
+    search: (params, rows, parameters of `proxy`'s device rewards) ->
+      search.Found, in place of `sampler`.
 
   Returns:
     params -> Evaluation.
@@ -144,10 +144,12 @@ def sampled(
     )
     rows = layout.rows(rows) if layout else rows
     if search:
-      drawn = search(params, rows, read_with['proxy'])
+      found = search(params, rows, read_with['proxy'])
+      latents, reused, calls = found.sample, (), found.cost
     else:
       drawn = sampler(params, rows)
-    latents, reused = drawn if isinstance(drawn, tuple) else (drawn, ())
+      latents, reused = drawn if isinstance(drawn, tuple) else (drawn, ())
+      calls = None
     media = policy.decode(params, latents)
     inputs = inputs_lib.of(rows, media, samples, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
@@ -168,6 +170,7 @@ def sampled(
       spread=diversity(inputs.image, samples),
       features=features,
       reused=reused,
+      calls=calls,
     )
 
   judged = verdicts.Judged(

@@ -1,9 +1,11 @@
 """What an evaluation found, and which pictures of it are shown."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gen_rl.selection import Cost
 from gen_rl.utils import image
 
 _BLANK = 24, 24, 3  # where what is said is about no picture
@@ -31,6 +33,7 @@ class Evaluation(NamedTuple):
   about: np.ndarray | None = None  # [P n] False: gold is for other tasks
   sets: dict[str, float] = {}  # numbers of all samples together
   reused: float | None = None  # share of the steps that took a velocity
+  calls: Cost | None = None  # that a search took for a sample
 
   def metrics(self, label: str = '') -> dict[str, float]:
     """Scalars for the log, below "eval", or "evals/<label>"."""
@@ -125,6 +128,7 @@ class Evaluation(NamedTuple):
       diversity=self.diversity,
       **(dict(sets=self.sets) if self.sets else {}),
       **({} if self.reused is None else dict(reused=self.reused)),
+      **(dict(calls=dataclasses.asdict(self.calls)) if self.calls else {}),
       **self._of_n(),
       evaluated=self.gold.size,
       invalid=self.invalid,

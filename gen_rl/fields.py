@@ -61,6 +61,7 @@ Decay = Annotated[float, Must('at least 0 and below 1', lambda x: 0 <= x < 1)]
 # Of a whole.
 Share = Annotated[float, Must('above 0 and at most 1', lambda x: 0 < x <= 1)]
 Count = Annotated[int, at_least(1)]
+Several = Annotated[int, at_least(2)]
 Index = Annotated[int, at_least(0)]  # or a count of which 0 is "none" or "all"
 Quality = Annotated[int, between(1, 100)]  # of a JPEG
 # What jax makes a key of.

@@ -29,7 +29,6 @@ from gen_rl import (
   export,
   initial,
   run_folder,
-  search,
 )
 from gen_rl import evaluate as evaluate_lib
 from gen_rl import media as media_lib
@@ -37,7 +36,7 @@ from gen_rl import rollout as rollout_lib
 from gen_rl.build import ConfigError
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
-from gen_rl.types import Array, Params, Policy, Reward, Rows
+from gen_rl.types import Array, Params, Policy, Rows
 from gen_rl.utils import files, image, tree
 from gen_rl.worlds import world as world_lib
 
@@ -140,7 +139,7 @@ def _learners(
     return {}
   if step is None:
     raise ConfigError(
-      f'--best_of chooses by the reward {", ".join(learners)}, which is '
+      f'a search chooses by the reward {", ".join(learners)}, which is '
       'trained with the policy, and there is no checkpoint that holds it; '
       'train first, '
       f'or leave it out (--config.rewards.{next(iter(learners))}.weight=0)'
@@ -290,6 +289,7 @@ def table(result: evaluate_lib.Evaluation) -> str:
 
 
 _MOST = 1024  # pictures of one PNG
+_AT_A_TIME = 256  # candidates of a search
 
 
 def sample(
@@ -305,8 +305,8 @@ def sample(
 
   Where the prompt is a sentence of a world and the pictures are of its size,
   its oracle judges them: green borders are correct, red ones are not.
-  With `best_of`, the config's rewards choose what it judges (where the oracle
-  is one of them, its verdict says nothing new).
+  With `best_of`, or a search in the config, the config's rewards choose what it
+  judges (where the oracle is one of them, its verdict says nothing new).
 
   Args:
     config: of the run; `seed` chooses the noise.
@@ -314,7 +314,8 @@ def sample(
     prompt: a sentence.
     num: n, pictures.
     out: the PNG; default `workdir`/sample.png.
-    best_of: candidates of each picture.
+    best_of: candidates of each picture, in place of `config.search`; 1: as that
+      says.
     step: see `load_params`.
 
   Raises:
@@ -335,38 +336,52 @@ def sample(
     raise ConfigError(
       f'--best_of is how many candidates to draw, not {best_of}'
     )
-  use = 'search' if best_of > 1 else 'sample'
-  built = assemble.setup(config, use=use)
+  spec = config.search
+  if best_of > 1:
+    if spec.name:
+      raise ConfigError(
+        f'--best_of={best_of} and config.search.name={spec.name!r} both say '
+        'how to search; leave one of the two out'
+      )
+    spec = dict(name='best_of_n', n=best_of)
+  built = assemble.setup(config, use='search' if spec['name'] else 'sample')
   if built.sampler is None:
     raise ConfigError(f'the policy {config.policy.name!r} draws no pictures')
-  judge = _judge(config, built) if best_of > 1 else None
+  _, find = assemble.searcher(
+    config, built, built.segments, spec, built.rewards, _AT_A_TIME
+  )
   prompt = _readable(built, prompt)
   world, said = world_lib.understood([prompt]) or (None, [])
   asked = said[0].facts if said else {}
-  batch = feeds.alone(config, built, prompt, asked, judge is not None)
+  batch = feeds.alone(config, built, prompt, asked, find is not None)
   loaded = load_params(config, workdir, built.policy, step)
   print(f'Sampling from {loaded.source}', flush=True)
 
   rows = rollout_lib.make_rows(
-    batch, num * best_of, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
+    batch, num, jax.random.key(config.seed), jnp.zeros((), jnp.int32)
   )
 
   @jax.jit
   def draw(
     params: Params, reward_params: Params, rows: Rows
   ) -> tuple[Array, Array | None, Array | None]:
-    latents, score = _draw(built, judge, params, reward_params, rows, best_of)
+    score = None
+    if find:
+      found = find(params, rows, reward_params)
+      latents, score = found.sample, found.score
+    else:
+      latents = built.sampler(params, rows)
     media = media_lib.image(built.policy.decode(params, latents))
     if world is None or media.shape[1:] != world.shape:
       return media, None, score
-    info = jax.tree.map(lambda x: x[:num], rows.info)  # all rows ask the same
-    _, strict = world.judge(media, world.facts_of(info))
+    _, strict = world.judge(media, world.facts_of(rows.info))
     return media, strict & evaluate_lib.finite(media), score
 
   reward_params = ()
-  if judge:
+  if find:
     device, _ = combine.split(built.rewards)
-    reward_params = judge.params | _learners(device, workdir, loaded.step)
+    trained = _learners(device, workdir, loaded.step)
+    reward_params = combine.params(device) | trained
   media, correct, score = jax.device_get(
     draw(loaded.params, reward_params, rows)
   )
@@ -388,27 +403,6 @@ def sample(
   return Pictures(media, correct, path)
 
 
-def _judge(config: ml_collections.ConfigDict, built: assemble.Setup) -> Reward:
-  """What chooses among candidates.
-
-  Raises:
-    ConfigError: nothing does.
-  """
-  if built.segments is None:
-    raise ConfigError(
-      '--best_of searches with Euler steps of the ODE; this config has '
-      f'eval.sampler={config.eval.sampler!r}, eval.solver='
-      f'{config.eval.solver!r}'
-    )
-  device, host = combine.split(built.rewards or {})
-  if host or not device:
-    raise ConfigError(
-      '--best_of chooses by the rewards of the config, and '
-      + (f'{", ".join(host)} runs on the host' if host else 'it has none')
-    )
-  return combine.combine(device, assemble.mix(config))
-
-
 def _readable(built: assemble.Setup, prompt: str) -> str:
   """The prompt as the model reads it; says which words it does not know."""
   if built.embed is not None:
@@ -423,27 +417,3 @@ def _readable(built: assemble.Setup, prompt: str) -> str:
       file=sys.stderr,
     )
   return prompt
-
-
-def _draw(
-  built: assemble.Setup,
-  judge: Reward | None,
-  params: Params,
-  reward_params: Params,
-  rows: Rows,
-  best_of: int,
-) -> tuple[Array, Array | None]:
-  """(latents, scores of those that were chosen, or None)."""
-  if judge is None:
-    return built.sampler(params, rows), None
-  verify = search.verifier(built.policy, params, judge, reward_params, best_of)
-  chunk = max(256 // best_of, 1) * best_of
-  found = search.best_of_n(
-    built.segments,
-    params,
-    verify,
-    rows,
-    best_of,
-    chunk=0 if judge.called_on == 'batch' else chunk,
-  )
-  return found.sample, found.score

@@ -1,9 +1,10 @@
-"""Command line: train, evaluate, sample, export, or encode prompts.
+"""Command line: train, evaluate, sample, search, export, or encode prompts.
 
   python -m gen_rl.main --config=configs/flow_grpo.py
   python -m gen_rl.main --config=flow_grpo:fast --workdir=runs/fast
   python -m gen_rl.main --config=... --workdir=... --mode=eval
   python -m gen_rl.main --config=... --mode=sample --prompt="two red circles"
+  python -m gen_rl.main --config=... --mode=search --config.search.name=pruned
   python -m gen_rl.main --config=... --mode=export --config.export=final
   python -m gen_rl.main --config=... --mode=embed
 
@@ -46,18 +47,22 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'eval', 'sample', 'export', 'embed'],
-  'What to do; embed: fill data.embed.cache.',
+  ['train', 'eval', 'sample', 'search', 'export', 'embed'],
+  'What to do; search: the evaluation with and without config.search; embed: '
+  'fill data.embed.cache.',
 )
 _PROMPT = flags.DEFINE_string('prompt', None, 'What to sample.')
 _NUM = flags.DEFINE_integer('num', 8, 'Pictures to sample.')
 _BEST_OF = flags.DEFINE_integer(
   'best_of',
   1,
-  'Candidates of each sampled picture; the rewards of the config choose.',
+  'Candidates of each sampled picture, of which the rewards of the config '
+  'choose; config.search names other searches.',
 )
 _STEP = flags.DEFINE_integer(
-  'step', None, 'Checkpoint to evaluate, sample or export; default: the newest.'
+  'step',
+  None,
+  'Checkpoint to evaluate, sample, search or export; default: the newest.',
 )
 _OUT = flags.DEFINE_string(
   'out', None, 'PNG to write; default <workdir>/sample.png.'
@@ -185,6 +190,10 @@ def main(argv: list[str]) -> None:
 
   if _MODE.value == 'eval':
     inference.evaluate(config, workdir, _STEP.value)
+  elif _MODE.value == 'search':
+    from gen_rl import searching
+
+    searching.compare(config, workdir, _STEP.value)
   elif _MODE.value == 'export':
     inference.export_params(config, workdir, _STEP.value)
   else:

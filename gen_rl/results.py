@@ -25,6 +25,8 @@ result.json, schema_version 1. A number nobody measured is null.
                         optional
     sets                {label: number} of all samples together, such as a
                         Frechet distance (config.eval.sets); optional
+    calls               {network_calls, reward_calls} that a search took for a
+                        sample (config.eval.search); optional
     evaluated           how many samples there were; optional
     invalid             {gold, proxy, monitor/LABEL: how many of them it could
                         not score}; optional
@@ -53,7 +55,7 @@ result.json, schema_version 1. A number nobody measured is null.
 Further keys are kept as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import math
 import pathlib
@@ -181,7 +183,12 @@ def evaluated_on(trained_on: float | None) -> str:
 
 def table(result: Mapping) -> str:
   """The result as plain text for a terminal, one row a line."""
-  cells = [('', 'base', 'trained', 'change'), *rows(result)]
+  lines = aligned([('', 'base', 'trained', 'change'), *rows(result)])
+  return '\n'.join([lines, verdict(result)])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+  """A table of four columns, a rule under its heads and at its end."""
   widths = [max(len(r[i]) for r in cells) for i in range(4)]
   lines = [
     '  '.join(
@@ -192,7 +199,7 @@ def table(result: Mapping) -> str:
   ]
   lines = [line.rstrip() for line in lines]
   rule = '-' * max(map(len, lines))
-  return '\n'.join([lines[0], rule, *lines[1:], rule, verdict(result)])
+  return '\n'.join([lines[0], rule, *lines[1:], rule])
 
 
 def verdict(result: Mapping) -> str:
@@ -252,7 +259,26 @@ def verdict(result: Mapping) -> str:
 
 def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
   """(label, base, trained, change) as text."""
-  base, trained = result['base'], result['trained']
+  out = compare(result['base'], result['trained'])
+  out.append(
+    ('KL to base (nats)', words.fixed(0.0), words.fixed(result['kl']), '')
+  )
+  for label, other in (result.get('evals') or {}).items():
+    a, b = other['base'], other['trained']
+    name = 'strict' if gold(a) is not None else 'proxy'
+    kind = 'gold' if name == 'strict' else name
+    change = words.to_float(b[name]) - words.to_float(a[name])
+    out.append(
+      (f'{label} ({kind})', words.fixed(a[name]), words.fixed(b[name]),
+       words.signed(change))
+    )  # fmt: skip
+  return out
+
+
+def compare(
+  base: Mapping[str, Any], trained: Mapping[str, Any]
+) -> list[tuple[str, str, str, str]]:
+  """The same of two `Evaluation.summary` on the same prompts."""
   compared = [
     (
       task,
@@ -285,16 +311,4 @@ def rows(result: Mapping) -> list[tuple[str, str, str, str]]:
   a, b = base['diversity'], trained['diversity']
   kept = words.percent(words.ratio(b, a))
   out.append(('diversity (kept)', words.fixed(a), words.fixed(b), kept))
-  out.append(
-    ('KL to base (nats)', words.fixed(0.0), words.fixed(result['kl']), '')
-  )
-  for label, other in (result.get('evals') or {}).items():
-    a, b = other['base'], other['trained']
-    name = 'strict' if gold(a) is not None else 'proxy'
-    kind = 'gold' if name == 'strict' else name
-    change = words.to_float(b[name]) - words.to_float(a[name])
-    out.append(
-      (f'{label} ({kind})', words.fixed(a[name]), words.fixed(b[name]),
-       words.signed(change))
-    )  # fmt: skip
   return out

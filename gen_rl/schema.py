@@ -206,7 +206,7 @@ def _part(
     yield _mistake(path, f'is {spec!r:.60}; it is a part, dict(name=...)')
     return
   name = spec.get('name')
-  unset = not name and path in specs.OPTIONAL
+  unset = not name and specs.optional(path)
   if unset or (path, name) == ('rollout', 'policy'):
     # A name of '' switches a part off that had keywords before.
     more = sorted(set(spec) - {'name'})

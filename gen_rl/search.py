@@ -20,7 +20,8 @@ while there is another. Searches are pure and meant to be traced by jit, with
 parameters as its arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -32,11 +33,13 @@ from gen_rl import selection
 from gen_rl.policies.ode import Segments
 from gen_rl.rewards import combine
 from gen_rl.rewards import inputs as inputs_lib
-from gen_rl.types import Array, Params, Policy, Reward, Rows
+from gen_rl.types import Array, Params, Policy, Reward, RewardOut, Rows
 from gen_rl.utils import rng, tree
 
 # (latents [b ...], Rows) -> scores [b], or [b k] of k verifiers
 Verifier = Callable[[Array, Rows], Array]
+# (latents [b ...], Rows, candidates of a prompt side by side) -> its answer
+Judge = Callable[[Array, Rows, int], RewardOut]
 
 
 class Found(struct.PyTreeNode):
@@ -56,6 +59,54 @@ class Cut(NamedTuple):
   verify: Verifier  # of the estimates of this step
 
 
+class Space(NamedTuple):
+  """Where a search goes, and who judges what it finds."""
+
+  segments: Segments
+  params: Params  # of the network
+  judge: Judge
+  weights: Mapping[str, float] = {}  # of the rewards it is made of, by label
+  chunk: int = 0  # rows computed at a time; 0: all
+
+  def verify(self, group_size: int = 1) -> Verifier:
+    """Of candidates, so many of a prompt side by side."""
+    return functools.partial(_score, self.judge, group_size)
+
+
+class Search(NamedTuple):
+  """A way to spend calls on samples: what `config.search` names."""
+
+  # One sample for each of the rows, whose candidates have keys of their own
+  find: Callable[[Space, Rows], Found]
+  width: int  # candidates of a row that are computed at a time
+  # Steps of the sampler -> None, or a ConfigError: it cannot take so many
+  check: Callable[[int], None] = lambda steps: None
+  # Rewards that compare candidates of one call (win rates) may judge
+  relative: bool = False
+  gradients: bool = False  # of the rewards are taken
+
+
+def judge(
+  policy: Policy, params: Params, reward: Reward, reward_params: Params
+) -> Judge:
+  """Decodes and asks a reward; see `verifier`."""
+
+  def ask(latents: Array, rows: Rows, group_size: int) -> RewardOut:
+    media = policy.decode(params, latents)
+    inputs = inputs_lib.of(rows, media, group_size, said=latents)
+    keys = rng.stream_keys(rows.keys, 'reward')
+    return combine.answer(reward.name, reward, reward_params, inputs, keys)
+
+  return ask
+
+
+def _score(
+  ask: Judge, group_size: int, latents: Array, rows: Rows
+) -> Float[Array, ' b']:
+  out = ask(latents, rows, group_size)
+  return jnp.where(out.valid, out.score, -jnp.inf)
+
+
 def verifier(
   policy: Policy,
   params: Params,
@@ -73,15 +124,8 @@ def verifier(
     group_size: candidates of a prompt that are scored side by side, for rewards
       that compare them; chunks of a search have to hold them together.
   """
-
-  def verify(latents: Array, rows: Rows) -> Array:
-    media = policy.decode(params, latents)
-    inputs = inputs_lib.of(rows, media, group_size, said=latents)
-    keys = rng.stream_keys(rows.keys, 'reward')
-    out = combine.answer(reward.name, reward, reward_params, inputs, keys)
-    return jnp.where(out.valid, out.score, -jnp.inf)
-
-  return verify
+  ask = judge(policy, params, reward, reward_params)
+  return functools.partial(_score, ask, group_size)
 
 
 def pruned_search(
@@ -163,32 +207,6 @@ def best_of_n(
 ) -> Found:
   """The best of n samples by the verifier; see `pruned_search`."""
   return pruned_search(segments, params, (), verify, rows, n, chunk)
-
-
-def sampler(
-  policy: Policy, segments: Segments, reward: Reward, n: int, chunk: int = 0
-) -> Callable[[Params, Rows, Params], Array]:
-  """A sampler that draws n candidates for a row and takes the best.
-
-  The first has the row's own noise, so that of 1 it is the row's sample.
-
-  Args:
-    policy: whose latents they are.
-    segments: see `ode.segments`.
-    reward: what chooses.
-    n: candidates.
-    chunk: of them, computed at a time, a multiple of n; 0: all.
-
-  Returns:
-    (params, rows, the reward's parameters) -> latents [b ...].
-  """
-
-  def sample(params: Params, rows: Rows, reward_params: Params) -> Array:
-    verify = verifier(policy, params, reward, reward_params, n)
-    tried = candidates(rows, n)
-    return best_of_n(segments, params, verify, tried, n, chunk).sample
-
-  return sample
 
 
 def candidates(rows: Rows, n: int) -> Rows:

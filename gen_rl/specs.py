@@ -18,6 +18,7 @@ from gen_rl import (
   policies,
   ramps,
   rewards,
+  searches,
   worlds,
 )
 from gen_rl.data import pictures, prompts, text_features, tokenizers
@@ -38,10 +39,12 @@ SPECS = {
   'eval.prompts': prompts,
   'eval.rollout': pictures,
   'eval.gold.*': rewards,
+  'eval.search': searches,
   'eval.sets.*': measures,
   'evals.*.prompts': prompts,
   'evals.*.rollout': pictures,
   'evals.*.gold.*': rewards,
+  'evals.*.search': searches,
   'evals.*.sets.*': measures,
   'model': models,
   'model.net': models,
@@ -60,6 +63,7 @@ SPECS = {
   'rewards.*': rewards,
   'monitors.*': rewards,
   'mix': mixers,
+  'search': searches,
   'rewards.*.schedule': ramps,
   'objective.*.schedule': ramps,
   'advantage': advantages,
@@ -121,6 +125,9 @@ OPTIONAL = (
   'policy.training_times',
   'explore.policy.grid',
   'explore.policy.training_times',
+  'search',
+  'eval.search',
+  'evals.*.search',
 )
 
 # Parts that change the keywords of another one, where they name no other.
@@ -157,6 +164,11 @@ def labelled(path: str) -> bool:
   """Whether a part at `path` stands there under a label of a user's choice."""
   pattern = _match({key: key for key in (*SPECS, 'evals.*')}, path)
   return bool(pattern) and pattern.endswith('.*')
+
+
+def optional(path: str) -> bool:
+  """Whether a part at `path` may be '', none."""
+  return bool(_match(dict.fromkeys(OPTIONAL, True), path))
 
 
 def changes(path: str) -> str | None:

@@ -12,6 +12,7 @@ from gen_rl import mixers
 from gen_rl.evaluation import Evaluation
 from gen_rl.measures.measure import Measure
 from gen_rl.rewards import combine, outcomes, spread
+from gen_rl.selection import Cost
 from gen_rl.types import Array, PyTree, RewardInputs, RewardOut
 from gen_rl.worlds import world
 
@@ -42,6 +43,8 @@ class Found(struct.PyTreeNode):
   spread: Array  # [P] mean distance of two samples of a prompt
   features: dict[str, tuple[Array, Array]]  # {label: [P n d] of both sets}
   reused: PyTree = ()  # [P n] see `evaluate.sampled`; (): nobody counted
+  # That a search took for a sample; None: none was searched
+  calls: Cost | None = struct.field(pytree_node=False, default=None)
 
 
 def summed(judged: Judged, found: Found) -> Evaluation:
@@ -69,7 +72,7 @@ def summed(judged: Judged, found: Found) -> Evaluation:
     judged.texts,
     judged.tasks if gold else (),
   )
-  result = result._replace(judged=bool(gold))
+  result = result._replace(judged=bool(gold), calls=found.calls)
   invalid = dict(result.invalid) if gold else {}
   means = {}
   for label, (monitor, _) in judged.used['monitor'].items():

@@ -287,6 +287,10 @@ def test_the_best_of_some_by_the_reward(tmp_path, painter, capsys):
   drawn = inference.sample(_config(), *args, 6, best_of=3)
   assert drawn.media.shape == (6, 24, 24, 3)
   assert drawn.correct.all() and '6 of 6' in capsys.readouterr().out
+  config = _config()
+  config.search = dict(name='best_of_n', n=3)
+  same = inference.sample(config, *args, 6)
+  np.testing.assert_array_equal(same.media, drawn.media)
 
 
 def test_best_of_needs_a_reward_that_can_judge(tmp_path, painter, capsys):
@@ -299,6 +303,10 @@ def test_best_of_needs_a_reward_that_can_judge(tmp_path, painter, capsys):
     inference.sample(host, *args, 2, best_of=2)
   with pytest.raises(build.ConfigError, match='--best_of'):
     inference.sample(_config(), *args, 2, best_of=0)
+  both = _config()
+  both.search = dict(name='best_of_n', n=3)
+  with pytest.raises(build.ConfigError, match='both say how to search'):
+    inference.sample(both, *args, 2, best_of=2)
 
 
 def test_best_of_by_a_reward_that_is_trained(tmp_path, monkeypatch):
@@ -310,12 +318,17 @@ def test_best_of_by_a_reward_that_is_trained(tmp_path, monkeypatch):
   _checkpoint(tmp_path, config, {2: (0, 0, 0)})
   seen = []
 
-  def verifier(policy, params, reward, reward_params, group_size):
-    seen.append((jax.tree.structure(reward_params['real']), group_size))
-    return plain(policy, params, reward, reward_params, group_size)
+  def judge(policy, params, reward, reward_params):
+    ask = plain(policy, params, reward, reward_params)
 
-  plain = search.verifier
-  monkeypatch.setattr(search, 'verifier', verifier)
+    def noted(latents, rows, group_size):
+      seen.append((jax.tree.structure(reward_params['real']), group_size))
+      return ask(latents, rows, group_size)
+
+    return noted
+
+  plain = search.judge
+  monkeypatch.setattr(search, 'judge', judge)
   found = inference.sample(config, *args, best_of=3)
   assert found.media.shape == (1, 24, 24, 3)
   reward = assemble.setup(config).rewards['real'][0]

@@ -263,7 +263,7 @@ def test_readme_commands(name, ends):
   'module',
   [
     'advantages', 'learners', 'measures', 'mixers', 'models', 'objectives',
-    'policies', 'ramps', 'rewards',
+    'policies', 'ramps', 'rewards', 'searches',
   ],
 )  # fmt: skip
 def test_parts_say_whether_they_were_measured(module):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 import numpy as np
 from scipy import linalg
 
@@ -62,11 +63,12 @@ def test_thumbnails_of_one_colour():
 
 
 def test_an_evaluation_that_searches_and_measures():
-  """Best of 1 is the sample itself; more raise the reward searched by."""
+  """The first candidate is the sample itself; more raise the reward."""
   found = {}
-  for n in (1, 4):
+  for n, how in {1: dict(name=''), 4: dict(name='best_of_n', n=4)}.items():
     c = flow_grpo.get_config('tiny,proxy')
-    c.eval.update(best_of=n, num_prompts=6, gold={})
+    c.eval.update(num_prompts=6, gold={})
+    c.eval.search = config_dict.create(**how)
     c.eval.sets.far = dict(name='frechet', features='thumbnails')
     built = assemble.setup(c)
     run, _ = assemble.make_evaluator(c, built)

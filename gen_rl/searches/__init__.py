@@ -1,0 +1,3 @@
+"""Searches at inference: `config.search` and `eval.search` by name."""
+
+BUILDS = ('Search',)

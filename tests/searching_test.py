@@ -1,0 +1,96 @@
+"""The evaluation with and without a search, and settings that cannot be."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import ar_grpo, flow_grpo, toy
+from gen_rl import (
+  build,
+  inference,
+  resume,
+  schema,
+  searching,
+  selection,
+)
+
+
+def points(**how):
+  """Samples of the mixture world, and how to search them."""
+  config = toy.get_config('tiny')
+  config.search = how
+  return config
+
+
+def test_what_is_found_beside_what_is_drawn(tmp_path, capsys):
+  config = points(name='best_of_n', n=4)
+  drawn, found = searching.compare(config, str(tmp_path / 'run'))
+  same = inference.evaluate(config, str(tmp_path / 'run'))
+  np.testing.assert_array_equal(drawn.media, same.media)
+  # The first candidate is the sample: none gets worse, most get better.
+  assert (found.reward >= drawn.reward).all()
+  assert (found.reward > drawn.reward).mean() > 0.5
+  assert found.calls == selection.Cost(4 * 4, 4)
+  said = json.loads((tmp_path / 'run' / 'search.json').read_text())
+  assert said['search'] == dict(name='best_of_n', n=4)
+  assert said['drawn']['calls']['network_calls'] == 4
+  assert said['found']['calls'] == dict(network_calls=16, reward_calls=4)
+  assert said['found']['proxy'] == pytest.approx(found.reward.mean())
+  assert said['step'] is None and said['samples'] == 8
+  rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ['network', 'calls', 'a', 'sample', '4', '16'] in rows
+  assert Image.open(tmp_path / 'run' / 'search.png').size > (112, 112)
+
+
+@pytest.mark.parametrize(
+  'how, words',
+  [
+    (dict(name=''), 'needs a search: .*best_of_n'),
+    (dict(name='best_of_m'), 'did you mean'),
+    (dict(name='best_of_n', n=1), 'n of best_of_n is 1; it must .* at least 2'),
+    (dict(name='best_of_n', m=2), "no key 'm'"),
+  ],
+)
+def test_searches_that_cannot_be(how, words, tmp_path):
+  config = points(**how)
+  with pytest.raises(build.ConfigError, match=words):
+    searching.compare(config, str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def sampled(sampler):
+  config = points()
+  config.eval.sampler = sampler
+  return config
+
+
+@pytest.mark.parametrize(
+  'config, words',
+  [
+    (sampled('policy'), "Euler steps .* eval.sampler='policy'"),
+    (ar_grpo.get_config('tiny'), 'of a policy that denoises'),
+    (flow_grpo.get_config('jpeg_host,tiny'), 'jpeg runs on the host'),
+  ],
+)
+def test_configs_that_cannot_be_searched(config, words, tmp_path):
+  config.search = dict(name='best_of_n')
+  with pytest.raises(build.ConfigError, match=words):
+    searching.compare(config, str(tmp_path))
+
+
+def test_evaluations_that_search():
+  config = points()
+  config.evals.more = dict(search=dict(name='best_of_n', n=1))
+  says = [m.says for m in schema.mistakes(config)]
+  assert ['n of best_of_n is 1' in text for text in says] == [True]
+  config.evals.more = dict(search=dict(name=''))
+  assert schema.mistakes(config) == []
+
+
+def test_checkpoints_from_before_searches_had_names():
+  ours = points().to_dict()
+  old = {**ours, 'eval': {**ours['eval'], 'best_of': 1}}
+  del old['search'], old['eval']['search']
+  assert resume.changes(old, ours) == []
