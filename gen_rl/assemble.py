@@ -187,8 +187,8 @@ def _against_search(
   if near and not method.relative:
     errors.append(
       'compares scores of different calls, and those of '
-      f'{", ".join(near)} mean something beside each other alone; best_of_n, '
-      'pruned and tournament may choose by it'
+      f'{", ".join(near)} mean something beside each other alone; best_of_n '
+      'may choose by it, and pruned where two go on to the end'
     )
   return errors
 

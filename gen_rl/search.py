@@ -146,7 +146,8 @@ def pruned_search(
     verify: of the finished samples.
     rows: b = P n, prompt-major.
     n: candidates of a prompt.
-    chunk: rows computed at a time, to save memory; 0: all.
+    chunk: rows computed at a time, to save memory; 0: all. One of n or more
+      keeps the candidates of a prompt together, for rewards that compare them.
 
   Raises:
     ValueError: rows are not P n, or the cuts are not in order.
@@ -176,7 +177,7 @@ def pruned_search(
       x, foreseen = segments.run(params, x, rows.cond, start, cut.step + 1)
       return x, cut.verify(foreseen[-1], rows)
 
-    x, scores = _in_chunks(advance, chunk, x, rows)
+    x, scores = _in_chunks(advance, _whole(chunk, left), x, rows)
     kept = selection.prune_step(_per_prompt(scores, prompts), cut.keep)
     at = (jnp.arange(prompts)[:, None] * left + kept).reshape(-1)
     x, index, rows = x[at], index[at], _take(rows, at)
@@ -186,10 +187,11 @@ def pruned_search(
     x, _ = segments.run(params, x, rows.cond, start, segments.steps)
     return x, verify(x, rows)
 
-  x, scores = _in_chunks(finish, chunk, x, rows)
+  left = len(index) // prompts
+  x, scores = _in_chunks(finish, _whole(chunk, left), x, rows)
   scores = _per_prompt(scores, prompts)
   best = selection.prune_step(scores, 1)[:, 0]
-  at = jnp.arange(prompts) * scores.shape[1] + best
+  at = jnp.arange(prompts) * left + best
   score = jnp.take_along_axis(scores, best[:, None], 1)[:, 0]
   cost = selection.search_cost(
     segments.steps, n, steps, counts[1:], segments.calls
@@ -392,6 +394,11 @@ def _take(rows: Rows, at: Array) -> Rows:
   """Rows at these places; `key` is everybody's."""
   part = jax.tree.map(lambda x: x[at], rows.replace(key=None, alike=1))
   return part.replace(key=rows.key)
+
+
+def _whole(chunk: int, size: int) -> int:
+  """Rows of a chunk that cuts no `size` neighbours apart, if it holds some."""
+  return chunk // size * size or chunk
 
 
 def _in_chunks(f: Callable[..., Any], chunk: int, x: Array, rows: Rows) -> Any:

@@ -51,6 +51,8 @@ def test_what_is_found_beside_what_is_drawn(tmp_path, capsys):
     (dict(name='best_of_m'), 'did you mean'),
     (dict(name='best_of_n', n=1), 'n of best_of_n is 1; it must .* at least 2'),
     (dict(name='best_of_n', m=2), "no key 'm'"),
+    (dict(name='pruned', steps=(3,)), 'after step 3.*eval.steps=4'),
+    (dict(name='pruned', steps=(2, 1), keep=(0.5, 0.5)), 'have to rise'),
   ],
 )
 def test_searches_that_cannot_be(how, words, tmp_path):
