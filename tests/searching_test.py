@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import ar_grpo, flow_grpo, toy
+from configs import ar_grpo, flow_grpo, pref_grpo, toy
 from gen_rl import (
   build,
   inference,
@@ -74,10 +74,11 @@ def sampled(sampler):
     (sampled('policy'), "Euler steps .* eval.sampler='policy'"),
     (ar_grpo.get_config('tiny'), 'of a policy that denoises'),
     (flow_grpo.get_config('jpeg_host,tiny'), 'jpeg runs on the host'),
+    (pref_grpo.get_config('tiny'), 'those of .* mean something beside each'),
   ],
 )
 def test_configs_that_cannot_be_searched(config, words, tmp_path):
-  config.search = dict(name='best_of_n')
+  config.search = dict(name='zero_order')
   with pytest.raises(build.ConfigError, match=words):
     searching.compare(config, str(tmp_path))
 
