@@ -141,7 +141,7 @@ def searcher(
 
   def find(params: Params, rows: Rows, reward_params: Params) -> search.Found:
     judge = search.judge(built.policy, params, reward, reward_params)
-    weights = combine.weights(device)
+    weights = {} if mix(config) else combine.weights(device)
     space = search.Space(segments, params, judge, weights, chunk)
     return method.find(space, rows)
 

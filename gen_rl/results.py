@@ -25,8 +25,8 @@ result.json, schema_version 1. A number nobody measured is null.
                         optional
     sets                {label: number} of all samples together, such as a
                         Frechet distance (config.eval.sets); optional
-    calls               {network_calls, reward_calls} that a search took for a
-                        sample (config.eval.search); optional
+    calls               {network_calls, reward_calls, backward_calls} that a
+                        search took for a sample (config.eval.search); optional
     evaluated           how many samples there were; optional
     invalid             {gold, proxy, monitor/LABEL: how many of them it could
                         not score}; optional

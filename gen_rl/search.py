@@ -65,7 +65,7 @@ class Space(NamedTuple):
   segments: Segments
   params: Params  # of the network
   judge: Judge
-  weights: Mapping[str, float] = {}  # of the rewards it is made of, by label
+  weights: Mapping[str, float] = {}  # of the rewards it sums, by label
   chunk: int = 0  # rows computed at a time; 0: all
 
   def verify(self, group_size: int = 1) -> Verifier:
@@ -177,7 +177,7 @@ def pruned_search(
       x, foreseen = segments.run(params, x, rows.cond, start, cut.step + 1)
       return x, cut.verify(foreseen[-1], rows)
 
-    x, scores = _in_chunks(advance, _whole(chunk, left), x, rows)
+    x, scores = in_chunks(advance, _whole(chunk, left), x, rows)
     kept = selection.prune_step(_per_prompt(scores, prompts), cut.keep)
     at = (jnp.arange(prompts)[:, None] * left + kept).reshape(-1)
     x, index, rows = x[at], index[at], _take(rows, at)
@@ -188,7 +188,7 @@ def pruned_search(
     return x, verify(x, rows)
 
   left = len(index) // prompts
-  x, scores = _in_chunks(finish, _whole(chunk, left), x, rows)
+  x, scores = in_chunks(finish, _whole(chunk, left), x, rows)
   scores = _per_prompt(scores, prompts)
   best = selection.prune_step(scores, 1)[:, 0]
   at = jnp.arange(prompts) * left + best
@@ -303,7 +303,7 @@ def zero_order(
       x, _ = segments.run(params, z, rows.cond, 0, segments.steps)
       return x, verify(x, rows)
 
-    x, scores = _in_chunks(finish, chunk, z, rows)
+    x, scores = in_chunks(finish, chunk, z, rows)
     if scores.ndim > 1:
       raise ValueError('zero-order search takes one verifier, not several')
     scores = _per_prompt(scores, prompts)
@@ -401,7 +401,7 @@ def _whole(chunk: int, size: int) -> int:
   return chunk // size * size or chunk
 
 
-def _in_chunks(f: Callable[..., Any], chunk: int, x: Array, rows: Rows) -> Any:
+def in_chunks(f: Callable[..., Any], chunk: int, x: Array, rows: Rows) -> Any:
   """f(x, rows) by `chunk` rows at a time, the rest of them at the end."""
   b = x.shape[0]
   if not chunk or chunk >= b:

@@ -5,6 +5,7 @@ ever, and found by `config.search`. As the functions of `inference` do, it takes
 a checkpoint of the workdir, or what a run of the config would start from.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -93,9 +94,10 @@ def table(drawn: Evaluation, found: Evaluation, name: str) -> str:
   """What both reach and what a sample takes, as plain text."""
   rows = results.compare(drawn.summary(), found.summary())
   before, after = drawn.calls, found.calls
-  for label in ('network_calls', 'reward_calls'):
-    a, b = getattr(before, label), getattr(after, label)
-    rows.append((f'{label.replace("_", " ")} a sample', str(a), str(b), ''))
+  for label, b in dataclasses.asdict(after).items():
+    a = getattr(before, label)
+    if a or b:
+      rows.append((f'{label.replace("_", " ")} a sample', f'{a}', f'{b}', ''))
   return results.aligned([('', 'drawn', name, 'change'), *rows])
 
 

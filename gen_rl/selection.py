@@ -40,16 +40,26 @@ class Cost:
 
   network_calls: int = 0
   reward_calls: int = 0
+  # Calls of the network that a gradient went back through, beside the same
+  # calls forward; the reward's own gradient is theirs.
+  backward_calls: int = 0
 
   def __add__(self, other: 'Cost') -> 'Cost':
     return Cost(
       self.network_calls + other.network_calls,
       self.reward_calls + other.reward_calls,
+      self.backward_calls + other.backward_calls,
     )
 
-  def total(self, network: float = 1.0, reward: float = 1.0) -> float:
+  def total(
+    self, network: float = 1.0, reward: float = 1.0, backward: float = 1.0
+  ) -> float:
     """At these prices of a call."""
-    return network * self.network_calls + reward * self.reward_calls
+    return (
+      network * self.network_calls
+      + reward * self.reward_calls
+      + backward * self.backward_calls
+    )
 
 
 # --- scores

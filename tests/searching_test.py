@@ -36,12 +36,23 @@ def test_what_is_found_beside_what_is_drawn(tmp_path, capsys):
   said = json.loads((tmp_path / 'run' / 'search.json').read_text())
   assert said['search'] == dict(name='best_of_n', n=4)
   assert said['drawn']['calls']['network_calls'] == 4
-  assert said['found']['calls'] == dict(network_calls=16, reward_calls=4)
+  assert said['found']['calls'] == dict(
+    network_calls=16, reward_calls=4, backward_calls=0
+  )
   assert said['found']['proxy'] == pytest.approx(found.reward.mean())
   assert said['step'] is None and said['samples'] == 8
   rows = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert ['network', 'calls', 'a', 'sample', '4', '16'] in rows
   assert Image.open(tmp_path / 'run' / 'search.png').size > (112, 112)
+
+
+def test_a_climb_through_the_exact_flow(tmp_path):
+  """The reward is smooth, and nothing is worse than where it began."""
+  config = points(name='noise_gradient', n=1, updates=4, rate=1.0, clip=0.3)
+  drawn, found = searching.compare(config, str(tmp_path))
+  assert (found.reward >= drawn.reward).all()
+  assert found.proxy > drawn.proxy + 0.1
+  assert found.calls == selection.Cost(4 * 5, 5, 4 * 4)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +85,13 @@ def sampled(sampler):
     (sampled('policy'), "Euler steps .* eval.sampler='policy'"),
     (ar_grpo.get_config('tiny'), 'of a policy that denoises'),
     (flow_grpo.get_config('jpeg_host,tiny'), 'jpeg runs on the host'),
+    (flow_grpo.get_config('tiny'), 'gradient of the rewards, and oracle has'),
     (pref_grpo.get_config('tiny'), 'those of .* mean something beside each'),
   ],
 )
 def test_configs_that_cannot_be_searched(config, words, tmp_path):
-  config.search = dict(name='zero_order')
+  name = 'noise_gradient' if 'gradient' in words else 'zero_order'
+  config.search = dict(name=name)
   with pytest.raises(build.ConfigError, match=words):
     searching.compare(config, str(tmp_path))
 

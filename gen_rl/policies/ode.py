@@ -108,6 +108,7 @@ class Segments(NamedTuple):
   # (params, x [b ...] at step `start`, cond [b ...], start, stop) -> (x at
   # step `stop`, estimates [stop - start b ...] of the sample, one per step)
   run: Callable[..., tuple[Array, Array]]
+  unit: float = 1.0  # deviation of the noise
 
 
 def segments(
@@ -156,4 +157,4 @@ def segments(
     return x, foreseen
 
   calls = 1 if guided is net else 2
-  return Segments(steps, calls, noise, run)
+  return Segments(steps, calls, noise, run, first)
