@@ -188,7 +188,7 @@ def _against_search(
     errors.append(
       'compares scores of different calls, and those of '
       f'{", ".join(near)} mean something beside each other alone; best_of_n '
-      'may choose by it, and pruned where two go on to the end'
+      'and tournament may choose by it, and pruned where two go on to the end'
     )
   return errors
 

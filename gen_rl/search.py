@@ -180,7 +180,7 @@ def pruned_search(
     x, scores = in_chunks(advance, _whole(chunk, left), x, rows)
     kept = selection.prune_step(_per_prompt(scores, prompts), cut.keep)
     at = (jnp.arange(prompts)[:, None] * left + kept).reshape(-1)
-    x, index, rows = x[at], index[at], _take(rows, at)
+    x, index, rows = x[at], index[at], take(rows, at)
     start = cut.step + 1
 
   def finish(x: Array, rows: Rows) -> tuple[Array, Array]:
@@ -215,7 +215,7 @@ def candidates(rows: Rows, n: int) -> Rows:
   """Every row n times, with keys of their own; the first has the row's."""
   b = rows.group.shape[0]
   number = jnp.tile(jnp.arange(n), b)
-  many = _take(rows, jnp.repeat(jnp.arange(b), n)).replace(alike=n * rows.alike)
+  many = take(rows, jnp.repeat(jnp.arange(b), n)).replace(alike=n * rows.alike)
   fresh = jax.vmap(jax.random.fold_in)(
     rng.stream_keys(many.keys, 'candidate'), number
   )
@@ -390,7 +390,7 @@ def _per_prompt(scores: Array, prompts: int) -> Array:
   return scores.reshape(prompts, -1)
 
 
-def _take(rows: Rows, at: Array) -> Rows:
+def take(rows: Rows, at: Array) -> Rows:
   """Rows at these places; `key` is everybody's."""
   part = jax.tree.map(lambda x: x[at], rows.replace(key=None, alike=1))
   return part.replace(key=rows.key)
@@ -417,5 +417,5 @@ def in_chunks(f: Callable[..., Any], chunk: int, x: Array, rows: Rows) -> Any:
   if whole == b:
     return out
   at = jnp.arange(whole, b)
-  rest = f(x[at], _take(rows, at))
+  rest = f(x[at], take(rows, at))
   return jax.tree.map(lambda a, c: jnp.concatenate([a, c]), out, rest)

@@ -2,14 +2,17 @@
 
 import json
 
+from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 import pytest
 
 from configs import ar_grpo, flow_grpo, pref_grpo, toy
 from gen_rl import (
+  assemble,
   build,
   inference,
+  initial,
   resume,
   schema,
   searching,
@@ -53,6 +56,22 @@ def test_a_climb_through_the_exact_flow(tmp_path):
   assert (found.reward >= drawn.reward).all()
   assert found.proxy > drawn.proxy + 0.1
   assert found.calls == selection.Cost(4 * 5, 5, 4 * 4)
+
+
+def test_a_judge_of_pairs_without_mistakes():
+  """Its knock-out finds what best of n finds by the scores it compares."""
+  media = {}
+  for name in ('best_of_n', 'tournament'):
+    config = points()
+    config.eval.search = config_dict.create(name=name, n=4)
+    if name == 'tournament':
+      config.rewards.distance = config_dict.create(
+        name='win_rate', reward=dict(name='mixture_distance')
+      )
+    built = assemble.setup(config)
+    run, _ = assemble.make_evaluator(config, built)
+    media[name] = run(initial.params(config, built.policy)).media
+  np.testing.assert_allclose(media['tournament'], media['best_of_n'], atol=1e-6)
 
 
 @pytest.mark.parametrize(
