@@ -257,6 +257,7 @@ def painter(monkeypatch):
     calls=1,
     noise=lambda rows: sampler(None, rows),
     run=lambda params, x, cond, start, stop: (x, x[None]),
+    through=lambda params, x, cond: x,
   )
   setup = assemble.setup
   monkeypatch.setattr(

@@ -2,22 +2,28 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 from ml_collections import config_dict
 import numpy as np
 from PIL import Image
 import pytest
 
-from configs import ar_grpo, flow_grpo, pref_grpo, toy
+from configs import ar_grpo, flow_grpo, pref_grpo, search, toy
 from gen_rl import (
   assemble,
   build,
   inference,
   initial,
   resume,
+  rollout,
   schema,
   searching,
   selection,
 )
+from gen_rl.data import feeds
+from gen_rl.rewards import combine
+from gen_rl.worlds import world
 
 
 def points(**how):
@@ -129,3 +135,21 @@ def test_checkpoints_from_before_searches_had_names():
   old = {**ours, 'eval': {**ours['eval'], 'best_of': 1}}
   del old['search'], old['eval']['search']
   assert resume.changes(old, ours) == []
+
+
+@pytest.mark.parametrize('variant', ['', 'few'])
+@pytest.mark.parametrize('name', search.SEARCHES)
+def test_searches_of_the_config_fit_it(name, variant):
+  """And cost about as much as best of 8, by the prices it says."""
+  config = search.get_config(','.join(filter(None, (name, variant))))
+  built = assemble.setup(config, use='search')
+  _, find = assemble.searcher(
+    config, built, built.segments, config.search, built.rewards, 64
+  )
+  params = jax.eval_shape(built.policy.init, jax.random.key(0))
+  _, (said,) = world.understood(['a red circle'])
+  batch = feeds.alone(config, built, 'a red circle', said.facts, True)
+  rows = rollout.make_rows(batch, 1, jax.random.key(0), jnp.int32(0))
+  rewards = combine.params(built.rewards)
+  cost = jax.eval_shape(find, params, rows, rewards).cost
+  assert 57 < cost.total(1.0, 0.37, 2.0) < 77

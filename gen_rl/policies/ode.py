@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl import build
+from gen_rl import build, minibatch
 from gen_rl.diffusion import caching, process, schedules, solvers
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import guidance
@@ -108,6 +108,9 @@ class Segments(NamedTuple):
   # (params, x [b ...] at step `start`, cond [b ...], start, stop) -> (x at
   # step `stop`, estimates [stop - start b ...] of the sample, one per step)
   run: Callable[..., tuple[Array, Array]]
+  # (params, x_0 [b ...], cond [b ...]) -> the sample, for gradients in x_0:
+  # steps are computed again on the way back
+  through: Callable[[Params, Array, PyTree], Array]
   unit: float = 1.0  # deviation of the noise
 
 
@@ -126,7 +129,7 @@ def segments(
   s + 1 of them are spent once it is known. The last one is the sample. The
   prompt is encoded again in each part; `start` and `stop` are static. With a
   `cache_threshold` each part remembers its own velocities, and its last one is
-  computed: what is foreseen of it may be scored.
+  computed: what is foreseen of it may be scored. Gradients take none.
   """
   guided = guidance.cfg(net, guidance_scale)
   times, (first, last) = grid_of(grid, steps, shift)
@@ -156,5 +159,16 @@ def segments(
       foreseen = foreseen.at[-1].set(x)
     return x, foreseen
 
+  def through(params: Params, x: Array, cond: PyTree) -> Array:
+    prompt = guided.encode(params, cond)
+
+    @jax.checkpoint
+    def body(x: Array, i: Array) -> tuple[Array, None]:
+      v = guided.apply(params, x, jnp.full(x.shape[0], times[i]), prompt)
+      return x + v * (times[i + 1] - times[i]), None
+
+    x, _ = minibatch.fold(body, x, jnp.arange(steps))
+    return x / last
+
   calls = 1 if guided is net else 2
-  return Segments(steps, calls, noise, run, first)
+  return Segments(steps, calls, noise, run, through, first)

@@ -17,8 +17,7 @@ mix) it is the gradient of what they are mixed to. What is found is the best of
 all noises on the way, not the last one, by the score that all searches use.
 
 An update takes one reward call, T calls of the network forward and, for each
-reward, T back. Steps are computed again on the way back, so that the memory is
-that of one step and T states.
+reward, T back.
 """
 
 from collections.abc import Callable
@@ -45,8 +44,6 @@ def noise_gradient(
   pull: NonNegative = 0.01,
 ) -> Search:
   """Climbs from n noises by (2) and (3); the rewards have to have gradients.
-
-  Tested, not measured.
 
   Args:
     n: noises to begin with; the first is that of the sample itself.
@@ -121,14 +118,7 @@ def _judged(
   space: Space, rows: Rows, z: Array
 ) -> tuple[Float[Array, 'b k'], tuple[Array, Array]]:
   """Of the samples of noise: scores of each reward, (samples, scores [b])."""
-  x = z
-  for step in range(space.segments.steps):
-
-    @jax.checkpoint
-    def move(x: Array, step=step) -> Array:
-      return space.segments.run(space.params, x, rows.cond, step, step + 1)[0]
-
-    x = move(x)
+  x = space.segments.through(space.params, z, rows.cond)
   out = space.judge(x, rows, 1)
   each = [w * out.parts[label] for label, w in space.weights.items()]
   score = jnp.where(out.valid, out.score, -jnp.inf)

@@ -19,8 +19,6 @@ def tournament(n: Several = 8, group: Several = 2) -> Search:
   by itself it finds what `best_of_n` finds, for more reward calls. A judge
   that draws (a temperature) draws anew in each round.
 
-  Tested, not measured.
-
   Args:
     n: candidates, a power of `group`.
     group: candidates that are shown side by side.

@@ -26,8 +26,6 @@ def pruned(
   After each cut those go on whose foreseen sample the rewards like best, as in
   TTSnap (arXiv 2511.22242) with the reward as it is: see `gen_rl.search`.
 
-  Tested, not measured.
-
   Args:
     n: candidates to begin with.
     steps: of the sampler, counted from 0, after which there is a cut.

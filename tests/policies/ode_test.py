@@ -50,6 +50,22 @@ def test_what_a_part_foresees_of_a_point():
   np.testing.assert_allclose(foreseen, 0.3, atol=1e-5)
 
 
+def test_gradients_go_through_every_step():
+  """With v = x / 2 a sample is .9^5 of its noise; else it is the sampler's."""
+  half = lambda params, x, t, cond: 0.5 * x
+  rows = rows_of((0, 1), 2)
+  net = testing.perceptron()._replace(apply=half)
+  parts = ode.segments(net, 5)
+  x = parts.noise(rows)
+  grad = jax.grad(lambda x: parts.through((), x, rows.cond).sum())(x)
+  np.testing.assert_allclose(grad, 0.9**5, rtol=1e-5)
+  net = testing.perceptron()
+  params, parts = net.init(KEY), ode.segments(net, 4, 2.0, 3.0)
+  whole = ode.sampler(net, 4, 2.0, 3.0)(params, rows)
+  x = parts.through(params, parts.noise(rows), rows.cond)
+  np.testing.assert_allclose(x, whole, atol=1e-6)
+
+
 def test_solvers_are_listed():
   with pytest.raises(ConfigError, match='euler, dpm2'):
     ode.sampler(testing.perceptron(), 4, solver='heun')
