@@ -16,7 +16,8 @@ Variants, joined by commas ("pruned,tiny"):
   best_of_n       8 candidates (arXiv 2501.09732): the default
   pruned          12, of which half go on after steps 2 and 5 (arXiv 2511.22242)
   zero_order      2, then 3 rounds of 2 neighbours (arXiv 2501.09732)
-  noise_gradient  2 updates of one noise (arXiv 2406.04312)
+  noise_gradient  2 updates of one noise (arXiv 2406.04312), at 4 times the
+                  published rate
   tournament      8 in a knock-out of pairs: the judge of a pair sees what the
                   detector says of both, and errs
   few             4 steps a sample in place of 8, and twice the candidates; 5
@@ -33,14 +34,14 @@ SEARCHES = {
   'best_of_n': dict(n=8),
   'pruned': dict(n=12, steps=(2, 5), keep=(0.5, 0.5)),
   'zero_order': dict(n=2, rounds=3),
-  'noise_gradient': dict(n=1, updates=2),
+  'noise_gradient': dict(n=1, updates=2, rate=20.0),
   'tournament': dict(n=8, group=2),
 }
 FEW = {
   'best_of_n': dict(n=16),
   'pruned': dict(n=24, steps=(0, 2), keep=(0.5, 0.5)),
   'zero_order': dict(n=2, rounds=7),
-  'noise_gradient': dict(n=1, updates=5),
+  'noise_gradient': dict(n=1, updates=5, rate=20.0),
   'tournament': dict(n=16, group=2),
 }
 VARIANTS = (*SEARCHES, 'few', 'tiny')
