@@ -12,12 +12,13 @@ calls makes pictures of them, a verifier scores those, the best one is kept.
 
     z' = |z| (c u + sqrt(1 - c^2) w),   u = z / |z|, w _|_ u, |w| = 1    (1)
 
-All return what they spent in the one ledger of `selection`, where steps that
-take the velocity of one before (`ode.segments`) count as calls: which these are
-shows only as they come. Rows are prompt-major, n candidates of each prompt; "P"
-below is the number of prompts. What cannot be scored scores -inf: never chosen
-while there is another. Searches are pure and meant to be traced by jit, with
-parameters as its arguments.
+`gen_rl.searches` has these and others as configs name them, as a `Search` of a
+`Space`. All return what they spent in the one ledger of `selection`, where
+steps that take the velocity of one before (`ode.segments`) count as calls:
+which these are shows only as they come. Rows are prompt-major, n candidates of
+each prompt; "P" below is the number of prompts. What cannot be scored scores
+-inf: never chosen while there is another. Searches are pure and meant to be
+traced by jit, with parameters as its arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
