@@ -176,7 +176,8 @@ def _against_search(
       f'climbs the gradient of the rewards, and {", ".join(flat)} has none'
     )
   compare = {k: r.called_on for k, (r, _) in device.items()}
-  compare['config.mix'] = mix(config).called_on
+  if mixed := mix(config):
+    compare['config.mix'] = mixed.called_on
   wide = [k for k, called_on in compare.items() if called_on == 'batch']
   near = [k for k, called_on in compare.items() if called_on == 'groups']
   if wide:
