@@ -111,7 +111,7 @@ def _what_is_mixed_is_there(config: Mapping[str, Any]) -> list[str]:
     for key, read in mix.reads.items()
     if (label := read.partition('/')[0]) not in labels
   ]
-  if len(labels) < mix.rewards:
+  if len(labels) < mix.rewards and mix.rewards > 1:
     found.append(
       f'config.mix.name is {name!r}, which mixes {mix.rewards} rewards or more;'
       f' those with a weight are: {listed}'

@@ -290,8 +290,8 @@ def test_a_step_trains_on_what_is_mixed():
 
 def test_a_search_compares_no_whole_batch():
   config = flow_grpo.get_config('tiny')
-  config.eval.best_of = 2
+  config.eval.search = dict(name='best_of_n', n=2)
   config.mix = dict(name='log_tame', threshold=0.1)
   built = assemble.setup(config)
-  with pytest.raises(ConfigError, match='no whole batch, nor may config.mix'):
+  with pytest.raises(ConfigError, match='config.mix compares the rows of a wh'):
     assemble.make_evaluator(config, built)
