@@ -1,6 +1,7 @@
 """The evaluations of a run: what runs them, and the KL from its base."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -80,6 +81,20 @@ class Evaluators:
     if params is None:
       return found, 0.0
     return found, self._kl(params, self._placed_base())
+
+  def others(
+    self, base: Evaluations, trained: Evaluations
+  ) -> dict[str, dict[str, Any]]:
+    """What result.json says of those beside the main one, by label."""
+    return {
+      label: dict(
+        base=base[label].summary(),
+        trained=trained[label].summary(),
+        trained_on=share,
+      )
+      for label, share in self.trained_on.items()
+      if label != MAIN
+    }
 
   def name(self, label: str) -> str:
     """What to call the prompts of an evaluation."""

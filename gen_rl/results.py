@@ -47,6 +47,9 @@ result.json, schema_version 1. A number nobody measured is null.
                       a profile}; optional
   peak_rss_bytes      most memory held by process 0
   updates_skipped     updates not taken because they were not finite
+  hacked              {step, gold, gold_change, proxy_change}: the evaluation
+                      since which the proxy rose while gold fell, what gold was
+                      there, and the changes since; null: none; optional
   device              jax's device kind, "cpu" or "NVIDIA H100 80GB HBM3"
   cpus                cores the process might use
   jax_version
@@ -61,6 +64,7 @@ import math
 import pathlib
 from typing import Any
 
+from gen_rl import hacking
 from gen_rl.utils import files, words
 
 SCHEMA_VERSION = 1
@@ -83,9 +87,9 @@ RESULT_KEYS = (
   'jax_version',
   'git_commit',
 )
-# Results of older releases lack the first two, runs without config.evals the
+# Results of older releases lack the first three, runs without config.evals the
 # last.
-OPTIONAL_KEYS = ('trained_on', 'speed', 'evals')
+OPTIONAL_KEYS = ('trained_on', 'speed', 'hacked', 'evals')
 
 
 def of_run(
@@ -236,7 +240,9 @@ def verdict(result: Mapping) -> str:
       'evaluation, too.'
     )
   proxy = words.to_float(trained['proxy']) - words.to_float(base['proxy'])
-  if gold(base) is not None and proxy > 0 and b < a:
+  if found := result.get('hacked'):
+    out.append(hacking.says(found))
+  elif gold(base) is not None and proxy > 0 and b < a:
     out.append('The proxy rose while the gold reward fell: reward hacking.')
   kept = words.ratio(trained['diversity'], base['diversity'])
   if math.isfinite(kept):

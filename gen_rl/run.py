@@ -17,6 +17,7 @@ from gen_rl import (
   estimate,
   evaluators,
   export,
+  hacking,
   host_stage,
   initial,
   metrics,
@@ -400,22 +401,15 @@ class Run:
       trained: of those it ends with.
       kl: of these from those.
     """
-    others = {
-      label: dict(
-        base=base[label].summary(),
-        trained=trained[label].summary(),
-        trained_on=share,
-      )
-      for label, share in self._evals.trained_on.items()
-      if label != MAIN
-    }
+    end, others = trained[MAIN], self._evals.others(base, trained)
     environment = system.environment()
     speed = report.median_speed(self.workdir)
     rows = self.config.data.prompts_per_step * self.config.data.group_size
+    history = report.read_history(self.workdir)
     result = results.of_run(
       self.config,
       base[MAIN].summary(),
-      trained[MAIN].summary(),
+      end.summary(),
       environment,
       steps=int(self.state.step),
       **(dict(evals=others) if others else {}),
@@ -427,12 +421,13 @@ class Run:
       speed=self._pace.summary(rows / speed if speed else None, self._measured),
       peak_rss_bytes=self._memory(),
       updates_skipped=int(self.state.skipped),
+      hacked=hacking.since(history, end.gold.size, end.verdict),
     )
     if self.primary:
       path = report.write_report(
         self.workdir,
         result,
-        report.read_history(self.workdir),
+        history,
         {
           f'{self._evals.name(label).capitalize()} prompts, before and after': (
             report.comparison(base[label], trained[label], c.eval.shown)
