@@ -29,7 +29,7 @@ from gen_rl.build import ConfigError
 from gen_rl.fields import Count, Decay, Fraction, Index, NonNegative
 from gen_rl.types import PyTree
 
-__all__ = ('adamw', 'constant_decay', 'muon', 'ramp_decay')
+__all__ = ('adamw', 'constant_decay', 'muon', 'ramp_decay', 'rounds')
 
 
 def adamw(
@@ -217,6 +217,23 @@ def ramp_decay(
   return lambda step: jnp.clip(
     rate * (jnp.asarray(step, jnp.float32) - start), 0.0, limit
   )
+
+
+def rounds(every: Count = 100) -> optax.Schedule:
+  """Schedule of d of a copy that is taken anew at the end of each round.
+
+  As the reference, and as the behaviour policy, of iterative preference
+  optimisation: pairs of a round are drawn by the policy it began with, and
+  compared with that.
+
+  Tested, not measured.
+
+  Args:
+    every: updates of a round.
+  """
+  return lambda step: jnp.where(
+    (jnp.asarray(step) + 1) % every == 0, 0.0, 1.0
+  ).astype(jnp.float32)
 
 
 def in_float32(

@@ -112,6 +112,11 @@ def test_schedule_drives_the_updates():
   np.testing.assert_allclose(got['w'], -0.1 * (0.5 + 1 + 1 + 0.5), rtol=1e-5)
 
 
+def test_a_copy_is_taken_at_the_end_of_a_round():
+  decay = [float(optim.rounds(3)(step)) for step in range(7)]
+  assert decay == [1, 1, 0, 1, 1, 0, 1]
+
+
 def test_an_average_forgets_by_a_table():
   assert optim.average_decay(0.9) == 0.9
   assert optim.average_decay(0.0, 8, True) == 0.0

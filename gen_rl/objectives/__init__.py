@@ -8,7 +8,7 @@ from gen_rl.objectives.kl_estimates import sampled_kl
 from gen_rl.objectives.matching import awm, flow_matching, nft, nll, rwr
 from gen_rl.objectives.pathwise import reward_backprop
 from gen_rl.objectives.policy_gradient import clipped_pg, rebel, reinforce
-from gen_rl.objectives.preference import dpo, kto
+from gen_rl.objectives.preference import dpo, ipo, kto
 from gen_rl.objectives.regularize import entropy, kl, velocity_kl
 from gen_rl.objectives.token_ratio import cispo, gspo
 
@@ -21,6 +21,7 @@ __all__ = [
   'entropy',
   'flow_matching',
   'gspo',
+  'ipo',
   'kl',
   'kto',
   'nft',

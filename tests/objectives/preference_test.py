@@ -1,10 +1,12 @@
 """Preference losses against hand-worked tables."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import objectives, testing
+from gen_rl import build, objectives, testing
 from gen_rl.types import Experience, Noised, RowKeys
 
 KEYS = RowKeys('own', 'group')
@@ -130,3 +132,58 @@ def test_kto_reference_point_has_no_gradient():
   np.testing.assert_allclose(
     testing.grad(loss)(ERRORS)[:, 0], expected, rtol=1e-4
   )
+
+
+# Log-probabilities [b 2] of two decisions, of the policy and its reference; the
+# second of row 1 is after the end. d = -0.5, 1 and 2 of rows 0, 1 and 4.
+SAID = np.float32([[-1, -2], [-3, -9], [0, 0], [0, 0], [-2, -4], [-1, -1]])
+WAS = np.float32([[-1, -2.5], [-2, -1], [0, 0], [0, 0], [-1, -3], [-1, -1]])
+MASK = np.float32([[1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 1]])
+
+
+def of_decisions(name, said=SAID, **kwargs):
+  log_prob = lambda which: said if which == 'params' else WAS
+  traj = types.SimpleNamespace(mask=MASK)
+  exp = experience(LABELS).replace(traj=traj)
+  objective = getattr(objectives, name)(3, error='nll', **kwargs)
+  return objective(testing.answers(log_prob=log_prob), exp, KEYS)
+
+
+def test_pairs_of_tokens_by_hand():
+  """h = (0.5 + 1) and (-2 - 0): log-ratios of best less worst, whole rows."""
+  h = np.repeat([1.5, -2.0], 3)[:, None]
+  term, metrics = of_decisions('dpo', beta=0.2)
+  np.testing.assert_allclose(term.value, np.log1p(np.exp(-0.2 * h)), rtol=1e-6)
+  np.testing.assert_array_equal(term.mask[:, 0], np.abs(LABELS))
+  np.testing.assert_allclose(metrics['margin'], 0.2 * h, rtol=1e-6)
+  term, metrics = of_decisions('ipo', beta=0.2)
+  np.testing.assert_allclose(term.value, (h - 2.5) ** 2, rtol=1e-5)
+  # g = .1, -.2, 0 | -.4, 0; means of the labelled below 0, so q = 0
+  term, metrics = of_decisions('kto', beta=0.2)
+  gain = np.array([0.1, 0.2, 0.0, 0.0, -0.4, 0.0])[:, None]
+  np.testing.assert_allclose(metrics['gain'], gain, atol=1e-6)
+  np.testing.assert_allclose(term.value, 1 / (1 + np.exp(gain)), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['dpo', 'ipo', 'kto'])
+def test_the_end_of_a_row_has_no_gradient(name):
+  def loss(said):
+    term, _ = of_decisions(name, said, beta=0.2)
+    return (term.value * term.mask).sum()
+
+  found = testing.grad(loss)(SAID)
+  assert found[1, 1] == 0 and found[1, 0] > 0 > found[0, 0]
+  assert not found[2:4].any()
+  with pytest.raises(build.ConfigError, match='nothing is drawn'):
+    of_decisions(name, draws=2)
+
+
+def test_a_distance_that_is_reached_is_kept():
+  """IPO is least where h = 1 / (2 beta), whatever side it comes from."""
+  loss = lambda said: of_decisions('ipo', said, beta=1 / 3)[0].value[:3].sum()
+  assert loss(SAID) == pytest.approx(0, abs=1e-10)  # h = 1.5
+  near = SAID.copy()
+  near[0, 0] -= 0.1
+  assert testing.grad(loss)(near)[0, 0] < 0
+  near[0, 0] += 0.2
+  assert testing.grad(loss)(near)[0, 0] > 0
