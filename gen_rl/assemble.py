@@ -275,7 +275,11 @@ def make_step(
   behaviour = config.behaviour
   one_update = config.updates * config.epochs == 1 and behaviour == 'params'
   built_objectives = build.build_all(
-    objectives, config.objective, on_policy=one_update, group_size=group_size
+    objectives,
+    config.objective,
+    on_policy=one_update,
+    group_size=group_size,
+    reward_weights=combine.weights(built.rewards or {}),
   )
   # An objective that takes the size of a group compares its rows.
   whole_groups = any(

@@ -162,6 +162,19 @@ def _schedules_are_some(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _directions_are_added(config: Mapping[str, Any]) -> list[str]:
+  name = config['mix']['name']
+  return [
+    f'config.objective.{label}.per_reward adds the directions of the rewards, '
+    f'and config.mix.name is {name!r}, which mixes their scores: set one of '
+    'them back'
+    for label, spec in config['objective'].items()
+    if build.weight(spec)
+    and build.argument(objectives, spec, 'per_reward')
+    and name != 'weighted_sum'
+  ]
+
+
 def _rates_go_somewhere(config: Mapping[str, Any]) -> list[str]:
   spec = config['optimizer']
   if spec.get('decay', 'constant') != 'constant' or not spec.get('decay_to'):
@@ -315,6 +328,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
   (('eval', 'evals'), _sets_are_of_samples),
   (('rewards', 'objective'), _schedules_are_some),
   (('optimizer',), _rates_go_somewhere),
+  (('objective', 'mix'), _directions_are_added),
   (('data',), _rows_can_be_counted),
   (('objective', 'policy', 'rollout'), _decisions_are_made),
   (('objective', 'policy'), _paths_are_sums),

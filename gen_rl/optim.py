@@ -6,10 +6,11 @@ clipped to a global norm, with t = 0, 1, ... the number of the update:
   (1) lr(t) = lr * min(1, (t + 1) / warmup) * (e + (1 - e) decay(p)),
       p = clip((t - warmup) / (steps - warmup), 0, 1)
   (2) decay(p) = 1 | 1 - p | (1 + cos(pi p)) / 2
-  (3) theta <- theta - lr(t) (m_hat / (sqrt(v_hat) + eps) + weight_decay theta)
+  (3) theta <- theta - lr(t) (m_hat / (sqrt(v_hat) + eps) + weight_decay theta
+                              + anchor (theta - theta_0))
 
-e is `decay_to`, 0 by default. The first update of a warm-up moves (1 / warmup
-of lr), unlike a ramp from 0.
+theta_0 is where the run began, e is `decay_to`, 0 by default. The first update
+of a warm-up moves (1 / warmup of lr), unlike a ramp from 0.
 Gradients that are not finite are dealt with by the caller.
 
 Muon (Jordan et al. 2024) takes matrices along the orthogonal factor of their
@@ -38,6 +39,7 @@ def adamw(
   b2: Decay = 0.999,
   eps: NonNegative = 1e-8,
   weight_decay: NonNegative = 0.0,
+  anchor: NonNegative = 0.0,
   grad_clip: NonNegative | None = 1.0,
   warmup: Index = 0,
   decay: Literal['constant', 'cosine', 'linear'] = 'constant',
@@ -53,6 +55,8 @@ def adamw(
     b2: decay of the second moment.
     eps: added outside the square root.
     weight_decay: decoupled, on every parameter, times lr(t).
+    anchor: the same towards theta_0, which is kept beside the moments (R0,
+      arXiv:2503.13070, has such a term in its loss); not measured yet.
     grad_clip: largest global norm of a gradient; None or 0 for no clipping.
     warmup: updates of linear warm-up.
     decay: 'constant', 'cosine' or 'linear', to `decay_to` at `steps`.
@@ -71,6 +75,7 @@ def adamw(
         b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(moment_dtype)
       ),
       optax.add_decayed_weights(weight_decay),
+      *([_anchored(anchor)] if anchor else []),
       optax.scale_by_learning_rate(
         schedule(lr, warmup, decay, steps, decay_to)
       ),
@@ -126,6 +131,21 @@ def muon(
         adam_learning_rate=schedule(adam_lr, warmup, decay, steps, decay_to),
       ),
     )
+  )
+
+
+def _anchored(strength: float) -> optax.GradientTransformation:
+  """Adds strength (theta - theta_0), of the parameters it was made with."""
+
+  def update(grads, start, params=None):
+    pulled = jax.tree.map(
+      lambda g, x, y: g + strength * (x - y), grads, params, start
+    )
+    return pulled, start
+
+  # Of its own: the state and the parameters are donated together.
+  return optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.copy, params), update
   )
 
 

@@ -99,7 +99,7 @@ BOUND = {
   advantages: ('group_size', 'reward_weights'),
   learners: ('vocab', 'length', 'end', 'pad', 'reader'),
   models: ('vocab', 'length'),
-  objectives: ('group_size', 'on_policy'),
+  objectives: ('group_size', 'on_policy', 'reward_weights'),
   optim: ('steps',),
   pictures: ('group_size', 'end'),
   policies: ('net', 'end', 'pad'),

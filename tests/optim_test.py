@@ -50,6 +50,20 @@ def test_weight_decay_alone_is_geometric():
   np.testing.assert_allclose(got['w'], params['w'] * 0.95**3, rtol=1e-6)
 
 
+def test_an_anchor_draws_back_to_where_it_began():
+  """Without a gradient what is left of the way shrinks by lr anchor."""
+  tx = optim.adamw(lr=0.1, anchor=0.5)
+  start = jnp.array([1.0, -2.0])
+  state, params = tx.init(start), start + 3.0
+  for left in (0.95, 0.95**2):
+    updates, state = tx.update(jnp.zeros(2), state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, start + 3 * left, rtol=1e-6)
+  assert len(jax.tree.leaves(optim.adamw().init(start))) + 1 == len(
+    jax.tree.leaves(state)
+  )
+
+
 def test_gradients_are_clipped_to_a_global_norm():
   params = {'a': jnp.zeros(2), 'b': jnp.zeros(1)}
   grads = {'a': jnp.array([30.0, 40.0]), 'b': jnp.array([120.0])}  # norm 130

@@ -184,3 +184,13 @@ def test_numbers_of_signatures_are_annotated():
     for name in build.names(module):
       for key, p in build.keywords(build.find(module, name)).items():
         assert p.annotation is not inspect.Parameter.empty, (path, name, key)
+
+
+def test_directions_of_rewards_are_added():
+  config = alignprop.get_config('tiny')
+  config.objective.reward.per_reward = True
+  assert not _mistakes(config)
+  (said,) = _mistakes(config, mix=dict(name='product'))
+  assert (
+    "adds the directions of the rewards, and config.mix.name is 'pro" in said
+  )

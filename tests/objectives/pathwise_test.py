@@ -48,6 +48,37 @@ def test_losses(loss, value, slope):
     assert got == pytest.approx(v) and grad == pytest.approx(s)
 
 
+def test_each_reward_has_a_direction():
+  """Of two that are linear: unit vectors by their weights; 0 stays 0."""
+  slopes = dict(a=jnp.array([3.0, 4.0]), b=jnp.array([0.0, 1e-3]))
+  weights = dict(a=2.0, b=-1.0)
+  _, exp, keys = answers(lambda x: x)
+  on = jnp.arange(6.0)[:, None] > 0
+
+  def score(x, keys):
+    parts = {k: (jnp.where(on, x, 0.0) @ v) for k, v in slopes.items()}
+    total = sum(weights[k] * r for k, r in parts.items())
+    return RewardOut(total, parts | dict(other=x[:, 0]), total > -9)
+
+  objective = objectives.reward_backprop(
+    'fixed', per_reward=True, reward_weights=weights
+  )
+
+  def loss(x):
+    replay = testing.answers(finish=lambda *args: x)._replace(score=score)
+    term, metrics = objective(replay, exp, keys)
+    return term.value.sum(), metrics
+
+  grads, metrics = jax.jit(jax.grad(loss, has_aux=True))(jnp.ones((6, 2)))
+  expected = -np.array([2 * 0.6, 2 * 0.8 - 1.0])
+  np.testing.assert_allclose(grads[1:], np.tile(expected, (5, 1)), rtol=1e-6)
+  assert not grads[0].any()
+  np.testing.assert_allclose(metrics['slope/a'][:, 0], [0] + [5] * 5)
+  np.testing.assert_allclose(metrics['reward'][1:, 0], 14 - 1e-3, rtol=1e-6)
+  with pytest.raises(ConfigError, match="loss='relu_margin' has a value"):
+    objectives.reward_backprop(loss='relu_margin', per_reward=True)
+
+
 def test_cuts():
   def cuts(*args, **kwargs):
     replay, exp, keys = answers(lambda x: x.astype(jnp.float32))
