@@ -196,16 +196,27 @@ def values(rows: list[rows_lib.Row], arm: str, column: str) -> np.ndarray:
 
 
 def verdict(rows: list[rows_lib.Row], claim: Claim) -> str:
-  """holds: at every budget by every seed; partly: by the mean of some."""
+  """By two standard errors: at every price, at some, or the other way.
+
+  An error is that of the seeds' mean difference, or that of so many independent
+  verdicts if that is larger: three seeds can agree by chance.
+  """
   ours, other = (
     values(rows, arm, 'gold') for arm in (claim.ours, claim.baseline)
   )
   gain = ours - other + claim.margin
   if np.isnan(gain).any():
     return 'not measured'
-  if (gain > 0).all():
+  seeds = gain.shape[1]
+  spread = (ours * (1 - ours) + other * (1 - other)).mean(1)
+  spread /= PROMPTS * SAMPLES
+  error = np.sqrt(np.maximum(gain.var(1, ddof=1), spread) / seeds)
+  sure = gain.mean(1) / error
+  if (sure > 2).all():
     return 'holds'
-  return 'holds partly' if (gain.mean(1) > 0).any() else 'does not hold here'
+  if (sure > 2).any():
+    return 'holds partly'
+  return 'does not hold here' if (sure < -2).any() else 'too few seeds'
 
 
 def table(rows: list[rows_lib.Row], column: str) -> str:
