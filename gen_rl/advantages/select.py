@@ -174,8 +174,6 @@ def top_bottom(
   labels of the one best and the one worst; here both have the advantages of
   `each`.
 
-  Tested, not measured.
-
   Args:
     group_size: samples per prompt, G.
     reward_weights: {label: w_k}, those of the config's rewards.
