@@ -22,7 +22,7 @@ from gen_rl import (
   worlds,
 )
 from gen_rl.data import pictures, prompts, text_features, tokenizers
-from gen_rl.diffusion import schedules, transitions
+from gen_rl.diffusion import noise, schedules, transitions
 from gen_rl.fields import Spec
 from gen_rl.measures import features
 
@@ -51,11 +51,13 @@ SPECS = {
   'model.vae': models,
   'policy': policies,
   'policy.transition': transitions,
+  'policy.noise_schedule': noise,
   'policy.window_start': schedules,
   'policy.grid': schedules,
   'policy.training_times': schedules,
   'explore.policy': policies,
   'explore.policy.transition': transitions,
+  'explore.policy.noise_schedule': noise,
   'explore.policy.window_start': schedules,
   'explore.policy.grid': schedules,
   'explore.policy.training_times': schedules,
@@ -102,6 +104,7 @@ BOUND = {
   objectives: ('group_size', 'on_policy'),
   optim: ('steps',),
   pictures: ('group_size', 'end'),
+  noise: ('times', 'inside', 'variance', 'most', 'iteration'),
   policies: ('net', 'end', 'pad'),
   rewards: ('end', 'pad', 'reader'),
   schedules: ('key', 'keys', 'iteration', 'window', 'low', 'high', 'steps'),
@@ -122,8 +125,10 @@ OPTIONAL = (
   'data.reader.tokenizer',
   'data.embed.encoder',
   'policy.grid',
+  'policy.noise_schedule',
   'policy.training_times',
   'explore.policy.grid',
+  'explore.policy.noise_schedule',
   'explore.policy.training_times',
   'search',
   'eval.search',

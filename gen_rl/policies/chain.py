@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_rl import build
 from gen_rl.build import ConfigError
@@ -47,6 +48,12 @@ class Steps(NamedTuple):
       low=self.low, high=self.high,
     )  # fmt: skip
 
+  def starts(self) -> np.ndarray:
+    """Where the window may start."""
+    if self.start['name'] == 'fixed_window':
+      return np.array([self.start['start']])
+    return np.arange(self.low, self.high - self.width + 1)
+
 
 class Chain(NamedTuple):
   """What the functions below share; see `denoising.denoising`."""
@@ -56,7 +63,7 @@ class Chain(NamedTuple):
   steps: Steps
   # (x, v, t, t_next, noise) -> (mean, std), of `diffusion.transitions`
   move: Callable[..., tuple[Array, Array]]
-  noise: float
+  levels: Callable[[Array, Array], Array]  # (start, update) -> [T]
   deterministic: bool
   shared_noise: bool
   solver: Literal['euler', 'dpm2']
@@ -91,8 +98,7 @@ def rollout(
   b, width = rows.group.shape[0], steps.width
   start = steps.window(rows, step)
   grid, count = steps.grid(start)
-  level = 0.0 if chain.deterministic else chain.noise
-  levels = schedules.noise_levels(steps.count, level, start, width)
+  levels = chain.levels(start, step)
   init_keys = rows.group_keys if chain.shared_noise else rows.keys
   x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
   prompt = guided.encode(params, rows.cond)

@@ -18,6 +18,7 @@ computes in.
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any, Literal
 
 from gen_rl import build
@@ -28,7 +29,7 @@ from gen_rl.models import flow_files
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import chain as chain_lib
 from gen_rl.policies import clean as clean_lib
-from gen_rl.policies import guidance, ode
+from gen_rl.policies import guidance, levels, ode
 from gen_rl.types import (
   Params,
   Policy,
@@ -41,6 +42,7 @@ def denoising(
   shift: Positive = 1.0,
   transition: Mapping[str, Any] | None = None,
   noise: NonNegative = 0.8,
+  noise_schedule: Mapping[str, Any] | None = None,
   window: Index = 0,
   window_low: Index = 0,
   window_high: Index = 0,
@@ -68,6 +70,8 @@ def denoising(
     shift: time shift of the grid, see `schedules.linear`.
     transition: spec of a function of `diffusion.transitions`.
     noise: noise level a of the trained steps.
+    noise_schedule: spec of a function of `diffusion.noise`, which gives a
+      factor of that per step; None, or the name '': 1.
     window: trained steps w; 0 trains all T - 1.
     window_low: first step a window may hold.
     window_high: one past the last; 0 is T - 1.
@@ -110,6 +114,12 @@ def denoising(
   step_fn, step_name = build.build(transitions, transition), transition['name']
   if not deterministic:
     transitions.check_noise(step_name, noise)
+  elif noise_schedule and noise_schedule['name']:
+    raise ConfigError(
+      f'policy.noise_schedule is {noise_schedule["name"]!r}, and '
+      'policy.deterministic is True: there is no noise to spread over the '
+      "steps; set policy.noise_schedule.name=''"
+    )
   times, units = ode.grid_of(grid, steps, shift)
   own_grid = bool(grid and grid['name'])
   if own_grid and tail < 1:
@@ -120,14 +130,21 @@ def denoising(
   width, high, start = chain_lib.window(
     steps, window, window_low, window_high, window_start
   )
+  grid_and_window = chain_lib.Steps(
+    steps, shift, tail, times, units, own_grid, width, window_low, high, start
+  )
   chain = chain_lib.Chain(
     net,
     guidance.cfg(net, guidance_scale, guidance_gradient),
-    chain_lib.Steps(
-      steps, shift, tail, times, units, own_grid, width, window_low, high, start
-    ),
+    grid_and_window,
     step_fn,
-    noise,
+    levels.make(
+      noise_schedule,
+      0.0 if deterministic else noise,
+      grid_and_window,
+      step_fn,
+      transitions.LIMITS.get(step_name, math.inf),
+    ),
     deterministic,
     shared_noise,
     solver,
