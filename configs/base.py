@@ -170,6 +170,9 @@ def fields() -> dict[str, Any]:
     solver='euler',  # of noise-free steps: euler or dpm2
     tail=1.0,  # share of the steps after the window that is taken
     shared_noise=False,  # a group starts from the same noise
+    # A function of policies.branches: a group shares the noise of the first
+    # decisions, too, which are not trained; '': it does not.
+    branch=dict(name=''),
     deterministic=False,  # no noise at all, for objectives without decisions
     # Above 0: steps without noise take the velocity of one before, while it is
     # thought to change by less than this share (diffusion/caching.py). Samples

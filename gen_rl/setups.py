@@ -105,6 +105,7 @@ def setup(
     errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
   errors += fits.answers(config, source)
+  errors += fits.branches(config, view)
   monitors = configured.build_all(config.monitors, **bound) if running else {}
   if running:
     used = {label: reward for label, (reward, _) in weighted.items()}
@@ -281,6 +282,7 @@ _LEAVE_OUT = dict(
   window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
   solver='euler', deterministic=False, drop_truncated=False,
   greedy_first=False, cache_threshold=0.0, noise_schedule=None,
+  branch=None,
 )  # fmt: skip
 
 

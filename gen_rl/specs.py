@@ -25,6 +25,7 @@ from gen_rl.data import pictures, prompts, text_features, tokenizers
 from gen_rl.diffusion import noise, schedules, transitions
 from gen_rl.fields import Spec
 from gen_rl.measures import features
+from gen_rl.policies import branches
 
 # Keys of parts that say what is written, which a resumed run may change.
 WRITTEN = {'learners.*.export': True}
@@ -55,12 +56,14 @@ SPECS = {
   'policy.window_start': schedules,
   'policy.grid': schedules,
   'policy.training_times': schedules,
+  'policy.branch': branches,
   'explore.policy': policies,
   'explore.policy.transition': transitions,
   'explore.policy.noise_schedule': noise,
   'explore.policy.window_start': schedules,
   'explore.policy.grid': schedules,
   'explore.policy.training_times': schedules,
+  'explore.policy.branch': branches,
   'rollout': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
@@ -99,6 +102,7 @@ INNER = {
 # What those who build them give the functions of a module; no config can.
 BOUND = {
   advantages: ('group_size', 'reward_weights'),
+  branches: ('decisions',),
   learners: ('vocab', 'length', 'end', 'pad', 'reader'),
   models: ('vocab', 'length'),
   objectives: ('group_size', 'on_policy'),
@@ -127,9 +131,11 @@ OPTIONAL = (
   'policy.grid',
   'policy.noise_schedule',
   'policy.training_times',
+  'policy.branch',
   'explore.policy.grid',
   'explore.policy.noise_schedule',
   'explore.policy.training_times',
+  'explore.policy.branch',
   'search',
   'eval.search',
   'evals.*.search',

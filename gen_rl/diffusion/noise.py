@@ -124,7 +124,7 @@ def budget_match(
 def backward_interval(
   times: Float[np.ndarray, ' n'],
   iteration: int | Int32[Array, ''],
-  first: Count = 1,
+  initial: Count = 1,
   stages: Count = 100,
   every: Count = 1,
 ) -> Float32[Array, ' n-1']:
@@ -139,12 +139,13 @@ def backward_interval(
   Args:
     times: the grid.
     iteration: update, from 0; may be traced.
-    first: steps n_0 of the first stage.
+    initial: steps n_0 of the first stage.
     stages: E.
     every: updates of a stage.
   """
   noisy = len(times) - 2
-  n = interval(noisy, iteration, first, stages, every)
+  check_interval(noisy, initial)
+  n = interval(noisy, iteration, initial, stages, every)
   i = jnp.arange(noisy + 1)
   return jnp.where((i >= noisy - n) & (i < noisy), 1.0, 0.0)
 
@@ -152,15 +153,19 @@ def backward_interval(
 def interval(
   noisy: int,
   iteration: int | Int32[AnyArray, ''],
-  first: int,
+  initial: int,
   stages: int,
   every: int,
 ) -> Int32[Array, '']:
   """The last n of (4), of `noisy` steps."""
-  if first > noisy:
-    raise ConfigError(
-      f'policy: an interval of first={first} steps is longer than the {noisy} '
-      'that may be noisy; shorten it'
-    )
   stage = jnp.minimum(jnp.asarray(iteration, jnp.int32) // every, stages - 1)
-  return jnp.minimum(noisy, first + stage * (noisy - first + 1) // stages)
+  return jnp.minimum(noisy, initial + stage * (noisy - initial + 1) // stages)
+
+
+def check_interval(noisy: int, initial: int) -> None:
+  """Refuses an interval that is longer than what it is of."""
+  if initial > noisy:
+    raise ConfigError(
+      f'policy: initial={initial} steps of an interval are more than the '
+      f'{noisy} that may be noisy and trained'
+    )

@@ -16,6 +16,7 @@ from gen_rl.build import ConfigError
 from gen_rl.diffusion import caching, process, schedules, solvers
 from gen_rl.distributions import Gaussian
 from gen_rl.models.parts.layers import Net
+from gen_rl.policies import branches as branches_lib
 from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 
@@ -66,6 +67,7 @@ class Chain(NamedTuple):
   levels: Callable[[Array, Array], Array]  # (start, update) -> [T]
   deterministic: bool
   shared_noise: bool
+  branches: branches_lib.Branches | None  # None: all steps draw their own
   solver: Literal['euler', 'dpm2']
   event: Literal['mean', 'sum']
   scale: Literal['full', 'unit']
@@ -99,7 +101,9 @@ def rollout(
   start = steps.window(rows, step)
   grid, count = steps.grid(start)
   levels = chain.levels(start, step)
-  init_keys = rows.group_keys if chain.shared_noise else rows.keys
+  together = chain.shared_noise or chain.branches
+  init_keys = rows.group_keys if together else rows.keys
+  shared = chain.branches and branches_lib.share(chain.branches, rows, step)
   x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
   prompt = guided.encode(params, rows.cond)
 
@@ -119,7 +123,11 @@ def rollout(
       noise_free=~noisy,
     )
     dist = chain.kernel(x[:, None], v[:, None], t, t_next, a)
-    action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
+    keys, chosen = rng.step_keys(rows.keys, i), dist.std > 0
+    if shared:
+      keys = shared.step_keys(i - start, i)
+      chosen &= shared.apart(i - start)[:, None]
+    action = dist.sample(keys[:, None])
     free, memory = solvers.step(
       chain.solver, x, v, grid[i], grid[i + 1], memory, noise_free=~noisy
     )
@@ -133,7 +141,7 @@ def rollout(
       times=jnp.stack([t, t_next], -1),
       noise=a,
       log_prob=dist.log_prob(action),
-      mask=(dist.std > 0).astype(jnp.float32),
+      mask=chosen.astype(jnp.float32),
     )
     place = jnp.where(inside, i - start, width)  # outside: dropped
     kept = jax.tree.map(

@@ -7,8 +7,10 @@ State x_t, action x_t', and one kernel that both samples and scores:
 with the transition of `diffusion.transitions`. The last step takes no noise,
 so at most T - 1 of T steps are trained. A window trains (and makes noisy)
 only w consecutive steps; the others are Euler steps of the ODE, as in
-Flow-GRPO-Fast (arXiv 2505.05470) and MixGRPO (arXiv 2507.21802). Times, noise
-levels and the window's start are traced: moving a window never recompiles.
+Flow-GRPO-Fast (arXiv 2505.05470) and MixGRPO (arXiv 2507.21802). Levels may
+differ from step to step (`diffusion.noise`), and the rows of a group may share
+the noise of the first decisions (`policies.branches`). Times, noise levels,
+branches and the window's start are traced: moving one never recompiles.
 Nets that come from a discrete process (`diffusion.ddpm`) are sampled on its
 grid, from s_0 < 1 to s_T >= 0: in the units of that process, where variances
 are preserved, the first state is standard normal and the last one is the
@@ -27,9 +29,9 @@ from gen_rl.diffusion import solvers, transitions
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models import flow_files
 from gen_rl.models.parts.layers import Net
+from gen_rl.policies import branches, guidance, levels, ode
 from gen_rl.policies import chain as chain_lib
 from gen_rl.policies import clean as clean_lib
-from gen_rl.policies import guidance, levels, ode
 from gen_rl.types import (
   Params,
   Policy,
@@ -58,6 +60,7 @@ def denoising(
   solver: Literal['euler', 'dpm2'] = 'euler',
   tail: Share = 1.0,
   shared_noise: bool = False,
+  branch: Mapping[str, Any] | None = None,
   deterministic: bool = False,
   grid: Mapping[str, Any] | None = None,
   cache_threshold: NonNegative = 0.0,
@@ -98,6 +101,9 @@ def denoising(
       save time (MixGRPO-Flash).
     shared_noise: the members of a group start from the same noise, as in
       DanceGRPO (arXiv 2505.07818).
+    branch: spec of a function of `policies.branches`: they share the noise of
+      the first decisions, too, which are not trained; None, or the name '':
+      steps draw noise of their own.
     deterministic: no step takes noise, so none is trained: for objectives that
       need samples only.
     grid: spec of a function of `diffusion.schedules` that gives T + 1 times, in
@@ -114,12 +120,12 @@ def denoising(
   step_fn, step_name = build.build(transitions, transition), transition['name']
   if not deterministic:
     transitions.check_noise(step_name, noise)
-  elif noise_schedule and noise_schedule['name']:
-    raise ConfigError(
-      f'policy.noise_schedule is {noise_schedule["name"]!r}, and '
-      'policy.deterministic is True: there is no noise to spread over the '
-      "steps; set policy.noise_schedule.name=''"
-    )
+  for key, spec in dict(noise_schedule=noise_schedule, branch=branch).items():
+    if deterministic and spec and spec['name']:
+      raise ConfigError(
+        f'policy.{key} is {spec["name"]!r}, and policy.deterministic is True: '
+        f"steps take no noise; set policy.{key}.name=''"
+      )
   times, units = ode.grid_of(grid, steps, shift)
   own_grid = bool(grid and grid['name'])
   if own_grid and tail < 1:
@@ -147,6 +153,9 @@ def denoising(
     ),
     deterministic,
     shared_noise,
+    build.build(branches, branch, decisions=width)
+    if branch and branch['name']
+    else None,
     solver,
     event,
     'unit' if unit_log_prob else 'full',

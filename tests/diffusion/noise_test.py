@@ -70,7 +70,7 @@ def test_an_interval_that_grows_backwards_by_hand():
   np.testing.assert_array_equal(
     noise.backward_interval(times, jnp.int32(2), 4, 8), [0, 0, 1, 1, 1, 1, 1, 0]
   )
-  with pytest.raises(ConfigError, match='first=8 steps .* the 7'):
+  with pytest.raises(ConfigError, match='initial=8 steps .* more than the 7'):
     noise.backward_interval(times, 0, 8)
 
 
