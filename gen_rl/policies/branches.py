@@ -23,7 +23,8 @@ get the group's mean, which B2-DiffuRL leaves out as well. They are masked: no
 loss, KL or mean over decisions counts them. A decision that the rows of a node
 share is counted once a row: it gets the mean advantage of its node.
 
-Every row still computes what it shares.
+Every row still computes what it shares. Evaluations that sample by the policy
+(eval.sampler) draw such groups, too, whose rows are less diverse.
 """
 
 from collections.abc import Callable
