@@ -148,6 +148,8 @@ def fields() -> dict[str, Any]:
     grid=dict(name=''),
     transition=dict(name='cps'),  # a function of diffusion.transitions
     noise=0.8,  # noise level of trained steps
+    # A function of diffusion.noise: its factor in each step; '' is 1.
+    noise_schedule=dict(name=''),
     window=0,  # trained steps; 0: all but the last, which is noise-free
     window_low=0,  # first step a window may hold
     window_high=0,  # one past the last; 0: all but the last
@@ -168,6 +170,9 @@ def fields() -> dict[str, Any]:
     solver='euler',  # of noise-free steps: euler or dpm2
     tail=1.0,  # share of the steps after the window that is taken
     shared_noise=False,  # a group starts from the same noise
+    # A function of policies.branches: a group shares the noise of the first
+    # decisions, too, which are not trained; '': it does not.
+    branch=dict(name=''),
     deterministic=False,  # no noise at all, for objectives without decisions
     # Above 0: steps without noise take the velocity of one before, while it is
     # thought to change by less than this share (diffusion/caching.py). Samples

@@ -15,6 +15,10 @@ Variants, joined by commas:
   dpok  with the step-wise KL term of DPOK's text (arXiv 2305.16381); its code
         takes the squared difference of predicted noises in its place
   rwr   reward-weighted regression, the paper's baseline
+  b2    the sampling of B2-DiffuRL (arXiv 2503.11240): the rows of a prompt have
+        all noise in common up to the last decisions, 5 of 7 at first and all of
+        them in the end (there 14 and 20 of 20), and these alone are trained.
+        There the best and the worst row of a prompt are, and here all
   tiny  two quick steps of all of it, for tests
 """
 
@@ -23,7 +27,7 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('sf', 'dpok', 'rwr', 'tiny')
+VARIANTS = ('sf', 'dpok', 'rwr', 'b2', 'tiny')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -50,6 +54,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.objective.pg = config_dict.create(name='rwr', weight=1.0)
   if 'dpok' in variants:
     c.objective.kl.weight = 0.01
+  if 'b2' in variants:
+    c.policy.branch = dict(name='backward_branch', initial=5, stages=c.steps)
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -25,6 +25,12 @@ Variants, joined by commas:
   all     no window, as Flow-GRPO
   dance   DanceGRPO (arXiv 2505.07818): all steps noisy at a constant level,
           a group starts from the same noise, deviations per group, of n - 1
+  decay   most of the noise in the first steps, as HiCoGen (CVPR 2026) has it,
+          and no more of it in all; its theorem is about steps of constant
+          diffusion and samples that start from one noise: dance,decay
+  branch  a group starts from one noise and shares that of the first decisions
+          of the window, none, one or two, drawn for each prompt; those behind
+          them are trained
   tiny    two quick steps of all of it, for tests
 """
 
@@ -32,7 +38,16 @@ import ml_collections
 
 from configs import base, flow_grpo
 
-VARIANTS = ('flash', 'random', 'frozen', 'all', 'dance', 'tiny')
+VARIANTS = (
+  'flash',
+  'random',
+  'frozen',
+  'all',
+  'dance',
+  'decay',
+  'branch',
+  'tiny',
+)
 PLACES = ('random', 'frozen', 'all', 'dance')
 
 
@@ -58,6 +73,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.policy.transition = dict(name='dance_sde')
     c.policy.update(noise=0.3, shared_noise=True)
     c.advantage.update(std='group', ddof=1, eps=1e-8)
+  if 'decay' in variants:
+    c.policy.noise_schedule = dict(name='budget_match', shape='cosine_decay')
+  if 'branch' in variants:
+    c.policy.branch = dict(name='random_branch')
   if 'flash' in variants:
     c.policy.update(solver='dpm2', tail=0.4)
   if 'tiny' in variants:

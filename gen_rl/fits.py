@@ -5,11 +5,13 @@
 
 from collections.abc import Mapping, Sequence
 import math
+from typing import Any
 
 import ml_collections
 
 from gen_rl import build, minibatch, sharding
 from gen_rl.data import prompts
+from gen_rl.data.pictures.given import Shared
 from gen_rl.types import Advantage, Policy, Reward
 
 
@@ -40,6 +42,45 @@ def policy(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
       reason = "lora.pattern is '', and no module has an adapter to start from"
     errors.append(f'config.lora.start={config.lora.start!r}: {reason}')
   return errors
+
+
+def branches(config: ml_collections.ConfigDict, view: Any) -> list[str]:
+  """Groups whose rows cannot share their first decisions.
+
+  Args:
+    config: see configs/base.py.
+    view: what the policy is shown, see `rollout.make_rows`.
+  """
+  spec = build.plain(config.policy)
+  inner = [
+    f'config.policy.{key}.branch: what this policy is given differs from row '
+    'to row, so that a group shares no decision of it; only a policy that '
+    'denoises by itself has branches'
+    for key, part in spec.items()
+    if isinstance(part, Mapping) and (part.get('branch') or {}).get('name')
+  ]
+  branch = spec.get('branch') or {}
+  if not branch.get('name'):
+    return inner
+  if view is not None and not isinstance(view, Shared):
+    return [
+      'config.policy.branch: the rows of a group share their first decisions, '
+      f'and data.view {config.data.view.name} shows each another picture'
+    ]
+  if config.explore.size and config.explore.policy.get('deterministic'):
+    return [
+      'config.explore.policy.deterministic: the rows of a group start from one '
+      'noise by policy.branch, so that all candidates would be alike; draw '
+      'them with noise, or leave one of the two out'
+    ]
+  ways, size = branch.get('ways') or (), config.explore.size
+  count = size or config.data.group_size
+  if not ways or math.prod(ways) == count:
+    return []
+  return [
+    f'config.policy.branch: ways={tuple(ways)} are {math.prod(ways)} rows, and '
+    f'{"explore.size" if size else "data.group_size"} is {count}'
+  ]
 
 
 def advantage(

@@ -105,6 +105,7 @@ def setup(
     errors += fits.sampler(c, policy)
   errors += fits.policy(config, policy)
   errors += fits.answers(config, source)
+  errors += fits.branches(config, view)
   monitors = configured.build_all(config.monitors, **bound) if running else {}
   if running:
     used = {label: reward for label, (reward, _) in weighted.items()}
@@ -164,7 +165,7 @@ def _network(
 # Of a pool without noise: no step is a decision, however few there are.
 _NO_WINDOW = dict(
   window=1, window_low=0, window_high=0,
-  window_start=dict(name='fixed_window'),
+  window_start=dict(name='fixed_window'), noise_schedule=dict(name=''),
 )  # fmt: skip
 
 
@@ -274,11 +275,14 @@ def sampler_of(
   return sampler, ode.segments(*sampling, **options)
 
 
-# Settings of policies by which decisions are left out of training.
+# Settings of policies by which decisions are left out of training. Noise is
+# that of policy.noise in all of them, whatever its schedule: one measure of how
+# far policies went that were trained by different ones.
 _LEAVE_OUT = dict(
   window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
   solver='euler', deterministic=False, drop_truncated=False,
-  greedy_first=False, cache_threshold=0.0,
+  greedy_first=False, cache_threshold=0.0, noise_schedule=None,
+  branch=None,
 )  # fmt: skip
 
 

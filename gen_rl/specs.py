@@ -22,9 +22,10 @@ from gen_rl import (
   worlds,
 )
 from gen_rl.data import pictures, prompts, text_features, tokenizers
-from gen_rl.diffusion import schedules, transitions
+from gen_rl.diffusion import noise, schedules, transitions
 from gen_rl.fields import Spec
 from gen_rl.measures import features
+from gen_rl.policies import branches
 
 # Keys of parts that say what is written, which a resumed run may change.
 WRITTEN = {'learners.*.export': True}
@@ -51,14 +52,18 @@ SPECS = {
   'model.vae': models,
   'policy': policies,
   'policy.transition': transitions,
+  'policy.noise_schedule': noise,
   'policy.window_start': schedules,
   'policy.grid': schedules,
   'policy.training_times': schedules,
+  'policy.branch': branches,
   'explore.policy': policies,
   'explore.policy.transition': transitions,
+  'explore.policy.noise_schedule': noise,
   'explore.policy.window_start': schedules,
   'explore.policy.grid': schedules,
   'explore.policy.training_times': schedules,
+  'explore.policy.branch': branches,
   'rollout': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
@@ -97,11 +102,13 @@ INNER = {
 # What those who build them give the functions of a module; no config can.
 BOUND = {
   advantages: ('group_size', 'reward_weights'),
+  branches: ('decisions',),
   learners: ('vocab', 'length', 'end', 'pad', 'reader'),
   models: ('vocab', 'length'),
   objectives: ('group_size', 'on_policy', 'reward_weights'),
   optim: ('steps',),
   pictures: ('group_size', 'end'),
+  noise: ('times', 'inside', 'variance', 'most', 'iteration'),
   policies: ('net', 'end', 'pad'),
   rewards: ('end', 'pad', 'reader'),
   schedules: ('key', 'keys', 'iteration', 'window', 'low', 'high', 'steps'),
@@ -122,9 +129,13 @@ OPTIONAL = (
   'data.reader.tokenizer',
   'data.embed.encoder',
   'policy.grid',
+  'policy.noise_schedule',
   'policy.training_times',
+  'policy.branch',
   'explore.policy.grid',
+  'explore.policy.noise_schedule',
   'explore.policy.training_times',
+  'explore.policy.branch',
   'search',
   'eval.search',
   'evals.*.search',

@@ -9,12 +9,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import caching, process, schedules, solvers
 from gen_rl.distributions import Gaussian
 from gen_rl.models.parts.layers import Net
+from gen_rl.policies import branches as branches_lib
 from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 
@@ -47,6 +49,12 @@ class Steps(NamedTuple):
       low=self.low, high=self.high,
     )  # fmt: skip
 
+  def starts(self) -> np.ndarray:
+    """Where the window may start."""
+    if self.start['name'] == 'fixed_window':
+      return np.array([self.start['start']])
+    return np.arange(self.low, self.high - self.width + 1)
+
 
 class Chain(NamedTuple):
   """What the functions below share; see `denoising.denoising`."""
@@ -56,9 +64,10 @@ class Chain(NamedTuple):
   steps: Steps
   # (x, v, t, t_next, noise) -> (mean, std), of `diffusion.transitions`
   move: Callable[..., tuple[Array, Array]]
-  noise: float
+  levels: Callable[[Array, Array], Array]  # (start, update) -> [T]
   deterministic: bool
   shared_noise: bool
+  branches: branches_lib.Branches | None  # None: all steps draw their own
   solver: Literal['euler', 'dpm2']
   event: Literal['mean', 'sum']
   scale: Literal['full', 'unit']
@@ -91,9 +100,10 @@ def rollout(
   b, width = rows.group.shape[0], steps.width
   start = steps.window(rows, step)
   grid, count = steps.grid(start)
-  level = 0.0 if chain.deterministic else chain.noise
-  levels = schedules.noise_levels(steps.count, level, start, width)
-  init_keys = rows.group_keys if chain.shared_noise else rows.keys
+  levels = chain.levels(start, step)
+  together = chain.shared_noise or chain.branches
+  init_keys = rows.group_keys if together else rows.keys
+  shared = chain.branches and branches_lib.share(chain.branches, rows, step)
   x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
   prompt = guided.encode(params, rows.cond)
 
@@ -113,7 +123,11 @@ def rollout(
       noise_free=~noisy,
     )
     dist = chain.kernel(x[:, None], v[:, None], t, t_next, a)
-    action = dist.sample(rng.step_keys(rows.keys, i)[:, None])
+    keys, chosen = rng.step_keys(rows.keys, i), dist.std > 0
+    if shared:
+      keys = shared.step_keys(i - start, i)
+      chosen &= shared.apart(i - start)[:, None]
+    action = dist.sample(keys[:, None])
     free, memory = solvers.step(
       chain.solver, x, v, grid[i], grid[i + 1], memory, noise_free=~noisy
     )
@@ -127,7 +141,7 @@ def rollout(
       times=jnp.stack([t, t_next], -1),
       noise=a,
       log_prob=dist.log_prob(action),
-      mask=(dist.std > 0).astype(jnp.float32),
+      mask=chosen.astype(jnp.float32),
     )
     place = jnp.where(inside, i - start, width)  # outside: dropped
     kept = jax.tree.map(

@@ -7,8 +7,10 @@ State x_t, action x_t', and one kernel that both samples and scores:
 with the transition of `diffusion.transitions`. The last step takes no noise,
 so at most T - 1 of T steps are trained. A window trains (and makes noisy)
 only w consecutive steps; the others are Euler steps of the ODE, as in
-Flow-GRPO-Fast (arXiv 2505.05470) and MixGRPO (arXiv 2507.21802). Times, noise
-levels and the window's start are traced: moving a window never recompiles.
+Flow-GRPO-Fast (arXiv 2505.05470) and MixGRPO (arXiv 2507.21802). Levels may
+differ from step to step (`diffusion.noise`), and the rows of a group may share
+the noise of the first decisions (`policies.branches`). Times, noise levels,
+branches and the window's start are traced: moving one never recompiles.
 Nets that come from a discrete process (`diffusion.ddpm`) are sampled on its
 grid, from s_0 < 1 to s_T >= 0: in the units of that process, where variances
 are preserved, the first state is standard normal and the last one is the
@@ -18,6 +20,7 @@ computes in.
 
 from collections.abc import Mapping
 import functools
+import math
 from typing import Any, Literal
 
 from gen_rl import build
@@ -26,9 +29,9 @@ from gen_rl.diffusion import solvers, transitions
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models import flow_files
 from gen_rl.models.parts.layers import Net
+from gen_rl.policies import branches, guidance, levels, ode
 from gen_rl.policies import chain as chain_lib
 from gen_rl.policies import clean as clean_lib
-from gen_rl.policies import guidance, ode
 from gen_rl.types import (
   Params,
   Policy,
@@ -41,6 +44,7 @@ def denoising(
   shift: Positive = 1.0,
   transition: Mapping[str, Any] | None = None,
   noise: NonNegative = 0.8,
+  noise_schedule: Mapping[str, Any] | None = None,
   window: Index = 0,
   window_low: Index = 0,
   window_high: Index = 0,
@@ -56,6 +60,7 @@ def denoising(
   solver: Literal['euler', 'dpm2'] = 'euler',
   tail: Share = 1.0,
   shared_noise: bool = False,
+  branch: Mapping[str, Any] | None = None,
   deterministic: bool = False,
   grid: Mapping[str, Any] | None = None,
   cache_threshold: NonNegative = 0.0,
@@ -68,6 +73,8 @@ def denoising(
     shift: time shift of the grid, see `schedules.linear`.
     transition: spec of a function of `diffusion.transitions`.
     noise: noise level a of the trained steps.
+    noise_schedule: spec of a function of `diffusion.noise`, which gives a
+      factor of that per step; None, or the name '': 1.
     window: trained steps w; 0 trains all T - 1.
     window_low: first step a window may hold.
     window_high: one past the last; 0 is T - 1.
@@ -94,6 +101,9 @@ def denoising(
       save time (MixGRPO-Flash).
     shared_noise: the members of a group start from the same noise, as in
       DanceGRPO (arXiv 2505.07818).
+    branch: spec of a function of `policies.branches`: they share the noise of
+      the first decisions, too, which are not trained; None, or the name '':
+      steps draw noise of their own.
     deterministic: no step takes noise, so none is trained: for objectives that
       need samples only.
     grid: spec of a function of `diffusion.schedules` that gives T + 1 times, in
@@ -110,6 +120,12 @@ def denoising(
   step_fn, step_name = build.build(transitions, transition), transition['name']
   if not deterministic:
     transitions.check_noise(step_name, noise)
+  for key, spec in dict(noise_schedule=noise_schedule, branch=branch).items():
+    if deterministic and spec and spec['name']:
+      raise ConfigError(
+        f'policy.{key} is {spec["name"]!r}, and policy.deterministic is True: '
+        f"steps take no noise; set policy.{key}.name=''"
+      )
   times, units = ode.grid_of(grid, steps, shift)
   own_grid = bool(grid and grid['name'])
   if own_grid and tail < 1:
@@ -120,16 +136,26 @@ def denoising(
   width, high, start = chain_lib.window(
     steps, window, window_low, window_high, window_start
   )
+  grid_and_window = chain_lib.Steps(
+    steps, shift, tail, times, units, own_grid, width, window_low, high, start
+  )
   chain = chain_lib.Chain(
     net,
     guidance.cfg(net, guidance_scale, guidance_gradient),
-    chain_lib.Steps(
-      steps, shift, tail, times, units, own_grid, width, window_low, high, start
-    ),
+    grid_and_window,
     step_fn,
-    noise,
+    levels.make(
+      noise_schedule,
+      0.0 if deterministic else noise,
+      grid_and_window,
+      step_fn,
+      transitions.LIMITS.get(step_name, math.inf),
+    ),
     deterministic,
     shared_noise,
+    build.build(branches, branch, decisions=width)
+    if branch and branch['name']
+    else None,
     solver,
     event,
     'unit' if unit_log_prob else 'full',

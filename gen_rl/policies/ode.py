@@ -28,9 +28,9 @@ def grid_of(
 
   Where variances are preserved, a state is x / unit. It is 1 at times 1 and 0.
   """
-  if not (spec and spec['name']):
-    return schedules.linear(steps, shift), (1.0, 1.0)
   with jax.ensure_compile_time_eval():  # a policy may be made in a program
+    if not (spec and spec['name']):
+      return schedules.linear(steps, shift), (1.0, 1.0)
     times = build.build(schedules, spec, steps=steps)
   ends = np.asarray(times, np.float64)[[0, -1]]
   first, last = np.hypot(1 - ends, ends).tolist()

@@ -9,7 +9,8 @@ drawn before. Keys are therefore computed, never stored and never split:
   (3) any other purpose: fold_in(row, 2^31 + hash(purpose) mod 2^31), which no
       decision can reach
   (4) what the rows of a prompt share: purpose 'group' of
-      fold_in(fold_in(root, step), p)
+      fold_in(fold_in(root, step), p); decisions that they share are drawn by
+      keys of `policies.branches`, folded from it
 
 with root = training_key(seed), p the prompt's id (not its position) and g
 the member of its group. Draws are vmapped over rows, which leaves each row's

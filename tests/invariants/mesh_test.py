@@ -116,7 +116,10 @@ def write_runs(folder, *meshes):
       if name != 'dit' and tensor > 1:
         continue  # takes a minute
       window = 0 if name == 'all' else 2  # gradients of samples: the last steps
-      policy = testing.make_policy(net, window=window)
+      # A tree of noise that rows share: cut, and on other devices
+      tree_of = dict(name='fixed_branches', after=(0, 1), ways=(2, 4))
+      branch = tree_of if name == 'cut' else None
+      policy = testing.make_policy(net, window=window, branch=branch)
       away = ('ema', 'optimizer') if tensor > 1 else ()
       judges = combine.axes(cut.get('monitors', {}))
       layout = sharding.Layout(
