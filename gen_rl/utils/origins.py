@@ -9,6 +9,7 @@ that is not known here, `Unknown` is raised: a program is traced anew then.
 
 from collections.abc import Iterable, Mapping, Sequence
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -228,14 +229,20 @@ def module_state(path: str) -> str:
 
 
 def _is_installed(path: str) -> bool:
+  return any(_inside(path, folder) for folder in _folders()) or any(
+    _inside(os.path.realpath(path), folder) for folder in _folders(True)
+  )
+
+
+@functools.cache
+def _folders(real: bool = False) -> tuple[str, ...]:
+  """Of Python and of installed packages; with `real`, without links."""
   paths = sysconfig.get_paths()
   keys = 'stdlib', 'platstdlib', 'purelib', 'platlib', 'scripts'
   folders = [*(paths[key] for key in keys), *site.getsitepackages()]
   if site.ENABLE_USER_SITE:
     folders.append(site.getusersitepackages())
-  return any(_inside(path, folder) for folder in folders) or any(
-    _inside(os.path.realpath(path), os.path.realpath(f)) for f in folders
-  )
+  return tuple(map(os.path.realpath, folders) if real else folders)
 
 
 def surroundings(devices: Iterable[jax.Device]) -> dict[str, Any]:
