@@ -125,7 +125,8 @@ def load(
       else leaves[name]
       for name, leaf in wanted.items()
     }  # fmt: skip
-  params = tree_lib.nest({n: jnp.asarray(x) for n, x in leaves.items()})
+  # Not jnp.asarray, which compiles a program for every shape.
+  params = tree_lib.nest({n: jax.device_put(x) for n, x in leaves.items()})
   if like is not None:
     params = jax.tree.unflatten(
       jax.tree.structure(like), list(tree_lib.named(params).values())
