@@ -58,7 +58,6 @@ def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
 
 def shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   """ShapeDtypeStructs of `params`, without a file or memory."""
-
   drawn = jax.jit(policy.init)  # traced once for all that ask for shapes
 
   def init():
