@@ -89,6 +89,9 @@ def last_step(workdir):
 def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   cache, whole, cut = (tmp_path / n for n in ('cache', 'whole', 'cut'))
   finish(start(whole, cache, *SETTINGS))
+  # of the step, the evaluation and the KL: taken by the next starts
+  kept = cache / 'gen_rl-programs'
+  assert len(entries := set(kept.iterdir())) == 3
 
   process = start(cut, cache, *SETTINGS)
   wait_for(process, lambda: last_step(cut) >= 2, 'step 2')
@@ -111,6 +114,7 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   assert not (cut / 'result.json').exists()
 
   finish(start(cut, cache, *SETTINGS))
+  assert set(kept.iterdir()) == entries
   fields = ('params', 'opt_state', 'refs/ema')
   a, b = (
     checkpoint.restore_params(w / 'checkpoints', fields) for w in (whole, cut)

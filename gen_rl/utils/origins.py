@@ -158,8 +158,8 @@ class Origins:
     except OSError as error:
       raise Unknown(f'{path}: {error.strerror}') from None
 
-  def read(self, reads: Reads) -> dict[str, str]:
-    """{path: state} of what was read."""
+  def read(self, reads: Reads) -> list[str]:
+    """What was read that is neither a module nor what a run writes itself."""
     if not reads.known:
       raise Unknown('something is read that cannot be named')
     listed = set(sys.path_importer_cache)  # for modules, which are known
@@ -174,7 +174,7 @@ class Origins:
     ]
     if len(paths) > _MOST:
       raise Unknown(f'{len(paths)} files are read')
-    return {path: self.state(path) for path in paths}
+    return paths
 
   def sources(self) -> dict[str, str]:
     """{path: state} of all this package holds, loaded or not."""

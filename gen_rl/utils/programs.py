@@ -10,10 +10,11 @@ follows from (`origins`):
       traced, the key of the compiled program in jax's cache, which keeps the
       executable itself, and how it is called
 
-An entry is taken if all of it still holds. One that is damaged, or that says of
-a file what is no longer so, is made anew. Nothing is kept of what may follow
-from anything else: modules that are not installed, programs that call Python,
-hold many numbers of their own or run on several devices.
+An entry is taken if all of it still holds, and if this start, which builds all
+but the program, has read and loaded nothing else. One that is damaged, or that
+says of a file what is no longer so, is made anew. Nothing is kept of what may
+follow from anything else: modules that are not installed, programs that call
+Python, hold many numbers of their own or run on several devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +115,7 @@ class Programs:
       read, modules = entry['read'], entry['modules']
       state, module_state = self._origins.state, origins.module_state
       if (
-        read.keys() >= set(configs)
+        read.keys() >= {*configs, *self._origins.read(self._reads)}
         and modules.items() >= loaded.items()
         and all(module_state(name) == said for name, said in modules.items())
         and all(state(name) == said for name, said in read.items())
@@ -129,8 +130,8 @@ class Programs:
     """Writes an entry, of what was read and loaded until now."""
     called, path = self._path(name, device, signature)
     modules, configs = origins.modules()
-    read = self._origins.read(self._reads)
-    read |= {config: self._origins.state(config) for config in configs}
+    paths = *configs, *self._origins.read(self._reads)
+    read = {path: self._origins.state(path) for path in paths}
     entry |= dict(read=read, modules=modules)
     content = pickle.dumps(entry)
     self._folder.mkdir(parents=True, exist_ok=True)

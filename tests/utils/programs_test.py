@@ -140,8 +140,20 @@ def test_a_program_of_other_prompts_is_another(change, tmp_path):
     os.utime(prompts, ns=(times.st_atime_ns, times.st_mtime_ns))
   assert start(folder).entry(*arguments()) is None
   # and is kept again
-  start(folder)(*arguments())
+  start(folder, reads=reads)(*arguments())
   assert start(folder).entry(*arguments())
+
+
+def test_a_start_that_reads_more_is_another(tmp_path):
+  folder, prompts = tmp_path / 'programs', tmp_path / 'prompts.txt'
+  prompts.write_text('a red square')
+  start(folder)(*arguments())
+  with origins.Reads() as reads:
+    prompts.read_text()
+  assert start(folder).entry(*arguments())
+  assert start(folder, reads=reads).entry(*arguments()) is None
+  start(folder, reads=reads)(*arguments())
+  assert start(folder, reads=reads).entry(*arguments())
 
 
 def test_what_is_not_opened_by_python_is_noted(tmp_path):
