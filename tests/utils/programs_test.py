@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_rl.models.files import weights
 from gen_rl.utils import compiled, files, origins, programs
 
 INSTALLED = origins._is_installed
@@ -185,6 +186,14 @@ def test_a_program_that_is_more_is_not_kept(function, tmp_path):
   _, out = start(tmp_path, function)(*arguments())
   assert out == {'sum': 7.5}
   assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_noted(tmp_path):
+  path = tmp_path / 'a.safetensors'
+  weights.save(path, {'w': np.zeros(3, np.float32)})
+  with origins.Reads() as reads:
+    weights.load(path)  # mapped, which Python does not see
+  assert str(path) in reads.paths
 
 
 def test_what_cannot_be_followed_is_not_kept(tmp_path, monkeypatch):
