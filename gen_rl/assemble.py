@@ -1,6 +1,6 @@
 """From what a config names to step, evaluations, state and layout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -43,8 +43,16 @@ def make_evaluator(
   config: ml_collections.ConfigDict,
   built: Setup,
   layout: sharding.Layout | None = None,
+  keep: Callable[[Any], Any] | None = None,
 ):
-  """(params -> Evaluation, the batch of evaluation prompts)."""
+  """(params -> Evaluation, the batch of evaluation prompts).
+
+  Args:
+    config: see configs/base.py.
+    built: of it.
+    layout: where arrays live.
+    keep: what keeps the program, see `utils.programs`.
+  """
   batch, texts, tasks, asked = feeds.evaluation_and_asked(config, built)
   reader = built.reader and built.reader.tokenizer
   bound = dict(end=built.tokenizer.end_id, reader=reader)
@@ -77,6 +85,7 @@ def make_evaluator(
     layout=layout,
     chunk=max(_at_a_time(config) // width, 1),
     sets=build.build_all(measures, config.eval.sets),
+    keep=keep,
   )
   return run, batch
 
@@ -204,6 +213,7 @@ def make_kl_from_base(
   built: Setup,
   batch: pipeline.Batch,
   layout: sharding.Layout | None = None,
+  keep: Callable[[Any], Any] | None = None,
 ) -> chunks.Evaluator | None:
   """(params, base) -> nats a sample on `batch`; None where nothing is sampled.
 
@@ -220,6 +230,7 @@ def make_kl_from_base(
     built.view,
     layout,
     chunk=config.eval.chunk or _rows(config) // parts,
+    keep=keep,
   )
 
 

@@ -18,14 +18,16 @@ from gen_rl import (
   build,
   estimate,
   fits,
+  pace,
   schema,
   sharding,
   specs,
   train_state,
+  train_step,
 )
 from gen_rl.data import feeds, tokenizers
 from gen_rl.models.files import weights
-from gen_rl.utils import chips
+from gen_rl.utils import chips, programs
 
 
 def explain(
@@ -111,6 +113,36 @@ def step(
   """
   with together():
     return train_step.trace(state, batch, key)
+
+
+def paced(
+  built: Any,
+  parts: train_step.Step,
+  args: tuple[Any, ...],
+  layout: sharding.Layout,
+  on_host: bool,
+) -> pace.Pace:
+  """Traces the step of a run, unless a run before did; returns how fast it is.
+
+  Args:
+    built: an `assemble.Setup`.
+    parts: the training step.
+    args: the state, a batch and the key it is called with.
+    layout: where arrays live; its scope is entered.
+    on_host: whether there are rewards on the host; a step is traced later then.
+
+  Raises:
+    ConfigError: shapes of the parts do not go together.
+  """
+  kept = programs.entry(parts.train_step, *args)
+  if on_host or kept:
+    shapes = jax.eval_shape(lambda *x: x, *args)
+    trace = lambda: estimate.traced_step(built, parts, *shapes)
+  else:
+    traced = step(parts.train_step, *args)
+    trace = lambda: [traced]
+  chip = chips.of_kind(jax.devices()[0].device_kind)
+  return pace.Pace(trace, layout.mesh.size, chip, kept and kept['about'])
 
 
 @contextlib.contextmanager

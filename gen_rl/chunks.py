@@ -14,14 +14,15 @@ import numpy as np
 
 from gen_rl import sharding
 from gen_rl.types import PyTree
-from gen_rl.utils import hosts
+from gen_rl.utils import hosts, programs
 
 
 class Evaluator(NamedTuple):
   """What fixed prompts say of parameters."""
 
   call: Callable[..., Any]
-  # The same arguments as shapes -> the program of a chunk, traced
+  # The same arguments as shapes -> the program of a chunk, traced; None where
+  # it was, in a run before (`utils.programs`)
   trace: Callable[..., Any]
 
   def __call__(self, *params: PyTree) -> Any:
@@ -35,6 +36,7 @@ def evaluator(
   samples: int,
   rows: int = 0,
   layout: sharding.Layout | None = None,
+  keep: Callable[[Any], Any] | None = None,
 ) -> Evaluator:
   """(*arguments) -> what the jitted run(*arguments, prompts) says of all.
 
@@ -44,7 +46,9 @@ def evaluator(
     samples: as the next one, see `places`.
     rows: see `places`.
     layout: where its rows and arguments live; None: on one device.
+    keep: what keeps its program, see `utils.programs`.
   """
+  run = keep(run) if keep else run
   shards = layout.row_shards if layout else 1
   at = places(len(batch['prompt_id']), samples, rows, shards)
 
@@ -65,7 +69,8 @@ def evaluator(
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   def trace(*arguments: PyTree) -> Any:
-    return run.trace(*jax.tree.map(shape, (*arguments, take(batch, at[0]))))
+    shapes = jax.tree.map(shape, (*arguments, take(batch, at[0])))
+    return None if programs.entry(run, *shapes) else run.trace(*shapes)
 
   return Evaluator(call, trace)
 

@@ -98,6 +98,7 @@ def sampled(
   mix: mixers.Mixer | None = None,
   sets: Mapping[str, Measure] | None = None,
   search: Callable[[Params, Rows, Mapping[str, Params]], Any] | None = None,
+  keep: Callable[[Any], Any] | None = None,
 ) -> chunks.Evaluator:
   """An evaluation of parameters on fixed prompts and noise.
 
@@ -125,6 +126,7 @@ def sampled(
     sets: {label: measure of all samples}.
     search: (params, rows, parameters of `proxy`'s device rewards) ->
       search.Found, in place of `sampler`.
+    keep: see `chunks.evaluator`.
 
   Returns:
     params -> Evaluation.
@@ -196,7 +198,7 @@ def sampled(
     placed = sharding.put(readers, places) if places else readers
     return verdicts.summed(judged, chunked.call(params, placed))
 
-  chunked = chunks.evaluator(run, batch, samples, chunk, layout)
+  chunked = chunks.evaluator(run, batch, samples, chunk, layout, keep)
   return chunks.Evaluator(call, trace)
 
 
@@ -256,6 +258,7 @@ def labelled(
   seed: int,
   layout: sharding.Layout | None = None,
   chunk: int = 0,
+  keep: Callable[[Any], Any] | None = None,
 ) -> chunks.Evaluator:
   """How often a policy's labels of fixed data are right.
 
@@ -269,6 +272,7 @@ def labelled(
     seed: of the pictures.
     layout: as the next one, see `sampled`.
     chunk: see `sampled`.
+    keep: see `chunks.evaluator`.
 
   Raises:
     ConfigError: the policy predicts no labels, or there is no data.
@@ -295,7 +299,7 @@ def labelled(
     out = RewardOut(correct, {}, np.ones(correct.shape, bool))
     return verdicts.evaluation(media, out, True, True, spread, texts, tasks)
 
-  chunked = chunks.evaluator(run, batch, samples, chunk, layout)
+  chunked = chunks.evaluator(run, batch, samples, chunk, layout, keep)
   return chunks.Evaluator(
     lambda params: summed(chunked.call(params)), chunked.trace
   )
@@ -326,6 +330,7 @@ def kl_from_base(
   view: Callable[[Rows], tuple[PyTree, PyTree]] | None = None,
   layout: sharding.Layout | None = None,
   chunk: int = 0,
+  keep: Callable[[Any], Any] | None = None,
 ) -> chunks.Evaluator:
   """Mean KL(policy || base) of a sample, in nats; needs decisions to compare.
 
@@ -351,7 +356,7 @@ def kl_from_base(
   def mean(kl: np.ndarray) -> float:
     return verdicts.mean(kl, ~np.isnan(kl))
 
-  chunked = chunks.evaluator(run, batch, samples, chunk, layout)
+  chunked = chunks.evaluator(run, batch, samples, chunk, layout, keep)
   return chunks.Evaluator(
     lambda params, base: mean(chunked.call(params, base)), chunked.trace
   )

@@ -1,6 +1,8 @@
 """The evaluations of a run: what runs them, and the KL from its base."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
 from typing import Any
 
 import jax
@@ -32,6 +34,7 @@ class Evaluators:
     built: assemble.Setup,
     layout: sharding.Layout,
     base: Params,
+    keep: Callable[[str, Any], Any] = lambda name, function: function,
   ):
     """Traces what will run: mistakes show before anything is written.
 
@@ -40,11 +43,14 @@ class Evaluators:
       built: of the config.
       layout: where arrays live.
       base: what a run begins with, on the host.
+      keep: (name, jitted) -> what keeps its program, see `utils.programs`.
     """
     self.configs = evals.configs(config)
     self._layout, self._base = layout, base
     made = {
-      label: assemble.make_evaluator(c, built, layout)
+      label: assemble.make_evaluator(
+        c, built, layout, functools.partial(keep, f'eval/{label}')
+      )
       for label, c in self.configs.items()
     }
     self._runs = {label: run for label, (run, _) in made.items()}
@@ -53,7 +59,9 @@ class Evaluators:
       for run in self._runs.values():
         run.trace(shapes)
     _, batch = made[MAIN]
-    self._kl = assemble.make_kl_from_base(config, built, batch, layout)
+    self._kl = assemble.make_kl_from_base(
+      config, built, batch, layout, functools.partial(keep, 'kl')
+    )
     self.trained_on = {
       label: feeds.trained_on(c, built.source)
       for label, c in self.configs.items()

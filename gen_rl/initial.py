@@ -58,9 +58,10 @@ def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:
 
 def shapes(config: ml_collections.ConfigDict, policy: Policy) -> Params:
   """ShapeDtypeStructs of `params`, without a file or memory."""
+  drawn = jax.jit(policy.init)  # traced once for all that ask for shapes
 
   def init():
-    return with_adapters(config, policy.init(jax.random.key(0)))
+    return with_adapters(config, drawn(jax.random.key(0)))
 
   return jax.eval_shape(init)
 

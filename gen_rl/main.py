@@ -17,12 +17,16 @@ GEN_RL_TRACEBACK=1 in the environment the traceback comes as well. Anything
 else is a bug of ours and always shows its traceback.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dis
 import errno
 import os
 import sys
 import tempfile
+import time
 import types
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -76,8 +80,8 @@ _PROFILE = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
   'compilation_cache',
   None,
-  'Folder of compiled programs, so that a second start is fast; "" is off; '
-  'default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/gen_rl/xla.',
+  'Folder of traced and compiled programs, so that a second start is fast; '
+  '"" is off; default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/gen_rl/xla.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
@@ -138,6 +142,27 @@ def use_compilation_cache(folder: str | None) -> None:
       jax.config.update(name, value)
 
 
+@contextlib.contextmanager
+def _kept_programs(config: Any, workdir: str) -> Iterator[Any]:
+  """Programs beside the compiled ones, or None where these are not kept."""
+  import jax
+
+  folder = jax.config.jax_compilation_cache_dir
+  if not folder or '://' in folder:
+    yield None
+    return
+  from gen_rl import run_folder
+  from gen_rl.utils import origins, programs
+
+  since = time.time() - (time.monotonic() - gen_rl.STARTED)
+  written = 'checkpoints', run_folder.LOCK, *run_folder.WRITTEN
+  ours = os.path.join(folder, 'gen_rl-programs')
+  ignored = [ours, *(os.path.join(workdir, name) for name in written)]
+  with origins.Reads() as reads:
+    config = config.to_dict()
+    yield programs.Programs(ours, config, reads, since, ignored)
+
+
 def main(argv: list[str]) -> None:
   """Does what the parsed flags say; `argv` is what no flag took."""
   if len(argv) > 1:
@@ -175,11 +200,12 @@ def main(argv: list[str]) -> None:
   hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   surroundings.check_devices()
   if _MODE.value == 'train':
-    from gen_rl import train
+    with _kept_programs(config, workdir) as kept:
+      from gen_rl import train
 
-    train.train_and_evaluate(
-      config, workdir, started=gen_rl.STARTED, profile=_PROFILE.value
-    )
+      train.train_and_evaluate(
+        config, workdir, None, gen_rl.STARTED, _PROFILE.value, kept
+      )
     return
   if _MODE.value == 'embed':
     from gen_rl import embed

@@ -17,11 +17,20 @@ from gen_rl.utils import chips, flops
 STAGES = ('rollout', 'decode', 'rewards', 'update')  # named scopes of the step
 
 
+def count(traced: Any) -> flops.Count:
+  """Operations of a traced program, by stage."""
+  return flops.count(traced.jaxpr, STAGES)
+
+
 class Pace:
   """Of the step of a run."""
 
   def __init__(
-    self, trace: Callable[[], Sequence[Any]], devices: int, chip: chips.Chip
+    self,
+    trace: Callable[[], Sequence[Any]],
+    devices: int,
+    chip: chips.Chip,
+    counted: flops.Count | None = None,
   ):
     """Nothing is counted before a number is asked for.
 
@@ -29,8 +38,10 @@ class Pace:
       trace: gives the programs of a step, traced; called once.
       devices: how many it runs on.
       chip: one of them.
+      counted: operations of a step, where they are known.
     """
     self._trace, self._devices, self._chip = trace, devices, chip
+    self._counted = counted
 
   @functools.cached_property
   def programs(self) -> Sequence[Any]:
@@ -39,7 +50,9 @@ class Pace:
 
   @functools.cached_property
   def _count(self) -> flops.Count:
-    counts = [flops.count(p.jaxpr, STAGES) for p in self.programs]
+    if self._counted:
+      return self._counted
+    counts = [count(program) for program in self.programs]
     return sum(counts[1:], counts[0])
 
   @property

@@ -14,14 +14,12 @@ from gen_rl import (
   checkpoint,
   checks,
   commands,
-  estimate,
   evaluators,
   export,
   hacking,
   host_stage,
   initial,
   metrics,
-  pace,
   profiles,
   report,
   results,
@@ -36,7 +34,7 @@ from gen_rl.evals import MAIN
 from gen_rl.evaluators import Evaluations
 from gen_rl.rewards import combine, evaluate
 from gen_rl.types import Params
-from gen_rl.utils import chips, hosts, progress, rng, system, tree, words
+from gen_rl.utils import hosts, progress, rng, system, tree, words
 
 
 class Run:
@@ -59,6 +57,7 @@ class Run:
     init: Callable[[Params], train_state.TrainState],
     started: float,
     profile: profiles.Profile,
+    keep: Callable[[str, Any], Any] = lambda name, function: function,
   ):
     """Makes the state, or restores it.
 
@@ -71,13 +70,14 @@ class Run:
       init: parameters -> the state before the first step.
       started: `time.monotonic()` from which wall time counts.
       profile: which updates are recorded.
+      keep: (name, jitted) -> what keeps its program, see `utils.programs`.
 
     Raises:
       CheckpointError: the run began from other parameters.
     """
     self.config, self.workdir, self.built = config, workdir, built
     self._layout, self._step, self._started = layout, step, started
-    self._profile, self._measured = profile, None
+    self._profile, self._measured, self._keep = profile, None, keep
     self._clock = progress.Stopwatch()
     self._key = rng.training_key(config.seed)
     self._batches = feeds.training(config, built)
@@ -173,18 +173,14 @@ class Run:
     """Traces what will run: mistakes show before anything is written."""
     config, built, layout = self.config, self.built, self._layout
     step = self._step
-    self._evals = evaluators.Evaluators(config, built, layout, self._base)
+    self._evals = evaluators.Evaluators(
+      config, built, layout, self._base, self._keep
+    )
     with layout.scope():
       first, _ = next(feeds.training(config, built))
-      if self._on_host:
-        shapes = jax.eval_shape(lambda *x: x, self.state, first, self._key)
-        trace = lambda: estimate.traced_step(built, step, *shapes)
-      else:
-        traced = checks.step(step.train_step, self.state, first, self._key)
-        trace = lambda: [traced]
-    self._pace = pace.Pace(
-      trace, layout.mesh.size, chips.of_kind(jax.devices()[0].device_kind)
-    )
+      self._pace = checks.paced(
+        built, step, (self.state, first, self._key), layout, self._on_host
+      )
     if share := self._evals.trained_on[MAIN]:
       of = 'of the prompts of the evaluation are trained on'
       self.line.note(f'{words.percent(share)} {of}')
@@ -285,9 +281,9 @@ class Run:
     if self._profile.ends(done):
       self.settle(writer)
       # With host rewards other programs run than those that are counted.
-      programs = [] if self._on_host else self._pace.programs
+      ran = [] if self._on_host else self._pace.programs
       with self._layout.scope():
-        self._measured = self._profile.stop(programs)
+        self._measured = self._profile.stop(ran)
       self.line.note(self._profile.says(self._measured))
 
   def settle(self, writer: metrics.Writer) -> None:

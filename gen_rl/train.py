@@ -16,13 +16,14 @@ from gen_rl import (
   embed,
   estimate,
   initial,
+  pace,
   profiles,
   run_folder,
 )
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.run import Evaluations, Run
-from gen_rl.utils import terminal
+from gen_rl.utils import programs, terminal
 
 
 def train_and_evaluate(
@@ -31,6 +32,7 @@ def train_and_evaluate(
   own_rewards: combine.Weighted | None = None,
   started: float | None = None,
   profile: str = '',
+  kept: programs.Programs | None = None,
 ) -> dict[str, Any]:
   """Trains from the newest checkpoint of `workdir`, or from the start.
 
@@ -42,6 +44,8 @@ def train_and_evaluate(
       result.json and report.html.
     started: `time.monotonic()` from which wall time counts; default now.
     profile: 'START:STOP', updates to record, see `profiles`; '': none.
+    kept: programs of runs before, which are not traced again; of one device,
+      and without `own_rewards`.
 
   Returns:
     What result.json holds.
@@ -65,6 +69,13 @@ def train_and_evaluate(
     step, tx, advantage = assemble.make_step(config, built, layout)
   except build.ConfigError as error:
     raise checks.explain(error, config) from None
+  keep = {}
+  if kept and not own_rewards and layout.mesh.size == 1 and not layout.offload:
+    one = functools.partial(kept.keep, device=layout.mesh.devices.item())
+    step = step._replace(
+      train_step=one('train_step', step.train_step, about=pace.count)
+    )
+    keep = dict(keep=one)
   init = functools.partial(
     initial.state, config, built, tx=tx, advantage=advantage
   )
@@ -79,7 +90,9 @@ def train_and_evaluate(
   )
   with run_folder.owned(workdir), terminal.kept_open():
     embed.ahead(config, built, workdir)
-    run = Run(config, workdir, built, layout, step, init, started, recorder)
+    run = Run(
+      config, workdir, built, layout, step, init, started, recorder, **keep
+    )
     if result := run.ended():
       return result
     run.prepare()

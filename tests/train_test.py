@@ -16,6 +16,7 @@ import time
 
 from etils import epath
 import jax
+from jax._src import compilation_cache
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ from gen_rl import (
   train,
 )
 from gen_rl.types import Reward, RewardOut
-from gen_rl.utils import tree
+from gen_rl.utils import compiled, origins, programs, tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 40
@@ -88,6 +89,9 @@ def last_step(workdir):
 def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   cache, whole, cut = (tmp_path / n for n in ('cache', 'whole', 'cut'))
   finish(start(whole, cache, *SETTINGS))
+  # of the step, the evaluation and the KL: taken by the next starts
+  kept = cache / 'gen_rl-programs'
+  assert len(entries := set(kept.iterdir())) == 3
 
   process = start(cut, cache, *SETTINGS)
   wait_for(process, lambda: last_step(cut) >= 2, 'step 2')
@@ -110,6 +114,7 @@ def test_killed_and_stopped_runs_end_as_an_uninterrupted_one(tmp_path):
   assert not (cut / 'result.json').exists()
 
   finish(start(cut, cache, *SETTINGS))
+  assert set(kept.iterdir()) == entries
   fields = ('params', 'opt_state', 'refs/ema')
   a, b = (
     checkpoint.restore_params(w / 'checkpoints', fields) for w in (whole, cut)
@@ -224,6 +229,49 @@ def test_a_workdir_of_another_base_is_refused(tmp_path, capsys):
     patch.setattr(initial, 'params', lambda *_: params)
     with pytest.raises(checkpoint.CheckpointError, match='other parameters'):
       train.train_and_evaluate(config, str(tmp_path))
+
+
+def test_a_second_start_traces_no_step(tmp_path, monkeypatch):
+  """And ends as a run that keeps no programs does, bit for bit."""
+  get = compilation_cache.get_file_cache
+  monkeypatch.setattr(compilation_cache, 'get_file_cache', get)
+  monkeypatch.setattr(origins, '_is_installed', lambda path: True)
+  compilation_cache.reset_cache()
+  compiled.check_entries()
+  traced = []
+  listener = lambda event, _, **says: traced.append(says.get('fun_name'))
+  jax.monitoring.register_event_duration_secs_listener(listener)
+
+  def ended(name, keeps):
+    """(state, metrics, functions that were traced) of a process's run."""
+    jax.clear_caches()
+    traced.clear()
+    config, folder = toy_config(), tmp_path / name
+    kept = programs.Programs(
+      tmp_path / 'programs', config.to_dict(), origins.Reads(), 2**40
+    )
+    train.train_and_evaluate(config, str(folder), kept=kept if keeps else None)
+    fields = ('params', 'opt_state', 'refs/ema')
+    state = checkpoint.restore_params(folder / 'checkpoints', fields).state
+    changing = ('time', 'seconds/', 'speed/')
+    lines = [
+      {k: v for k, v in line.items() if not k.startswith(changing)}
+      for line in logged(folder)
+    ]
+    result = json.loads((folder / 'result.json').read_text())
+    lines.append(result['speed']['shares'])
+    return state, lines, set(traced)
+
+  try:
+    plain, first, second = (
+      ended(name, name != 'plain') for name in ('plain', 'first', 'second')
+    )
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+    compilation_cache.reset_cache()
+  assert tree.differing(plain[0], second[0]) == []
+  assert plain[1] == first[1] == second[1]
+  assert {'fused', 'run'} <= first[2] and not {'fused', 'run'} & second[2]
 
 
 def tiny_config(**changes):

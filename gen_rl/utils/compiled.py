@@ -10,15 +10,18 @@ was written under its key, a cut one or that of another program, is dropped,
 compiled again and written again.
 """
 
+from collections.abc import Iterator
 import contextlib
 import hashlib
 import os
 import sys
+import threading
 from typing import Any
 
-from jax._src import compilation_cache
+from jax._src import compilation_cache, config
 
 _DIGEST = hashlib.sha256().digest_size
+_here = threading.local()
 
 
 class Checked:
@@ -31,6 +34,7 @@ class Checked:
 
   def get(self, key: str) -> bytes | None:
     """The value; None where there is none, or not what was written."""
+    getattr(_here, 'asked', set()).add(key)
     name = f'{key}-sha256'
     with contextlib.suppress(OSError):
       stored = self._files.get(name)
@@ -86,6 +90,34 @@ def check_entries() -> None:
 
   get_file_cache.of_jax = make
   compilation_cache.get_file_cache = get_file_cache
+
+
+@contextlib.contextmanager
+def asked() -> Iterator[set[str]]:
+  """Keys of what this thread compiles in it, none of it too short to keep."""
+  _here.asked = set()
+  try:
+    with config.persistent_cache_min_compile_time_secs(0.0):
+      yield _here.asked
+  finally:
+    del _here.asked
+
+
+def executable(key: str, client: Any) -> bytes | None:
+  """A program as the runtime wrote it; None: it is not there.
+
+  Of one that was read from the cache the runtime may write no other.
+
+  Args:
+    key: of `asked`.
+    client: of the devices it is for.
+  """
+  cache = compilation_cache._get_cache(client)
+  value = cache.get(key) if isinstance(cache, Checked) else None
+  if value is None:
+    return None
+  value = compilation_cache.decompress_executable(value)
+  return compilation_cache.extract_executable_and_time(value)[0]
 
 
 def _digest(key: str, value: bytes) -> bytes:

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import stat
+import tempfile
 from typing import IO, Any
 
 ABSENT = 'it is not there'
@@ -32,6 +33,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
   part = path.with_name(path.name + '.part')
   part.write_text(text, encoding='utf-8')
   os.replace(part, path)
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+  """The same of bytes, which several processes may write."""
+  handle, part = tempfile.mkstemp(dir=path.parent, prefix='.part-')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      file.write(data)
+    os.replace(part, path)
+  except BaseException:
+    os.unlink(part)
+    raise
 
 
 def trouble(path: str | os.PathLike[str]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gen_rl.data import columns
 from gen_rl.data.prompts.source import Prompts
+from gen_rl.utils import origins
 
 
 def tfds(
@@ -39,6 +40,7 @@ def tfds(
   """
   import tensorflow_datasets
 
+  origins.give_up()
   where = f'tfds dataset {name!r}'
   fields = [text_field, *info_fields, *([media_field] if media_field else [])]
 

@@ -17,6 +17,7 @@ import numpy as np
 from gen_rl.data.tokenizers.words import PAD, UNK, Tokenizer, padded
 from gen_rl.data.tokenizers.worlds import world_words
 from gen_rl.fields import Spec
+from gen_rl.utils import origins
 from gen_rl.utils.words import few
 
 
@@ -79,6 +80,10 @@ def pretrained(path: str, **kwargs) -> Tokenizer:
   from transformers import AutoTokenizer
 
   where = f'the tokenizer {os.fspath(path)!r}'
+  if os.path.isdir(path):
+    origins.note(path)
+  else:
+    origins.give_up()
   try:
     backend = AutoTokenizer.from_pretrained(path, **kwargs)
   except Exception as e:  # broken files raise whatever they come upon

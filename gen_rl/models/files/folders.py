@@ -21,6 +21,7 @@ import safetensors
 from gen_rl.models.files import pickles, weights
 from gen_rl.models.files.weights import WeightsError
 from gen_rl.utils import files as files_lib
+from gen_rl.utils import origins
 from gen_rl.utils.words import few
 
 FLOATS = dict(F32='float32', BF16='bfloat16', F16='float16')
@@ -243,6 +244,7 @@ def _parts(folder: str, name: str) -> tuple[Mapping[str, str], Sequence[str]]:
 
 def open_file(path: str, stack: contextlib.ExitStack) -> Any:
   """A file of weights, open for as long as the stack."""
+  origins.note(path)
   if path.endswith(TORCH):
     return stack.enter_context(pickles.File(path))
   try:

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from gen_rl.types import Params
-from gen_rl.utils import files
+from gen_rl.utils import files, origins
 from gen_rl.utils import tree as tree_lib
 from gen_rl.utils.words import few
 
@@ -37,6 +37,7 @@ def readable(path: str | os.PathLike[str], what: str = '') -> None:
     raise WeightsError(
       f'The {what or "file "}{path} cannot be read: {problem}.'
     )
+  origins.note(path)
 
 
 def save(
@@ -124,7 +125,8 @@ def load(
       else leaves[name]
       for name, leaf in wanted.items()
     }  # fmt: skip
-  params = tree_lib.nest({n: jnp.asarray(x) for n, x in leaves.items()})
+  # Not jnp.asarray, which compiles a program for every shape.
+  params = tree_lib.nest({n: jax.device_put(x) for n, x in leaves.items()})
   if like is not None:
     params = jax.tree.unflatten(
       jax.tree.structure(like), list(tree_lib.named(params).values())

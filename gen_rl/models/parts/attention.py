@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl.types import Array
-from gen_rl.utils import chips
+from gen_rl.utils import chips, origins
 
 LANES = 128  # of a TPU's registers: blocks are multiples of it
 _LARGEST = 1024  # block of queries, or of keys
@@ -266,6 +266,7 @@ def refused(shape: Shape, device: jax.Device, kernel: str) -> str:
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
     problem = thread.submit(compile_one).result()
   if problem:
+    origins.give_up()  # it may have been out of memory
     logging.warning(
       'attention of %d queries and %d keys, %d heads of %d, in %s is left to '
       'XLA, as %s does not compile here (%s)',
