@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 import functools
 from typing import Any
-from typing import Any
 
 import jax
 import ml_collections
