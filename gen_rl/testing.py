@@ -7,6 +7,8 @@ together; where attention matters, `dit` takes the place of the perceptron.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import os
+import sys
 from typing import Any
 
 import jax
@@ -46,6 +48,7 @@ from gen_rl.types import (
   Term,
   Trajectory,
 )
+from gen_rl.utils import origins
 
 SHAPE, jitted, perceptron = nets.SHAPE, nets.jitted, nets.perceptron
 point_net, dit = nets.point_net, nets.dit
@@ -130,6 +133,18 @@ def given(sample: PyTree, cond: PyTree) -> Trajectory:
 def answers(**ops: Callable[..., Any]) -> Replay:
   """A replay of {capability: (which, *args) -> answer}, for objectives."""
   return Replay(lambda which, op, *args: ops[op](which, *args))
+
+
+def all_installed(monkeypatch: Any) -> None:
+  """Of `origins`: tests count as installed.
+
+  Modules of other tests whose files have gone count as never loaded.
+  """
+  monkeypatch.setattr(origins, '_is_installed', lambda path: True)
+  for name, module in list(sys.modules.items()):
+    path = getattr(module, '__file__', None)
+    if isinstance(path, str) and not os.path.exists(path):
+      monkeypatch.delitem(sys.modules, name)
 
 
 def drawn(shapes: PyTree, seed: int = 0) -> PyTree:

@@ -29,6 +29,7 @@ from gen_rl import (
   initial,
   run_folder,
   sharding,
+  testing,
   train,
 )
 from gen_rl.types import Reward, RewardOut
@@ -235,7 +236,7 @@ def test_a_second_start_traces_no_step(tmp_path, monkeypatch):
   """And ends as a run that keeps no programs does, bit for bit."""
   get = compilation_cache.get_file_cache
   monkeypatch.setattr(compilation_cache, 'get_file_cache', get)
-  monkeypatch.setattr(origins, '_is_installed', lambda path: True)
+  testing.all_installed(monkeypatch)
   compilation_cache.reset_cache()
   compiled.check_entries()
   traced = []

@@ -212,6 +212,11 @@ def modules() -> tuple[dict[str, str], list[str]]:
       continue
     if name in ('configs', CONFIG) or name.startswith('configs.'):
       configs.append(os.path.abspath(path))
+    elif not os.path.exists(path):
+      # Made by its package, as torch.ops is, or by nobody knows whom.
+      top = sys.modules.get(name.partition('.')[0])
+      if top is module or not _is_installed(getattr(top, '__file__', '') or ''):
+        raise Unknown(f'the module {name} is of {path}, which is not there')
     elif _is_installed(path):
       installed[path] = module_state(path)
     else:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_rl import testing
 from gen_rl.models.files import weights
 from gen_rl.utils import compiled, files, origins, programs
 
@@ -18,7 +19,7 @@ def checked(monkeypatch):
   """Compiled programs are kept as a run keeps them; tests are installed."""
   name = 'get_file_cache'
   monkeypatch.setattr(compilation_cache, name, compilation_cache.get_file_cache)
-  monkeypatch.setattr(origins, '_is_installed', lambda path: True)
+  testing.all_installed(monkeypatch)
   compilation_cache.reset_cache()
   compiled.check_entries()
   yield
