@@ -18,7 +18,8 @@ import sys
 import threading
 from typing import Any
 
-from jax._src import compilation_cache, config
+import jax
+from jax._src import compilation_cache
 
 _DIGEST = hashlib.sha256().digest_size
 _here = threading.local()
@@ -95,11 +96,14 @@ def check_entries() -> None:
 @contextlib.contextmanager
 def asked() -> Iterator[set[str]]:
   """Keys of what this thread compiles in it, none of it too short to keep."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0.0)
   _here.asked = set()
   try:
-    with config.persistent_cache_min_compile_time_secs(0.0):
-      yield _here.asked
+    yield _here.asked
   finally:
+    jax.config.update(name, before)
     del _here.asked
 
 

@@ -17,8 +17,9 @@ follow from anything else: modules that are not installed, programs that call
 Python, hold many numbers of their own or run on several devices.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -27,9 +28,8 @@ import pickle
 import time
 from typing import Any
 
+from absl import logging
 import jax
-from jax.experimental import serialize_executable
-from jaxlib import _jax
 import numpy as np
 
 from gen_rl.types import PyTree
@@ -103,8 +103,10 @@ class Programs:
 
   def read(self, name: str, device: jax.Device, signature: Any) -> Any:
     """An entry that still holds, or None."""
-    with contextlib.suppress(Exception):
+    with _or_traced(name):
       called, path = self._path(name, device, signature)
+      if not path.is_file():
+        return None
       stored = path.read_bytes()
       content = stored[_DIGEST:]
       if stored[:_DIGEST] != _digest(called, content):
@@ -205,15 +207,14 @@ class Kept:
 
   def _made(self, signature: Any, args: tuple[PyTree, ...]) -> Callable:
     if entry := self._entry(signature):
-      with contextlib.suppress(Exception):
+      with _or_traced(self._name):
         return _loaded(entry, args, self._device)
       self._found[signature] = None
     traced = self._function.trace(*args)
     lowered = traced.lower()
     with compiled.asked() as keys:
       program = lowered.compile()
-    # What cannot be kept is no error of a run.
-    with contextlib.suppress(Exception):
+    with _or_traced(self._name):
       self._programs.write(
         self._name, self._device, signature,
         about=self._about(traced), **_written(traced, program, keys),
@@ -255,7 +256,9 @@ def _written(traced: Any, program: Any, keys: set[str]) -> dict[str, Any]:
     raise origins.Unknown('its executable is not kept')
   args, _ = jax.tree.flatten(program.args_info)
   with io.BytesIO() as file:
-    _Pickler(file).dump((inner, args, program._no_kwargs, program.out_tree))
+    _picklers()[0](file).dump(
+      (inner, args, program._no_kwargs, program.out_tree)
+    )
     return dict(key=key, called=file.getvalue())
 
 
@@ -278,7 +281,8 @@ def _loaded(
   entry: Mapping[str, Any], args: tuple[PyTree, ...], device: jax.Device
 ) -> Callable:
   written = compiled.executable(entry['key'], device.client)
-  reader = _Unpickler(io.BytesIO(entry['called']), device.client, (device,))
+  make = _picklers()[1]
+  reader = make(io.BytesIO(entry['called']), device.client, (device,))
   reader.written = written
   inner, infos, no_kwargs, out_tree = reader.load()
   infos = jax.tree.structure((args, {})).unflatten(infos)
@@ -287,22 +291,45 @@ def _loaded(
   )
 
 
-class _Pickler(serialize_executable._JaxPjrtPickler):
-  """Leaves out the executable."""
+@functools.cache
+def _picklers() -> tuple[type, type]:
+  """Those of jax, which is to have private ones: without the executable."""
+  from jax.experimental import serialize_executable as jax_lib
+  from jaxlib import _jax
 
-  def persistent_id(self, obj: Any) -> Any:
-    kinds = serialize_executable.xc.LoadedExecutable, _jax.Executable
-    return ('exec', b'') if isinstance(obj, kinds) else (
-      super().persistent_id(obj)
+  class Pickler(jax_lib._JaxPjrtPickler):
+    """Leaves out the executable."""
+
+    def persistent_id(self, obj: Any) -> Any:
+      kinds = jax_lib.xc.LoadedExecutable, _jax.Executable
+      return ('exec', b'') if isinstance(obj, kinds) else (
+        super().persistent_id(obj)
+      )  # fmt: skip
+
+  class Unpickler(jax_lib._JaxPjrtUnpickler):
+    """Puts it in again."""
+
+    written: bytes | None = None
+
+    def persistent_load(self, pid: Any) -> Any:
+      return super().persistent_load(
+        ('exec', self.written) if pid[0] == 'exec' else pid
+      )
+
+  return Pickler, Unpickler
+
+
+@contextlib.contextmanager
+def _or_traced(name: str) -> Iterator[None]:
+  """What goes wrong in it is no error of a run, which traces as ever.
+
+  Names of jax that are its own may change, files may be damaged or forbidden,
+  and some programs are not kept: --verbosity=1 says which, and why.
+  """
+  try:
+    yield
+  except Exception as error:
+    logging.debug(
+      'the program %s is traced: %s: %s',
+      name, type(error).__name__, error,
     )  # fmt: skip
-
-
-class _Unpickler(serialize_executable._JaxPjrtUnpickler):
-  """Puts it in again."""
-
-  written: bytes | None = None
-
-  def persistent_load(self, pid: Any) -> Any:
-    return super().persistent_load(
-      ('exec', self.written) if pid[0] == 'exec' else pid
-    )
