@@ -145,13 +145,9 @@ def sampled(
       prompts, samples, jax.random.key(seed), jnp.zeros((), jnp.int32), view
     )
     rows = layout.rows(rows) if layout else rows
-    if search:
-      found = search(params, rows, read_with['proxy'])
-      latents, reused, calls = found.sample, (), found.cost
-    else:
-      drawn = sampler(params, rows)
-      latents, reused = drawn if isinstance(drawn, tuple) else (drawn, ())
-      calls = None
+    latents, reused, calls = _drawn(
+      sampler, search, params, rows, read_with['proxy']
+    )
     media = policy.decode(params, latents)
     inputs = inputs_lib.of(rows, media, samples, said=latents)
     keys = rng.stream_keys(rows.keys, 'reward')
@@ -200,6 +196,22 @@ def sampled(
 
   chunked = chunks.evaluator(run, batch, samples, chunk, layout, keep)
   return chunks.Evaluator(call, trace)
+
+
+def _drawn(
+  sampler: Callable[[Params, Rows], Array | tuple[Array, PyTree]],
+  search: Callable[[Params, Rows, Mapping[str, Params]], Any] | None,
+  params: Params,
+  rows: Rows,
+  judges: Mapping[str, Params],
+) -> tuple[Array, PyTree, Any]:
+  """(latents, share of velocities taken or (), calls of a search or None)."""
+  if search:
+    found = search(params, rows, judges)
+    return found.sample, (), found.cost
+  drawn = sampler(params, rows)
+  latents, reused = drawn if isinstance(drawn, tuple) else (drawn, ())
+  return latents, reused, None
 
 
 def _features(

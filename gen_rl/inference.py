@@ -9,11 +9,10 @@ numbers. `sample` draws from noise that follows from `config.seed` alone: the
 same seed gives the same pictures whatever the prompt.
 """
 
-import json
 import os
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -250,13 +249,7 @@ def evaluate(
   found = {label: run(loaded.params) for label, run in runs.items()}
   result = found.pop(evals.MAIN)
   record = dict(
-    config_name=config.name,
-    eval_seed=config.eval.seed,
-    prompts=len(result.texts),
-    samples=config.eval.samples,
-    denoising_steps=config.eval.steps,
-    step=loaded.step,
-    source=loaded.source,
+    **circumstances(config, loaded, result),
     **result.summary(),
     **(dict(evals={k: x.summary() for k, x in found.items()}) if found else {}),
   )
@@ -264,10 +257,26 @@ def evaluate(
   for label, other in found.items():
     print(f'{label}\n{table(other)}', flush=True)
   path = pathlib.Path(workdir) / 'eval.json'
-  text = json.dumps(files.plain(record), indent=2, allow_nan=False)
-  files.write_text(path, text + '\n')
+  files.write_json(path, record)
   print(f'Written: {path}')
   return result
+
+
+def circumstances(
+  config: ml_collections.ConfigDict,
+  loaded: Loaded,
+  result: evaluate_lib.Evaluation,
+) -> dict[str, Any]:
+  """Of an evaluation outside of a run, as eval.json begins."""
+  return dict(
+    config_name=config.name,
+    eval_seed=config.eval.seed,
+    prompts=len(result.texts),
+    samples=config.eval.samples,
+    denoising_steps=config.eval.steps,
+    step=loaded.step,
+    source=loaded.source,
+  )
 
 
 def table(result: evaluate_lib.Evaluation) -> str:

@@ -155,8 +155,7 @@ def write_json(workdir, result: Mapping) -> pathlib.Path:
   """
   check(result)
   path = pathlib.Path(workdir) / 'result.json'
-  text = json.dumps(files.plain(result), indent=2, allow_nan=False) + '\n'
-  files.write_text(path, text)
+  files.write_json(path, result)
   return path
 
 

@@ -6,7 +6,6 @@ a checkpoint of the workdir, or what a run of the config would start from.
 """
 
 import dataclasses
-import json
 import pathlib
 
 import ml_collections
@@ -67,22 +66,13 @@ def compare(
   segments = built.segments
   drawn = drawn._replace(calls=Cost(segments.steps * segments.calls))
   record = dict(
-    config_name=config.name,
-    eval_seed=config.eval.seed,
-    prompts=len(found.texts),
-    samples=config.eval.samples,
-    denoising_steps=config.eval.steps,
-    step=loaded.step,
-    source=loaded.source,
+    **inference.circumstances(config, loaded, found),
     search=spec,
     drawn=drawn.summary(),
     found=found.summary(),
   )
   print(table(drawn, found, spec['name']), flush=True)
-  files.write_text(
-    folder / 'search.json',
-    json.dumps(files.plain(record), indent=2, allow_nan=False) + '\n',
-  )
+  files.write_json(folder / 'search.json', record)
   image.save_png(
     folder / 'search.png', pictures(drawn, found, config.eval.shown)
   )

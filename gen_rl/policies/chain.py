@@ -65,9 +65,9 @@ class Chain(NamedTuple):
   # (x, v, t, t_next, noise) -> (mean, std), of `diffusion.transitions`
   move: Callable[..., tuple[Array, Array]]
   levels: Callable[[Array, Array], Array]  # (start, update) -> [T]
+  branches: branches_lib.Branches | None  # None: all steps draw their own
   deterministic: bool
   shared_noise: bool
-  branches: branches_lib.Branches | None  # None: all steps draw their own
   solver: Literal['euler', 'dpm2']
   event: Literal['mean', 'sum']
   scale: Literal['full', 'unit']

@@ -18,7 +18,7 @@ sample. Times, log-probs and step arithmetic are float32 whatever the net
 computes in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import Any, Literal
@@ -114,48 +114,18 @@ def denoising(
       Trained steps are always computed.
   """
   solvers.check(solver)
-  if not 0 < tail <= 1:
-    raise ConfigError(f'policy: tail={tail} must be in (0, 1]')
-  transition = dict(transition or dict(name='cps'))
-  step_fn, step_name = build.build(transitions, transition), transition['name']
-  if not deterministic:
-    transitions.check_noise(step_name, noise)
-  for key, spec in dict(noise_schedule=noise_schedule, branch=branch).items():
-    if deterministic and spec and spec['name']:
-      raise ConfigError(
-        f'policy.{key} is {spec["name"]!r}, and policy.deterministic is True: '
-        f"steps take no noise; set policy.{key}.name=''"
-      )
-  times, units = ode.grid_of(grid, steps, shift)
-  own_grid = bool(grid and grid['name'])
-  if own_grid and tail < 1:
-    raise ConfigError(
-      f'policy: tail={tail} shortens the linear grid; with grid={grid["name"]} '
-      'it has to be 1'
-    )
-  width, high, start = chain_lib.window(
-    steps, window, window_low, window_high, window_start
-  )
-  grid_and_window = chain_lib.Steps(
-    steps, shift, tail, times, units, own_grid, width, window_low, high, start
+  grid_and_window = _steps(
+    steps, shift, tail, grid, window, window_low, window_high, window_start
   )
   chain = chain_lib.Chain(
     net,
     guidance.cfg(net, guidance_scale, guidance_gradient),
     grid_and_window,
-    step_fn,
-    levels.make(
-      noise_schedule,
-      0.0 if deterministic else noise,
-      grid_and_window,
-      step_fn,
-      transitions.LIMITS.get(step_name, math.inf),
+    *_noise(
+      transition, noise, noise_schedule, branch, deterministic, grid_and_window
     ),
     deterministic,
     shared_noise,
-    build.build(branches, branch, decisions=width)
-    if branch and branch['name']
-    else None,
     solver,
     event,
     'unit' if unit_log_prob else 'full',
@@ -181,3 +151,56 @@ def denoising(
     save=net.save,
     adapt=net.adapt,
   )
+
+
+def _steps(
+  steps: int,
+  shift: float,
+  tail: float,
+  grid: Mapping[str, Any] | None,
+  window: int,
+  low: int,
+  high: int,
+  start: Mapping[str, Any] | None,
+) -> chain_lib.Steps:
+  """The grid and its window, of keywords of `denoising`."""
+  if not 0 < tail <= 1:
+    raise ConfigError(f'policy: tail={tail} must be in (0, 1]')
+  times, units = ode.grid_of(grid, steps, shift)
+  own_grid = bool(grid and grid['name'])
+  if own_grid and tail < 1:
+    raise ConfigError(
+      f'policy: tail={tail} shortens the linear grid; with grid={grid["name"]} '
+      'it has to be 1'
+    )
+  width, high, start = chain_lib.window(steps, window, low, high, start)
+  return chain_lib.Steps(
+    steps, shift, tail, times, units, own_grid, width, low, high, start
+  )
+
+
+def _noise(
+  transition: Mapping[str, Any] | None,
+  noise: float,
+  schedule: Mapping[str, Any] | None,
+  branch: Mapping[str, Any] | None,
+  deterministic: bool,
+  steps: chain_lib.Steps,
+) -> tuple[Callable, Callable, branches.Branches | None]:
+  """How steps move, how much noise they take, and who shares it."""
+  transition = dict(transition or dict(name='cps'))
+  move, name = build.build(transitions, transition), transition['name']
+  if not deterministic:
+    transitions.check_noise(name, noise)
+  for key, spec in dict(noise_schedule=schedule, branch=branch).items():
+    if deterministic and spec and spec['name']:
+      raise ConfigError(
+        f'policy.{key} is {spec["name"]!r}, and policy.deterministic is True: '
+        f"steps take no noise; set policy.{key}.name=''"
+      )
+  most = transitions.LIMITS.get(name, math.inf)
+  level = 0.0 if deterministic else noise
+  shared = None
+  if branch and branch['name']:
+    shared = build.build(branches, branch, decisions=steps.width)
+  return move, levels.make(schedule, level, steps, move, most), shared

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import fcntl
+import json
 import math
 import os
 import pathlib
@@ -26,6 +27,11 @@ def plain(x: Any) -> Any:
   if hasattr(x, 'tolist'):
     return plain(x.tolist())
   return str(x)
+
+
+def write_json(path: pathlib.Path, x: Any) -> None:
+  """`plain(x)` by `write_text`, for people to read as well."""
+  write_text(path, json.dumps(plain(x), indent=2, allow_nan=False) + '\n')
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
