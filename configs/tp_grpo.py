@@ -13,7 +13,11 @@ Variants, joined by commas:
   bonus        the rule of the published code: the total effect, plus the
                step's own at turning points
   incremental  the step's own effect only
-  outcome      the same reward for all steps, as GRPO
+  outcome      the same reward for all steps: GRPO, whose samples are finished
+               once
+  soft         reward: a learned detector, of any value between 0 and 1, of
+               prompts without words
+  balanced     of turning points as many that raise the score as lower it
   tiny         two quick steps of all of it, for tests
 """
 
@@ -22,20 +26,28 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('bonus', 'incremental', 'outcome', 'tiny')
+VARIANTS = ('bonus', 'incremental', 'outcome', 'soft', 'balanced', 'tiny')
+EXCLUSIVE = VARIANTS[:3], ('outcome', 'balanced'), ('incremental', 'balanced')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(arg, VARIANTS, (VARIANTS[:3],))
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = flow_grpo.get_config()
   c.name = 'tp_grpo' + (f':{arg}' if arg else '')
   c.objective.kl.weight = 0.0  # as published
   c.policy.transition = dict(name='cps')
   c.policy.update(noise=0.7, window=5, window_high=0)
   c.policy.window_start = dict(name='fixed_window')
-  mode = [v for v in variants if v != 'tiny'] or ['turning']
-  c.advantage = config_dict.create(name='turning_points', mode=mode[0])
+  mode = [v for v in variants if v in VARIANTS[:3]] or ['turning']
+  c.advantage = config_dict.create(
+    name='turning_points', mode=mode[0], balanced='balanced' in variants
+  )
+  if 'outcome' in variants:
+    c.advantage = config_dict.create(name='grpo', std='group')
+  if 'soft' in variants:
+    proxy = flow_grpo.get_config('proxy')
+    c.rewards, c.data = proxy.rewards, proxy.data  # it has never seen a word
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -11,26 +11,37 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments import study
 
+CONFIG = 'configs/tp_grpo.py'
+
+SHORT = {**study.SHORT, 'data.prompts_per_step': 21}
+# A row takes 8 network calls, and 5 decisions that are differentiated count as
+# 15; finishing it from each of them takes 30 more, so that 60 updates with and
+# 138 without that are as many calls.
+LONGER = {'steps': 138, 'eval.every': 46, 'checkpoint.every': 138, 'ema': 0.96}
 ARMS = {
-  'turning': study.Arm(
-    'configs/tp_grpo.py',
-    'the rule of the paper',
-    dict(study.SHORT, **{'data.prompts_per_step': 21}),
-  ),
+  'turning': study.Arm(CONFIG, 'the rule of the paper', SHORT),
   'bonus': study.Arm(
-    'configs/tp_grpo.py:bonus',
-    'the rule of the published code',
-    dict(study.SHORT, **{'data.prompts_per_step': 21}),
+    f'{CONFIG}:bonus', 'the rule of the published code', SHORT
   ),
   'incremental': study.Arm(
-    'configs/tp_grpo.py:incremental',
-    'the step of its own effect only',
-    dict(study.SHORT, **{'data.prompts_per_step': 21}),
+    f'{CONFIG}:incremental', 'the step of its own effect only', SHORT
   ),
   'outcome': study.Arm(
-    'configs/tp_grpo.py:outcome',
-    'the same reward for all steps',
-    dict(study.SHORT, **{'data.prompts_per_step': 21}),
+    f'{CONFIG}:outcome', 'the same reward for all steps', SHORT
+  ),
+  'soft_turning': study.Arm(
+    f'{CONFIG}:soft', "the rule of the paper, a detector's scores", SHORT
+  ),
+  'soft_incremental': study.Arm(
+    f'{CONFIG}:incremental,soft', 'the step of its own effect only', SHORT
+  ),
+  'soft_outcome': study.Arm(
+    f'{CONFIG}:outcome,soft', 'the same reward for all steps', SHORT
+  ),
+  'soft_outcome_calls': study.Arm(
+    f'{CONFIG}:outcome,soft',
+    'the same for as many network calls as soft_turning',
+    {**SHORT, **LONGER},
   ),
 }
 CLAIMS = (
@@ -48,6 +59,30 @@ CLAIMS = (
     'turning.strict',
     'does not hold here',
   ),
+  study.Claim(
+    "of a detector's scores rewards of single decisions beat the outcome",
+    'trained reward',
+    'soft_outcome.proxy',
+    'soft_incremental.proxy',
+  ),
+  study.Claim(
+    'turning points add to them',
+    'trained reward',
+    'soft_incremental.proxy',
+    'soft_turning.proxy',
+  ),
+  study.Claim(
+    'at equal network calls turning points beat the outcome',
+    'trained reward',
+    'soft_outcome_calls.proxy',
+    'soft_turning.proxy',
+  ),
+  study.Claim(
+    'and so they do by gold',
+    'held-out strict accuracy',
+    'soft_outcome_calls.strict',
+    'soft_turning.strict',
+  ),
 )
 
 STUDY = study.Study(
@@ -57,7 +92,7 @@ STUDY = study.Study(
   claims=CLAIMS,
   code={
     'TP-GRPO': (
-      'configs/tp_grpo.py',
+      CONFIG,
       'gen_rl/advantages/steps.py:turning_points',
       'gen_rl/advantages/steps.py:turning_rewards',
     )

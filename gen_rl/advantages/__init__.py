@@ -33,7 +33,6 @@ trend s_j = sign(d_j) sign(Delta):
       r_j = d_j, at turning points R_k - R_{j-1}            mode 'turning'
       r_j = Delta, at turning points Delta + eta d_j        mode 'bonus'
       r_j = d_j                                             mode 'incremental'
-      r_j = R_k                                             mode 'outcome'
       A_ij = (r_ij - mean_g r_j) / (sd_g r_j + eps), each decision by itself
 
 By values, with V_j what a value function expects at the state of decision j,

@@ -13,9 +13,10 @@ from gen_rl.types import Advantage, Array, Metrics, PyTree, RewardOut
 
 def turning_points(
   group_size: int,
-  mode: Literal['turning', 'bonus', 'incremental', 'outcome'] = 'turning',
+  mode: Literal['turning', 'bonus', 'incremental'] = 'turning',
   eta: Positive = 1.0,
   consistent: bool = False,
+  balanced: bool = False,
   eps: NonNegative = 1e-4,
   clip: Positive | None = 5.0,
 ) -> Advantage:
@@ -24,10 +25,13 @@ def turning_points(
   Args:
     group_size: samples per prompt, G.
     mode: 'turning' is the rule of the paper's text, 'bonus' that of its code,
-      'incremental' and 'outcome' (GRPO with a deviation per group) controls.
+      'incremental' a control. Another one, the same reward for all decisions,
+      is `grpo`, which needs no unfinished samples.
     eta: of 'bonus'.
     consistent: turning points count only where what follows has the sign of
       the step itself, sign(d_j) = sign(R_k - R_j).
+    balanced: as many of them raise the score of what follows as lower it,
+      R_k - R_{j-1} > 0 and < 0, in the whole batch: those of largest effect.
     eps: added to the deviation, in reward units: late decisions change little.
     clip: bound on |A|; None for no bound.
 
@@ -50,7 +54,9 @@ def turning_points(
     ).astype(jnp.float32)
     valid = rewards.valid & jnp.isfinite(scores).all(1)
     scores = jnp.where(valid[:, None], scores, 0.0)
-    step_rewards, turning = turning_rewards(scores, mode, eta, consistent)
+    step_rewards, turning = turning_rewards(
+      scores, mode, eta, consistent, balanced
+    )
     b, k = step_rewards.shape
     grouped = step_rewards.reshape(-1, group_size, k)
     valids = jnp.broadcast_to(valid.reshape(-1, group_size, 1), grouped.shape)
@@ -76,6 +82,7 @@ def turning_rewards(
   mode: str,
   eta: float = 1.0,
   consistent: bool = False,
+  balanced: bool = False,
 ) -> tuple[Float32[Array, 'b k'], Bool[Array, 'b k']]:
   """r_j of equation (10), and which decisions turn; scores are R_0 .. R_k."""
   after, before = scores[:, 1:], scores[:, :-1]
@@ -85,13 +92,26 @@ def turning_rewards(
   turning = (earlier < 0) & (trend > 0)
   if consistent:
     turning &= jnp.sign(change) == jnp.sign(scores[:, -1:] - after)
-  whole = jnp.broadcast_to(total, change.shape)
+  effect = scores[:, -1:] - before
+  if balanced:
+    turning = _balanced(turning, effect)
   rewards = {
-    'turning': jnp.where(turning, scores[:, -1:] - before, change),
-    'bonus': whole + jnp.where(turning, eta * change, 0.0),
+    'turning': jnp.where(turning, effect, change),
+    'bonus': total + jnp.where(turning, eta * change, 0.0),
     'incremental': change,
-    'outcome': jnp.broadcast_to(scores[:, -1:], change.shape),
   }
   if mode not in rewards:
     raise ValueError(f'mode is {mode!r}; valid: {", ".join(rewards)}')
   return rewards[mode], turning
+
+
+def _balanced(
+  turning: Bool[Array, 'b k'], effect: Float32[Array, 'b k']
+) -> Bool[Array, 'b k']:
+  """As many of either sign: those of largest effect; of equals the first."""
+  sides = jnp.stack([turning & (effect > 0), turning & (effect < 0)])
+  sides = sides.reshape(2, -1)
+  size = jnp.where(sides, jnp.abs(effect).reshape(-1), -1.0)
+  place = jnp.argsort(jnp.argsort(-size, axis=1), axis=1)  # stable
+  kept = sides & (place < sides.sum(1).min())
+  return kept.any(0).reshape(turning.shape)

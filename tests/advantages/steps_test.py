@@ -18,7 +18,8 @@ TURNS = [[0, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]]
 
 
 turning_rewards = jax.jit(
-  advantages.turning_rewards, static_argnames=('mode', 'consistent')
+  advantages.turning_rewards,
+  static_argnames=('mode', 'consistent', 'balanced'),
 )
 
 
@@ -34,7 +35,6 @@ def update(advantage, rewards):
     # At a turn R_3 - R_{j-1}: 3 - -1, -1 - 1, 2 - 0 and 2 - 1.
     ('turning', [[-1, 4, 1], [1, -2, 0], [2, -1, 1], [0, 0, 0]]),
     ('bonus', [[3, 6, 3], [-1, -3, -1], [4, 2, 3], [0, 0, 0]]),
-    ('outcome', [[3, 3, 3], [-1, -1, -1], [2, 2, 2], [4, 4, 4]]),
   ],
 )
 def test_turning_rewards(mode, expected):
@@ -48,6 +48,19 @@ def test_consistent_turning_points():
   # Row 2 at 1: the rest is 2 - 2 = 0; at 3: nothing follows.
   _, turning = turning_rewards(SCORES, 'turning', consistent=True)
   np.testing.assert_array_equal(turning, [[0, 1, 0], [0] * 3, [0] * 3, [0] * 3])
+
+
+def test_balanced_turning_points():
+  # Effects R_3 - R_{j-1} at the turns: 4; -2; 2 and 1. One of them is negative,
+  # so that the largest of the others stays alone.
+  rewards, turning = turning_rewards(SCORES, 'turning', balanced=True)
+  np.testing.assert_array_equal(
+    turning, [[0, 1, 0], [0, 1, 0], [0] * 3, [0] * 3]
+  )
+  np.testing.assert_array_equal(rewards[2], [2, -1, 1])
+  # Without a negative one there is none.
+  _, turning = turning_rewards(SCORES[2:], 'bonus', balanced=True)
+  assert not turning.any()
 
 
 def test_turning_points_normalise_each_decision_by_itself():
