@@ -57,6 +57,10 @@ Variants, joined by commas:
               all steps, with the exact KL term, as its code has it
   guard       GRPO-Guard (arXiv 2510.22319): ratio normalisation, smaller clips
               and learning rate, deviation per group, no KL term
+  tp          TP-GRPO (arXiv 2602.06422): unfinished samples are finished, too, and
+              scored as well, which takes 45 network calls more on a row's 10;
+              sampled by cps, its released rule, no KL term, deviation per group
+              and decision
   files       prompts from files, one a line
   sd3         Stable Diffusion 3 medium in place of 3.5 medium
   large       Stable Diffusion 3.5 large
@@ -72,12 +76,13 @@ from configs import base
 from gen_rl.models.parts import lora
 
 VARIANTS = (
-  'pickscore', 'ocr', 'geneval', 'fast', 'fast_nocfg', 'cps', 'guard', 'files',
-  'sd3', 'large', 'short', 'tiny',
+  'pickscore', 'ocr', 'geneval', 'fast', 'fast_nocfg', 'cps', 'guard', 'tp',
+  'files', 'sd3', 'large', 'short', 'tiny',
 )  # fmt: skip
 EXCLUSIVE = (
-  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg'), ('cps', 'guard'),
-  ('fast_nocfg', 'guard'), ('sd3', 'large', 'short', 'tiny'),
+  ('pickscore', 'ocr', 'geneval'), ('fast', 'fast_nocfg', 'tp'),
+  ('cps', 'guard', 'tp'), ('fast_nocfg', 'guard'), ('ocr', 'tp'),
+  ('geneval', 'tp'), ('sd3', 'large', 'short', 'tiny'),
 )  # fmt: skip
 # What Flow-GRPO adapts: all products of the joint attention.
 LORA = r'/attn/(add_[qkv]_proj|to_add_out|to_[qkv]|to_out_0)$'
@@ -161,6 +166,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.policy.update(noise=0.8, unit_log_prob=True)
     c.objective.pg.clip = 1e-5
     c.objective.kl.scale = 'exact'
+  if 'tp' in variants:
+    c.policy.transition.name = 'cps'
+    c.policy.unit_log_prob = True
+    c.objective.pg.clip = 1e-5
+    c.objective.kl.weight = 0.0
+    c.advantage = config_dict.create(name='turning_points', mode='bonus')
   if 'guard' in variants:
     c.advantage.std = 'group'
     c.objective.pg.update(clip=GUARD_CLIP[reward], ratio='guard')

@@ -59,6 +59,17 @@ NOCFG = FAST | {
   'policy.transition.name': 'cps', 'policy.unit_log_prob': True,
   'objective.kl.scale': 'exact',
 }  # fmt: skip
+TP = {
+  k: v
+  for k, v in SD3.items()
+  if k not in ('advantage.std', 'advantage.ddof', 'advantage.drop_zero')
+} | {
+  'policy.transition.name': 'cps', 'policy.noise': 0.7, 'policy.window': 0,
+  'policy.unit_log_prob': True, 'objective.pg.clip': 1e-5,
+  'objective.kl.weight': 0.0, 'advantage.name': 'turning_points',
+  'advantage.mode': 'bonus', 'advantage.balanced': False,
+  'advantage.consistent': False,
+}  # fmt: skip
 GUARD = SD3 | {
   'advantage.std': 'group', 'objective.pg.ratio': 'guard',
   'objective.pg.clip': 2e-6, 'objective.kl.weight': 0.0, 'optimizer.lr': 1e-4,
@@ -96,6 +107,7 @@ TABLE = [
   (sd3_flow_grpo, 'geneval,fast_nocfg', NOCFG),
   (sd3_flow_grpo, 'guard', GUARD | {'objective.pg.clip': 4e-6}),
   (sd3_flow_grpo, 'ocr,guard', GUARD),
+  (sd3_flow_grpo, 'tp', TP),
   (sd3_flow_grpo, 'geneval,guard', GUARD),
   (flux_flow_grpo, '', FLUX),
   (
