@@ -290,6 +290,9 @@ def fields() -> dict[str, Any]:
     # "ode": deterministic steps; "policy": as in training, noise included;
     # "greedy": the likeliest token at every place
     sampler='ode',
+    # Changes to policy, of the sampler "policy", as dict(steps=4): evaluations
+    # with other steps, noise or guidance than in training.
+    policy=part(),
     steps=field(8, Count),  # denoising steps of the ode
     solver=field('euler', Literal['euler', 'dpm2']),  # of them
     # The same as policy.cache_threshold, of the ode and of searches.

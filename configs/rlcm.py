@@ -18,6 +18,9 @@ Variants, joined by commas:
   two     two network calls
   eight   eight
   rebel   regression of relative rewards (arXiv 2404.16767)
+  jpeg    reward: small JPEG files, exact size on the device
+  saturation  reward: colourful pictures, for the paper's aesthetic score
+  sweep   evaluated with 1, 2, 4, 8 and 16 network calls as well, at the ends
   tiny    two quick steps of all of it, for tests
 """
 
@@ -26,14 +29,19 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('distil', 'two', 'eight', 'rebel', 'tiny')
+VARIANTS = (
+  'distil', 'two', 'eight', 'rebel', 'jpeg', 'saturation', 'sweep', 'tiny',
+)  # fmt: skip
+EXCLUSIVE = (
+  ('distil', 'two', 'eight'), ('distil', 'rebel'),
+  ('distil', 'jpeg', 'saturation'), ('distil', 'sweep'),
+)  # fmt: skip
+CALLS = 1, 2, 4, 8, 16
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(
-    arg, VARIANTS, (('distil', 'two', 'eight'), ('distil', 'rebel'))
-  )
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = flow_grpo.get_config()
   c.name = 'rlcm' + (f':{arg}' if arg else '')
   c.objective.kl.weight = 0.0  # as published
@@ -48,6 +56,19 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.policy.steps = 8
   if 'rebel' in variants:
     c.objective.pg = config_dict.create(name='rebel', eta=1.0, weight=1.0)
+  if 'jpeg' in variants:
+    c.rewards = flow_grpo.get_config('jpeg').rewards
+  if 'saturation' in variants:
+    c.rewards.oracle.weight = 0.0
+    c.rewards.saturation = config_dict.create(name='saturation', weight=1.0)
+  if 'sweep' in variants:
+    for calls in CALLS:
+      # The last call takes no noise; one call is a step of the ode.
+      c.evals[f'calls_{calls}'] = (
+        dict(sampler='policy', policy=dict(steps=calls))
+        if calls > 1
+        else dict(sampler='ode', steps=1)
+      )
   if 'distil' in variants:
     c.steps = 900
     c.trainable = ''

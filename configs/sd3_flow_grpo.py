@@ -57,8 +57,8 @@ Variants, joined by commas:
               all steps, with the exact KL term, as its code has it
   guard       GRPO-Guard (arXiv 2510.22319): ratio normalisation, smaller clips
               and learning rate, deviation per group, no KL term
-  tp          TP-GRPO (arXiv 2602.06422): unfinished samples are finished, too, and
-              scored as well, which takes 45 network calls more on a row's 10;
+  tp          TP-GRPO (arXiv 2602.06422): unfinished samples are finished and
+              scored, too, which takes 45 network calls more on a row's 10;
               sampled by cps, its released rule, no KL term, deviation per group
               and decision
   files       prompts from files, one a line

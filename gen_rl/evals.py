@@ -14,7 +14,7 @@ MAIN = ''  # label of `eval` itself
 
 # Dicts that a change replaces as a whole: keywords of one function, or the
 # labels of one set of judges, mean nothing to another.
-_WHOLE = ('prompts', 'rollout', 'gold', 'sets', 'search')
+_WHOLE = ('prompts', 'rollout', 'policy', 'gold', 'sets', 'search')
 
 
 def configs(

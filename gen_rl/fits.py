@@ -19,6 +19,11 @@ def sampler(config: ml_collections.ConfigDict, built: Policy) -> list[str]:
   """What an evaluation asks of a policy that it has not."""
   needs = dict(ode='velocity', policy=None, greedy='greedy')
   offers = [k for k, op in needs.items() if op is None or op in built.ops]
+  if config.eval.policy and config.eval.sampler != 'policy':
+    return [
+      'config.eval.policy changes the policy that samples in evaluations, and '
+      f'config.eval.sampler is {config.eval.sampler!r}; set it to "policy"'
+    ]
   if config.eval.name != 'sampled' or config.eval.sampler in offers:
     return []
   return [

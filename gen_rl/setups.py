@@ -162,7 +162,7 @@ def _network(
   return layers.traced_once(net)
 
 
-# Of a pool without noise: no step is a decision, however few there are.
+# Of a policy without noise: no step is a decision, however few there are.
 _NO_WINDOW = dict(
   window=1, window_low=0, window_high=0,
   window_start=dict(name='fixed_window'), noise_schedule=dict(name=''),
@@ -185,25 +185,36 @@ def pool(config: ml_collections.ConfigDict, built: Setup) -> Pool | None:
   view = None
   if config.data.view.name:
     view = build.build(pictures, config.data.view, group_size=explore.size)
-  net, spec = built.net, build.plain(explore.policy)
-  if not (spec or explore.dtype):
+  net = built.net
+  if not (explore.policy or explore.dtype):
     return Pool(explore.size, view=view)
+  if explore.dtype:
+    narrow = _in_dtype(build.plain(config.model), explore.dtype)
+    net = _network(config, narrow, tokenizer)
+  policy = _changed(config, 'explore', net, tokenizer)
+  if explore.dtype:
+    policy = _narrowed(policy, explore.dtype)
+  return Pool(explore.size, policy, view)
+
+
+def _changed(
+  config: ml_collections.ConfigDict,
+  section: str,
+  net: Any,
+  tokenizer: tokenizers.Tokenizer,
+) -> Policy:
+  """The policy with the changes of `config.SECTION.policy`."""
+  spec = build.plain(config[section].policy)
   if spec.get('name', config.policy.name) == config.policy.name:
     spec = {**build.plain(config.policy), **spec}
   if build.argument(policies, spec, 'deterministic'):
     spec |= _NO_WINDOW
-  if explore.dtype:
-    narrow = _in_dtype(build.plain(config.model), explore.dtype)
-    net = _network(config, narrow, tokenizer)
   try:
-    policy = build.build(
+    return build.build(
       policies, spec, net=net, end=tokenizer.end_id, pad=tokenizer.pad_id
     )
   except (build.ConfigError, ValueError) as error:
-    raise build.ConfigError(f'config.explore.policy: {error}') from None
-  if explore.dtype:
-    policy = _narrowed(policy, explore.dtype)
-  return Pool(explore.size, policy, view)
+    raise build.ConfigError(f'config.{section}.policy: {error}') from None
 
 
 def _in_dtype(spec: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -246,6 +257,9 @@ def sampler_of(
   `evaluate.sampled`.
   """
   if config.eval.sampler == 'policy':
+    if config.eval.policy:
+      tokenizer = build.build(tokenizers, config.tokenizer)
+      policy = _changed(config, 'eval', net, tokenizer)
 
     def drawn(params, rows):
       traj = policy.rollout(params, rows, jnp.zeros((), jnp.int32))

@@ -50,20 +50,6 @@ SPECS = {
   'model': models,
   'model.net': models,
   'model.vae': models,
-  'policy': policies,
-  'policy.transition': transitions,
-  'policy.noise_schedule': noise,
-  'policy.window_start': schedules,
-  'policy.grid': schedules,
-  'policy.training_times': schedules,
-  'policy.branch': branches,
-  'explore.policy': policies,
-  'explore.policy.transition': transitions,
-  'explore.policy.noise_schedule': noise,
-  'explore.policy.window_start': schedules,
-  'explore.policy.grid': schedules,
-  'explore.policy.training_times': schedules,
-  'explore.policy.branch': branches,
   'rollout': pictures,
   'rewards.*': rewards,
   'monitors.*': rewards,
@@ -80,6 +66,21 @@ SPECS = {
   'learners.*': learners,
   'learners.*.optimizer': optim,
 }
+
+# Where policies stand: the one, and those that are it with changes. Their own
+# parts; of all but the first two, '' is none.
+_POLICIES = 'policy', 'explore.policy', 'eval.policy', 'evals.*.policy'
+_OF_POLICIES = {
+  'transition': transitions,
+  'window_start': schedules,
+  'noise_schedule': noise,
+  'grid': schedules,
+  'training_times': schedules,
+  'branch': branches,
+}
+for _place in _POLICIES:
+  SPECS |= {f'{_place}.{key}': found for key, found in _OF_POLICIES.items()}
+  SPECS[_place] = policies
 
 # Keys of a learner's part that are of its training, and its default optimizer.
 LEARNER_KEYS = ('optimizer', 'every', 'export')
@@ -128,14 +129,7 @@ OPTIONAL = (
   'data.view',
   'data.reader.tokenizer',
   'data.embed.encoder',
-  'policy.grid',
-  'policy.noise_schedule',
-  'policy.training_times',
-  'policy.branch',
-  'explore.policy.grid',
-  'explore.policy.noise_schedule',
-  'explore.policy.training_times',
-  'explore.policy.branch',
+  *(f'{place}.{key}' for place in _POLICIES for key in [*_OF_POLICIES][2:]),
   'search',
   'eval.search',
   'evals.*.search',
@@ -143,7 +137,7 @@ OPTIONAL = (
 
 # Parts that change the keywords of another one, where they name no other.
 CHANGES = {
-  'explore.policy': 'policy',
+  **dict.fromkeys(_POLICIES[1:], 'policy'),
   'eval.prompts': 'data.prompts',
   'eval.rollout': 'rollout',
   'evals.*.prompts': 'data.prompts',

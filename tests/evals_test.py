@@ -2,10 +2,25 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs import toy
-from gen_rl import evals, evaluation, schema, train
+from gen_rl import (
+  assemble,
+  build,
+  evals,
+  evaluation,
+  initial,
+  rollout,
+  schema,
+  setups,
+  testing,
+  train,
+)
+from gen_rl.data import feeds
 
 
 def test_what_is_not_changed_is_as_in_eval():
@@ -54,6 +69,31 @@ def test_a_run_with_two(tmp_path):
   page = (tmp_path / 'report.html').read_text()
   assert 'few (gold)' in page and 'unjudged (proxy)' in page
   assert (tmp_path / 'images').exists()
+
+
+def test_a_policy_with_other_steps():
+  config = toy.get_config('tiny')
+  config.policy.update(window=0, window_high=0)
+  config.evals.more = dict(sampler='policy', policy=dict(steps=3, noise=0.5))
+  built = assemble.setup(config)
+  params = initial.params(config, built.policy)
+  batch, _ = next(feeds.training(config, built))
+  rows = rollout.make_rows(batch, 2, jax.random.key(0), jnp.int32(0))
+  more = evals.configs(config)['more']
+  sampler, _ = setups.sampler_of(more, built.policy, built.net)
+  config.policy.update(steps=3, noise=0.5)
+  policy = assemble.setup(config).policy
+  whole = jax.jit(policy.rollout)(params, rows, jnp.int32(0))
+  testing.assert_close(jax.jit(sampler)(params, rows), whole.sample)
+  more.eval.policy = dict(steps=1)
+  with pytest.raises(build.ConfigError, match='config.eval.policy: .* window'):
+    setups.sampler_of(more, built.policy, built.net)
+  config.evals.more = dict(policy=dict(stepz=3))
+  says = [m.says for m in schema.mistakes(config)]
+  assert 'config.evals.more.policy: ' in says[0] and "'stepz'" in says[0]
+  config.evals.more = dict(policy=dict(steps=3))
+  with pytest.raises(build.ConfigError, match="sampler is 'ode'; set it"):
+    assemble.setup(config)
 
 
 def judged(gold, verdict):
