@@ -1,4 +1,4 @@
-"""Networks that read pictures: features of whole pictures, [b d]."""
+"""Networks that read pictures: features of them and of their places."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,23 +19,35 @@ class Features(NamedTuple):
   """A reader of pictures [b h w c] in [0, 1]."""
 
   params: Params
-  apply: Callable[[Params, Array], Array]  # -> [b d] float32
+  # -> of the whole [b d], of places [b p d], float32
+  look: Callable[[Params, Array], tuple[Array, Array]]
   axes: Axes = ()
+
+  def apply(self, params: Params, pictures: Array) -> Array:
+    """Of whole pictures, [b d] float32."""
+    return self.look(params, pictures)[0]
 
 
 def thumbnails(size: Count = 4) -> Features:
-  """The pixels themselves, of pictures made size x size: colour and layout."""
+  """The pixels themselves, of pictures made size x size: colour and layout.
 
-  def apply(params: Params, pictures: Array) -> Array:
+  The features of a place are its pixel and, so that they are as many as those
+  of the whole, zeros elsewhere.
+  """
+
+  def look(params: Params, pictures: Array) -> tuple[Array, Array]:
     del params
-    shape = (len(pictures), size, size, pictures.shape[-1])
-    return jax.image.resize(pictures, shape, 'linear').reshape(shape[0], -1)
+    b, c = len(pictures), pictures.shape[-1]
+    small = jax.image.resize(pictures, (b, size, size, c), 'linear')
+    whole, n = small.reshape(b, -1), size * size
+    own = jnp.repeat(jnp.eye(n), c, axis=1)  # [p d]
+    return whole, whole[:, None] * own
 
-  return Features((), apply)
+  return Features((), look)
 
 
 def shapes_detector(weights: str = 'asset:shapes_detector') -> Features:
-  """What the last layer of the ShapesWorld detector sees, mean over places.
+  """What the last layer of the ShapesWorld detector sees; whole: their mean.
 
   Args:
     weights: a safetensors file, "asset:NAME" for a shipped one.
@@ -44,14 +56,16 @@ def shapes_detector(weights: str = 'asset:shapes_detector') -> Features:
   like = jax.eval_shape(net.init, jax.random.key(0))
   loaded, _ = weights_lib.load(weights_lib.find(weights), like)
 
-  def apply(params: Params, pictures: Array) -> Array:
-    return net.features(params, pictures).mean((1, 2))
+  def look(params: Params, pictures: Array) -> tuple[Array, Array]:
+    places = net.features(params, pictures)
+    places = places.reshape(len(places), -1, places.shape[-1])
+    return places.mean(1), places
 
-  return Features(loaded, apply, net.axes)
+  return Features(loaded, look, net.axes)
 
 
 def dino(folder: str, short: Count = 256, side: Count = 224) -> Features:
-  """DINOv2's pooled features.
+  """DINOv2's features, pooled and of squares of pixels.
 
   Args:
     folder: of its weights, or an id, see `dinov2.load`.
@@ -60,8 +74,10 @@ def dino(folder: str, short: Count = 256, side: Count = 224) -> Features:
   """
   net, loaded = dinov2.load(folder)
 
-  def apply(params: Params, pictures: Array) -> Array:
+  def look(params: Params, pictures: Array) -> tuple[Array, Array]:
     seen = vit.fitted(pictures, side, dinov2.MEAN, dinov2.STD, short)
-    return net.apply(params, seen)[0].astype(jnp.float32)
+    whole, squares = net.apply(params, seen)
+    squares = squares.reshape(len(squares), -1, squares.shape[-1])
+    return whole.astype(jnp.float32), squares.astype(jnp.float32)
 
-  return Features(loaded, apply, net.axes)
+  return Features(loaded, look, net.axes)

@@ -1,7 +1,8 @@
-r"""A reward that is trained against the policy: how real does a picture look?
+r"""Rewards that are trained against the policy: how real does a picture look?
 
-Adv-GRPO (arXiv:2511.20256): over features f of a picture, patches f_p and
-their mean f_c, a small head h learns to tell real pictures from samples,
+Adv-GRPO (arXiv:2511.20256). `adversarial`: over features f of a picture, f_c of
+the whole and f_p of patches, a small head h learns to tell real pictures from
+samples,
 
   (1) L = 1/2 (relu(1 - h(f_c^real)) + relu(1 + h(f_c^fake)))
           + w (the same, mean over patches) / 2
@@ -12,18 +13,32 @@ head, so its drift does not matter, but scores of different updates are not
 comparable. The reference code trains the head on nine rollouts of ten and the
 policy on the tenth: here the ratio is that of the two learning rates.
 
-The paper's features are DINOv2's, frozen. Those of the small ShapesWorld
-detector hardly see what makes a picture unreal (a head alone cannot tell
-renders from renders with noise of deviation 0.1), so they are trained with the
-head unless `frozen` says otherwise.
+The paper's features are DINOv2's, frozen, and 64 patches drawn anew, where
+here all count. Those of the small ShapesWorld detector hardly see what makes a
+picture unreal (a head alone cannot tell renders from renders with noise of
+deviation 0.1), so they are trained with the head unless `frozen` says
+otherwise.
+
+`adversarial_preference`: a preference model s(x, c), whose last layer learns to
+prefer real pictures of the same prompt to samples,
+
+  (3) L = -log sigmoid(scale (s(x_real, c) - s(x_fake, c))),   R = s(x, c)
+
+where its mean of samples is above that of real pictures (`trigger`); else it is
+left as it is. The reference code leaves the policy as it is in the first case.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gen_rl.fields import Count, NonNegative
-from gen_rl.models import detector
-from gen_rl.models.files import weights as weights_lib
+from gen_rl import build, rewards
+from gen_rl.build import ConfigError
+from gen_rl.fields import Count, NonNegative, Positive
+from gen_rl.measures import features as features_lib
+from gen_rl.rewards import inputs as inputs_lib
 from gen_rl.rewards import pixels
 from gen_rl.types import (
   Array,
@@ -40,18 +55,19 @@ from gen_rl.types import (
   Term,
   Trajectory,
 )
+from gen_rl.utils import tree
 
 
 def adversarial(
-  weights: str = 'asset:shapes_detector',
+  features: Mapping[str, Any] | str = 'shapes_detector',
   width: Count = 32,
   patch_weight: NonNegative = 0.3,
   frozen: bool = False,
 ) -> Reward:
-  """Score (2) of a head on the features of the ShapesWorld detector.
+  """Score (2) of a head on the features of a network.
 
   Args:
-    weights: of the detector, a safetensors file or "asset:NAME".
+    features: spec of a function of `measures.features`.
     width: of the head's hidden layer.
     patch_weight: w.
     frozen: only the head is trained, not the features.
@@ -59,11 +75,10 @@ def adversarial(
   Returns:
     A Reward with a learner; parts `picture` and `patches`.
   """
-  net = detector.shapes_detector()
-  like = jax.eval_shape(net.init, jax.random.key(0))
-  loaded, _ = weights_lib.load(weights_lib.find(weights), like)
+  net = build.build(features_lib, features)
+  loaded = net.params
   image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
-  size = jax.eval_shape(net.features, like, image).shape[-1]
+  size = jax.eval_shape(net.look, loaded, image)[0].shape[-1]
 
   def init(key: Array) -> Params:
     up, down = jax.random.split(key)
@@ -85,9 +100,8 @@ def adversarial(
   def both(whole: PyTree, media: Array) -> tuple[Array, Array]:
     """h(f_c) [b] and h(f_p) [b patches]."""
     held, params = whole
-    features = net.features(held if frozen else params['trunk'], media)
-    features = features.reshape(features.shape[0], -1, size)
-    return head(params, features.mean(1)), head(params, features)
+    whole, places = net.look(held if frozen else params['trunk'], media)
+    return head(params, whole), head(params, places)
 
   def reality(
     whole: PyTree, traj: Trajectory, media: Array
@@ -123,4 +137,82 @@ def adversarial(
   learner = Learner(init, loss, dict(reality=reality), shown=True)
   return Reward(
     'adversarial', loaded, score, differentiable=True, learner=learner
+  )
+
+
+def adversarial_preference(
+  reward: Mapping[str, Any],
+  trained: str = '',
+  scale: Positive = 1.0,
+  trigger: bool = True,
+) -> Reward:
+  """The score of another reward, part of whose parameters learn by (3).
+
+  Args:
+    reward: spec of the preference model, a reward on the device.
+    trained: regexp of its parameters that learn, '' for all: of CLIP's, for
+      example, "vision.*layers_23".
+    scale: of its scores in (3), per unit of reward.
+    trigger: only where the model likes samples better than real pictures, on
+      the mean of a microbatch.
+
+  Returns:
+    A Reward with a learner; parts and validity are those of `reward`.
+
+  Raises:
+    ConfigError: the reward is not on the device, is trained itself, compares
+      rows, or has no such parameters.
+  """
+  inner = build.build(rewards, reward)
+  if inner.where != 'device' or inner.learner or inner.called_on != 'rows':
+    raise ConfigError(
+      f'adversarial_preference: {inner.name} cannot be trained; the preference '
+      'model has to be a reward on the device that scores one picture at a '
+      'time and is not trained itself'
+    )
+  if not jax.tree.leaves(inner.params):
+    raise ConfigError(
+      f'adversarial_preference: {inner.name} has no parameters to train'
+    )
+  taught, held = tree.split(inner.params, trained)
+
+  def params_of(whole: PyTree) -> Params:
+    return tree.merge(*whole)
+
+  def prefers(
+    whole: PyTree, traj: Trajectory, inputs: RewardInputs, keys: Array
+  ) -> Array:
+    del traj
+    # Rows of a part of a batch may be of any prompts.
+    alone = inputs.replace(group_size=1)
+    return inner.score(params_of(whole), alone, keys).score
+
+  def loss(
+    replay: Replay, exp: Experience, keys: RowKeys
+  ) -> tuple[Term, Metrics]:
+    inputs = inputs_lib.joined(exp.inputs, exp.traj)
+    real, fake = (
+      replay.ask(
+        'self', 'prefers', inputs.replace(media=media, said=()), keys.own
+      )
+      for media in (exp.shown.real, exp.shown.fake)
+    )
+    lead = jnp.where(exp.shown.mask > 0, real - fake, 0.0)
+    value = jax.nn.softplus(-scale * lead)
+    if trigger:
+      value *= jax.lax.stop_gradient(lead.sum() < 0)
+    metrics = dict(lead=lead[:, None])
+    return Term(
+      value[:, None], exp.shown.mask[:, None], every_row=True
+    ), metrics
+
+  def score(params, inputs: RewardInputs, key: Array) -> RewardOut:
+    return inner.score(params_of(params), inputs, key)
+
+  learner = Learner(
+    lambda key: jax.tree.map(jnp.asarray, taught), loss, dict(prefers=prefers),
+    shown=True,
+  )  # fmt: skip
+  return inner._replace(
+    name='adversarial_preference', params=held, score=score, learner=learner
   )

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from gen_rl import testing
+from gen_rl.build import ConfigError
 from gen_rl.rewards import adversarial as lib
-from gen_rl.types import Experience, RewardInputs, Shown
+from gen_rl.types import Experience, RewardInputs, RowKeys, Shown
 from gen_rl.worlds import grammar, shapes
 
 KEY = jax.random.key(0)
@@ -90,4 +91,59 @@ def test_the_detector_may_be_frozen():
   assert params['trunk'] == {}  # the head's alone
   assert np.abs(grads['up']).max() > 0
   with pytest.raises(Exception, match='nowhere'):
-    lib.adversarial('nowhere.safetensors')
+    lib.adversarial(dict(name='shapes_detector', weights='nowhere.safetensors'))
+
+
+def test_a_preference_model_learns_while_it_likes_samples_better():
+  texts = ('two red circles', 'a blue square above a cross')
+  specs = [grammar.spec_arrays(grammar.parse(t)) for t in texts]
+  spec = {k: np.stack([s[k] for s in specs]) for k in specs[0]}
+  ones = np.ones(2, np.float32)
+  reward = lib.adversarial_preference('shapes_detector', '^head/')
+  options = dict(triggered={}, always=dict(scale=2.0, trigger=False))
+  trained = reward.learner.init(KEY)
+  assert set(trained) == {'head'} and 'head' not in reward.params
+
+  def loss_of(way, trained, real, fake):
+    which = lib.adversarial_preference(
+      'shapes_detector', '^head/', **options[way]
+    )
+    exp = Experience(
+      testing.given(ones, {}), None, ones, None,
+      inputs=RewardInputs((), spec, 2), shown=Shown(fake, real, ones),
+    )  # fmt: skip
+    ask = which.learner.ops['prefers']
+    replay = testing.answers(
+      prefers=lambda who, *args: ask((which.params, trained), None, *args)
+    )
+    term, _ = which.learner.loss(replay, exp, RowKeys(None, None))
+    return term.value.sum(), term.value[:, 0]
+
+  grad = jax.jit(jax.grad(loss_of, 1, has_aux=True), static_argnums=0)
+  real = jax.jit(jax.vmap(shapes.render))(jax.random.split(KEY, 2), spec)
+  blank = np.zeros_like(real)
+  lead = score_of(reward, trained, RewardInputs(real, spec, 1)).score
+  lead -= score_of(reward, trained, RewardInputs(blank, spec, 1)).score
+  assert (lead > 0.5).all()
+  _, value = grad('always', trained, real, blank)
+  np.testing.assert_allclose(value, np.log1p(np.exp(-2.0 * lead)), rtol=1e-5)
+  # It prefers what is real already: nothing to learn.
+  grads, value = grad('triggered', trained, real, blank)
+  assert not np.any(value) and not np.any(grads['head']['kernel'])
+  grads, value = grad('triggered', trained, blank, real)
+  np.testing.assert_allclose(value, np.log1p(np.exp(lead)), rtol=1e-5)
+  assert np.abs(grads['head']['kernel']).max() > 0
+
+
+@pytest.mark.parametrize(
+  'reward, trained, says',
+  [
+    ('jpeg_compressibility', '', 'has no parameters'),
+    (dict(name='win_rate', reward='shapes_detector'), '', 'one picture at'),
+    ('adversarial', '', 'not trained itself'),
+    ('shapes_detector', 'tail', "'tail' matches none"),
+  ],
+)
+def test_what_is_no_preference_model(reward, trained, says):
+  with pytest.raises(ConfigError, match=says):
+    lib.adversarial_preference(reward, trained)
