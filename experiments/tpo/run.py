@@ -207,6 +207,7 @@ STUDY = study.Study(
       'configs/tpo.py',
       'gen_rl/data/prompts/worlds.py:shapes_contrasts',
       'gen_rl/data/pictures/worlds.py:prompt_pairs',
+      'gen_rl/data/pictures/given.py:with_wrong',
       'gen_rl/worlds/grammar.py:mutations',
     )
   },
