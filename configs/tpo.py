@@ -6,7 +6,8 @@
 No reward, no samples, no pairs of pictures: of a true prompt and a false one
 that differs in one thing, the policy learns to denoise a render better than
 the base under the first and worse under the second. Settings of world and
-evaluation are those of configs/flow_grpo.py.
+evaluation are those of configs/flow_grpo.py; configs/sd15_tpo.py has the scale
+of the paper, and captioned pictures of your own.
 
 Variants, joined by commas:
   uncapped  without the bound on how much worse

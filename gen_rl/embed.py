@@ -157,12 +157,15 @@ def _kept(embed: embeddings.Embed, texts: Iterable[str]) -> list[str] | None:
 def _texts(config: ml_collections.ConfigDict) -> Iterator[str]:
   """All there are, with repetitions: of no prompt, training, evaluations."""
   yield from _of_no_prompt(config)
+  trained = build.build(prompts, config.data.prompts)
   sources: Sequence[prompts.Prompts] = [
-    build.build(prompts, config.data.prompts),
+    trained,
     *map(feeds.evaluation_prompts, evals.configs(config).values()),
   ]
   for source in sources:
     yield from (str(source.texts[i]) for i in range(len(source)))
+  for wrong in trained.wrong:
+    yield from wrong
 
 
 def _ahead(
@@ -176,6 +179,7 @@ def _ahead(
       yield str(evaluated.texts[i])
   for i in feeds.drawn_by_training(config, source, range(done, config.steps)):
     yield str(source.texts[i])
+    yield from source.wrong[i] if source.wrong else ()
 
 
 def _of_no_prompt(config: ml_collections.ConfigDict) -> list[str]:

@@ -1,5 +1,6 @@
 """Prompts that are encoded before a run."""
 
+import dataclasses
 import types
 
 import jax
@@ -107,6 +108,17 @@ def test_what_a_run_draws_is_encoded_ahead(tmp_path, capsys, monkeypatch):
   assert embed.ahead(c, built, str(tmp_path)) == asked and len(asked) == 5
   monkeypatch.setattr(embed.checkpoint, 'steps', lambda folder: [3])
   assert embed.ahead(c, built, str(tmp_path)) == []  # it has ended
+
+
+def test_false_prompts_are_encoded_ahead(tmp_path):
+  c = many(tmp_path)
+  built, _, _ = of_a_run(c)
+  wrong = tuple((f'no {t}', f'not {t}') for t in built.source.texts)
+  built.source = dataclasses.replace(built.source, wrong=wrong)
+  encoded = embed.ahead(c, built, str(tmp_path))
+  assert len(encoded) == 9 + 2 * 6  # of six prompts
+  drawn = {text for text in encoded if f'not {text}' in encoded}
+  assert len(drawn) == 6 and all(f'no {text}' in encoded for text in drawn)
 
 
 def test_more_than_memory_keeps_is_not_encoded_ahead(tmp_path, capsys):

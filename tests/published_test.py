@@ -3,8 +3,9 @@
 The numbers were read off that code and written down by hand: Flow-GRPO's
 (config/base.py, grpo.py, grpo_guard.py, scripts/train_sd3.py, train_sd3_fast.py
 of August 2025, train_flux.py, train_flux_fast.py, flow_grpo/ema.py),
-ddpo-pytorch's (config/base.py, dgx.py), RLCM's and Diffusion-DPO's
-(launchers/sd15.sh, train.py). What is about the size
+ddpo-pytorch's (config/base.py, dgx.py), RLCM's, Diffusion-DPO's
+(launchers/sd15.sh, train.py) and Diffusion-KTO's (exps/example.sh,
+train_kto_sd_v1.5.py). What is about the size
 of the model, of the cluster or of its memory is left out.
 """
 
@@ -16,7 +17,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import diffusion_dpo, flux_flow_grpo, sd3_flow_grpo, sd15_ddpo
+from configs import (
+  diffusion_dpo,
+  flux_flow_grpo,
+  sd3_flow_grpo,
+  sd15_ddpo,
+  sd15_tpo,
+)
 from gen_rl import advantages, build, objectives, optim, policies, testing
 from gen_rl.diffusion import transitions
 from gen_rl.distributions import Gaussian
@@ -95,6 +102,15 @@ DDPO = ADAM | {
   'advantage.drop_zero': False, 'objective.pg.name': 'clipped_pg',
   'objective.pg.clip': 1e-4, 'objective.pg.ratio': 'plain',
 }  # fmt: skip
+DPO = ADAM | {
+  'optimizer.lr': 2.048e-5, 'optimizer.warmup': 500,
+  'optimizer.weight_decay': 1e-2, 'steps': 2000, 'updates': 1,
+  'data.prompts_per_step': 2048, 'data.group_size': 2,
+  'objective.preference.name': 'dpo', 'objective.preference.beta': 5000.0,
+  'objective.preference.draws': 1, 'objective.preference.error': 'noise',
+  'lora.pattern': '', 'ema': 0.0, 'policy.training_times.name': 'levels',
+  'checkpoint.every': 500,
+}  # fmt: skip
 TABLE = [
   (sd3_flow_grpo, 'pickscore', SD3),
   (sd3_flow_grpo, 'ocr', SD3 | {'objective.kl.weight': 0.04}),
@@ -132,16 +148,17 @@ TABLE = [
       'policy.transition.name': 'cps', 'model.net.guidance': 8.0,
     },
   ),
+  (diffusion_dpo, 'sd15', DPO),
+  (sd15_tpo, 'files', DPO | {'objective.preference.loser_cap': 0.004}),
   (
-    diffusion_dpo, 'sd15',
-    ADAM
+    sd15_tpo, 'tkto',
+    DPO
     | {
-      'optimizer.lr': 2.048e-5, 'optimizer.warmup': 500,
-      'optimizer.weight_decay': 1e-2, 'steps': 2000, 'updates': 1,
-      'data.prompts_per_step': 2048, 'data.group_size': 2,
-      'objective.preference.beta': 5000.0, 'objective.preference.draws': 1,
-      'objective.preference.error': 'noise', 'lora.pattern': '', 'ema': 0.0,
-      'policy.training_times.name': 'levels', 'checkpoint.every': 500,
+      'optimizer.lr': 1e-7, 'optimizer.warmup': 200, 'steps': 20000,
+      'data.prompts_per_step': 4, 'objective.preference.name': 'kto',
+      'objective.preference.beta': 1000.0,
+      'objective.preference.preferred_weight': 1.0,
+      'objective.preference.other_weight': 1.0,
     },
   ),
 ]  # fmt: skip
@@ -151,6 +168,16 @@ LISTED = {
   flux_flow_grpo: ('schnell',),
   sd15_ddpo: ('model', 'prompts', 'steps', 'dtype', 'eval'),
   diffusion_dpo: ('dtype', 'latents', 'prompts', 'pairs', 'eval'),
+  sd15_tpo: (
+    'bound',
+    'rows',
+    'dtype',
+    'latents',
+    'prompts',
+    'pairs',
+    'point',
+    'eval',
+  ),
 }
 MODULES = dict(
   optimizer=optim, advantage=advantages, objective=objectives, policy=policies

@@ -177,6 +177,32 @@ def indices(plan: list[Task], seed: int, step: int) -> np.ndarray:
   return drawn[np.argsort(_bits(len(drawn), seed, 0, step + 1), kind='stable')]
 
 
+def alternatives(
+  counts: Sequence[int], ids: np.ndarray, seed: int, step: int
+) -> np.ndarray:
+  """Which of its texts each prompt of a step takes: int64 [P].
+
+  Uniform, and independent for every (seed, step, prompt): it does not matter
+  what else a step draws, or in which order.
+
+  Args:
+    counts: [P] texts each has, 1 or more.
+    ids: [P] of the prompts.
+    seed: of the stream.
+    step: its number, from 0.
+  """
+  key = np.array([seed, 0], np.uint64)
+  drawn = [
+    # Streams of `_bits` have a 0 in place of the 1.
+    np.random.Philox(
+      key=key, counter=np.array([0, id_, 1, step], np.uint64)
+    ).random_raw()
+    % count
+    for id_, count in zip(ids.tolist(), counts, strict=True)
+  ]
+  return np.array(drawn, np.int64)
+
+
 def every(
   source: prompts.Prompts,
   prompts_per_step: int,

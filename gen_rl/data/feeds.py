@@ -1,6 +1,7 @@
 """From a config to the batches of prompts it names."""
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 from typing import Any
 
 import ml_collections
@@ -206,7 +207,7 @@ def evaluation_and_asked(
   """
   source = evaluation_prompts(config)
   batches = pipeline.prompt_batches(
-    source,
+    dataclasses.replace(source, wrong=()),  # nothing evaluated asks for them
     config.eval.num_prompts,
     seed=0,
     tokenizer=built.tokenizer,

@@ -5,6 +5,7 @@ Which prompts step n has is a pure function of (seed, n), see `draws`.
 
 from collections.abc import Mapping, Sequence
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -67,33 +68,44 @@ def gather(
   answer_length: int = 0,
   reader: 'Reader | None' = None,
   embed: embeddings.Embed | None = None,
+  wrong: Sequence[str] = (),
 ) -> tuple[Batch, list[str]]:
   """The prompts at `indices` as a batch; also what evaluation uses.
+
+  Args:
+    source: see `prompts`.
+    indices: [P] of its prompts.
+    tokenizer: see `tokenizers`.
+    length: l, tokens per prompt.
+    truncate: cut prompts that are longer.
+    answer_length: tokens of an answer, where the source has any.
+    reader: what judges read prompts with.
+    embed: what makes features of prompts.
+    wrong: [P] a text each that is false where the prompt is true; (): none.
 
   Returns:
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
     [P ...]}}, the P texts), with "media" float32 [P h w c] in [0, 1] where
-    the source has any, info "task_code" where it has tasks, info
-    "wrong_tokens" [P K length] where it has false texts, and info "answer"
+    the source has any, info "task_code" where it has tasks, and info "answer"
     [P answer_length], without an end token and padded with -1, where it has
     answers; with a reader info has what judges read, see `Reader`, and with
-    embed there is "cond", {name: [P ...]}. Only numeric info is in the batch;
-    the rest is found by `source.by_id(prompt_id)`.
+    embed there is "cond", {name: [P ...]}. Of false texts, info has tokens and
+    features, "wrong_tokens" and "wrong_NAME". Only numeric info is in the
+    batch; the rest is found by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
   texts = [str(source.texts[i]) for i in rows]
+  # Where features are what a network is given, tokens are only kept.
+  tokens = tokenizer.encode(
+    [*texts, *wrong], length, truncate=truncate or embed is not None
+  )
   batch = {
-    # Where features are what a network is given, these are only kept.
-    'tokens': tokenizer.encode(
-      texts, length, truncate=truncate or embed is not None
-    ),
+    'tokens': tokens[: len(rows)],
     'prompt_id': source.ids[rows].astype(np.int32),
     'info': {name: column[rows] for name, column in source.info.items()},
   }
-  if source.wrong:
-    false = [text for i in rows for text in source.wrong[i]]
-    tokens = tokenizer.encode(false, length, truncate=truncate)
-    batch['info']['wrong_tokens'] = tokens.reshape(len(rows), -1, length)
+  if wrong:
+    batch['info']['wrong_tokens'] = tokens[len(rows) :]
   if len(source.tasks):
     codes = [tasks.task_code(str(source.tasks[i])) for i in rows]
     batch['info'][tasks.TASK] = np.array(codes, np.int32)
@@ -107,7 +119,14 @@ def gather(
       texts, [source.checks[i] for i in rows] if source.checks else ()
     )
   if embed is not None:
-    batch['cond'] = embed.rows(texts)
+    found = embed.rows([*texts, *wrong])
+    batch['cond'] = {name: x[: len(rows)] for name, x in found.items()}
+    if wrong:
+      batch['info'] |= {
+        f'wrong_{name}': x[len(rows) :]
+        for name, x in found.items()
+        if not name.startswith('null_')
+      }
   if source.media is not None:
     batch['media'] = source.media[rows]
   return batch, texts
@@ -158,22 +177,27 @@ class PromptBatches:
     self._iterator.set_state({'next_index': int(state['next_step'])})
 
 
+def _all_texts(source: prompts.Prompts, limit: int = 20_000) -> list[str]:
+  """The first of a source in memory, and texts that are false of them."""
+  wrong = (text for row in source.wrong[:limit] for text in row)
+  return [*source.texts[:limit], *itertools.islice(wrong, limit)]
+
+
 def _check_texts(
   source: prompts.Prompts,
   tokenizer: tokenizers.Tokenizer,
   length: int,
   truncate: bool,
-  limit: int = 20_000,
 ) -> None:
   """Fails now, not at step 500, on long prompts; reports unknown words once.
 
-  Looks at the first `limit` prompts of a source in memory. A file of any words
+  Looks at the first prompts of a source in memory. A file of any words
   is taken as it stands; of a world's prompts that are nearly all unknown, the
   tokenizer is that of another one.
   """
   if not isinstance(source.texts, tuple):
     return
-  texts = source.texts[:limit]
+  texts = _all_texts(source)
   tokens = tokenizer.encode(texts, length, truncate=truncate)
   if (tokens == tokenizer.unk_id).any():
     unknown = tokenizer.unknown(texts)
@@ -261,7 +285,7 @@ def prompt_batches(
   if embed is None:
     _check_texts(source, tokenizer, length, truncate)
   elif isinstance(source.texts, tuple):
-    embed.check(source.texts[:20_000])
+    embed.check(_all_texts(source))
   if source.answers:
     tokenizers.encode_answers(tokenizer, source.answers, answer_length)
   if weights is None:
@@ -281,9 +305,14 @@ def prompt_batches(
 
   def at(step: int):
     indices = draws.indices(plan, seed, step)[mine]
+    wrong = [source.wrong[i] for i in indices] if source.wrong else []
+    chosen = draws.alternatives(
+      [len(texts) for texts in wrong], source.ids[indices][: len(wrong)],
+      seed, step,
+    )  # fmt: skip
     return gather(
       source, indices, tokenizer, length, truncate, answer_length, reader,
-      embed,
+      embed, [texts[k] for texts, k in zip(wrong, chosen, strict=True)],
     )  # fmt: skip
 
   identity = {

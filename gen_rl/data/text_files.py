@@ -218,18 +218,51 @@ def text_of(
     ValueError: naming the line that has no such field, or another value.
   """
   where = f'prompt file {path} line {number}'
+  text = _field(where, record, name, option)
+  number_like = isinstance(text, int | float) and not isinstance(text, bool)
+  if numbers and number_like and math.isfinite(text):
+    text = json.dumps(text)
+  kind = 'a text or a number' if numbers else 'a text'
+  return _text(text, f'{where}: "{name}"', kind)
+
+
+def texts_of(
+  path: str, number: int, record: dict[str, Any], name: str, option: str
+) -> tuple[str, ...]:
+  """A field of a record as texts, one or more, of which none is blank.
+
+  Args:
+    path: as of `text_of`, as all others.
+    number: of the line.
+    record: that it holds.
+    name: of the field.
+    option: of the reader, which says what the field is called.
+
+  Raises:
+    ValueError: as `text_of`, or the field is no list, or an empty one.
+  """
+  where = f'prompt file {path} line {number}'
+  texts = _field(where, record, name, option)
+  if not isinstance(texts, list) or not texts:
+    raise ValueError(
+      f'{where}: "{name}" is not a list of one or more texts but {texts!r:.80}'
+    )
+  named = f'{where}: "{name}"[%d]'
+  return tuple(_text(x, named % i, 'a text') for i, x in enumerate(texts))
+
+
+def _field(where: str, record: dict[str, Any], name: str, option: str) -> Any:
   if name not in record:
     raise ValueError(
       f'{where} has no "{name}" field, only {sorted(record)}; {option} says '
       'which one it is'
     )
-  text = record[name]
-  number_like = isinstance(text, int | float) and not isinstance(text, bool)
-  if numbers and number_like and math.isfinite(text):
-    text = json.dumps(text)
-  kind = 'a text or a number' if numbers else 'a text'
+  return record[name]
+
+
+def _text(text: Any, what: str, kind: str) -> str:
   if not isinstance(text, str) or not text.strip(_BLANK):
-    raise ValueError(f'{where}: "{name}" is not {kind} but {text!r:.80}')
+    raise ValueError(f'{what} is not {kind} but {text!r:.80}')
   if any('\ud800' <= letter <= '\udfff' for letter in text):
-    raise ValueError(f'{where}: "{name}" holds half a letter, {text!a:.80}')
+    raise ValueError(f'{what} holds half a letter, {text!a:.80}')
   return text.strip().strip(_BLANK)

@@ -118,16 +118,16 @@ def test_preferences_are_right_and_wrong():
 def test_prompt_pairs_are_one_picture_under_two_prompts():
   tokenizer = tokenizers.shapes_words()
   source = prompts.shapes_contrasts('train', tasks=('colors', 'position'))
-  batch, texts = pipeline.gather(source, range(0, 40, 5), tokenizer, 16)
+  rows = range(0, 40, 5)
+  false = [source.wrong[i][0] for i in rows]
+  batch, texts = pipeline.gather(source, rows, tokenizer, 16, wrong=false)
   rows = rollout.make_rows(batch, 2, KEY, jnp.int32(0))
   x, cond = jax.jit(pictures.prompt_pairs(2))(rows)
   pairs = np.asarray(x).reshape(8, 2, *x.shape[1:])
   np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
   tokens = np.asarray(cond['tokens']).reshape(8, 2, -1)
   np.testing.assert_array_equal(tokens[:, 0], batch['tokens'])
-  for i in range(8):
-    wrong = batch['info']['wrong_tokens'][i]
-    assert any((tokens[i, 1] == w).all() for w in wrong)
+  np.testing.assert_array_equal(tokens[:, 1], tokenizer.encode(false, 16))
   # The picture shows the true prompt, and by the oracle not the false one.
   _, strict = jax.jit(shapes_oracle.judge)((x + 1) / 2, {
     k: v for k, v in rows.info.items() if k != 'wrong_tokens'
@@ -140,6 +140,25 @@ def test_pairs_come_in_pairs():
     pictures.shapes_preferences(3)(rows_of(['a red circle'], None, 3))
   with pytest.raises(build.ConfigError, match='shapes_contrasts'):
     pictures.prompt_pairs(2)(rows_of(['a red circle']))
+
+
+def test_a_given_picture_under_two_prompts():
+  media = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
+  cond = dict(text=np.array([[1.0], [2]]), null_text=np.zeros((2, 1)))
+  batch = dict(
+    tokens=np.array([[1], [2]]), prompt_id=np.array([4, 7]), media=media,
+    cond=cond, info=dict(
+      wrong_tokens=np.array([[5], [6]]), wrong_text=np.array([[8.0], [9]])
+    ),
+  )  # fmt: skip
+  rows = rollout.make_rows(batch, 2, KEY, jnp.int32(0))
+  x, seen = pictures.given_prompt_pairs(2)(rows)
+  np.testing.assert_allclose((x + 1) / 2, np.repeat(media, 2, 0), atol=1e-6)
+  np.testing.assert_array_equal(seen['tokens'][:, 0], [1, 5, 2, 6])
+  np.testing.assert_array_equal(seen['text'][:, 0], [1, 8, 2, 9])
+  assert set(seen) == {'tokens', 'text', 'null_text'}
+  with pytest.raises(build.ConfigError, match='wrong_field'):
+    pictures.given_prompt_pairs(2)(rows.replace(info={}))
 
 
 def test_given_pairs_go_to_the_two_rows():

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from gen_rl.build import ConfigError
-from gen_rl.data import draws, pipeline, prompts, tokenizers
+from gen_rl.data import draws, embeddings, pipeline, prompts, tokenizers
 from gen_rl.worlds import grammar
 
 TOKENIZER = tokenizers.word_level(grammar.WORDS)
@@ -300,6 +300,74 @@ def test_gather_is_plain_indexing():
   batch, texts = pipeline.gather(source, range(3, 9), TOKENIZER, LENGTH)
   assert texts == list(source.texts[3:9])
   np.testing.assert_array_equal(batch['prompt_id'], source.ids[3:9])
+
+
+def _with_wrong(count=4):
+  """Prompt i has i + 1 false texts, of i red circles."""
+  source = _source([count])
+  words = itertools.cycle(grammar.COLORS)
+  wrong = tuple(
+    tuple(f'{next(words)} circle' for _ in range(i + 1)) for i in range(count)
+  )
+  return dataclasses.replace(source, wrong=wrong)
+
+
+def _chosen(stream, steps):
+  """{prompt: [text of each step]}."""
+  out = collections.defaultdict(list)
+  for batch, _ in itertools.islice(stream, steps):
+    tokens = batch['info']['wrong_tokens']
+    for i, row in zip(batch['prompt_id'], tokens, strict=True):
+      out[int(i)].append(tuple(row))
+  return out
+
+
+def test_a_step_takes_one_of_the_false_texts():
+  source = _with_wrong()
+  steps = 200
+  one = _chosen(_batches(source, 4), steps)
+  for i, texts in enumerate(source.wrong):
+    known = set(map(tuple, TOKENIZER.encode(list(texts), LENGTH)))
+    counts = collections.Counter(one[i])
+    assert set(counts) == known  # all come
+    share = np.array(list(counts.values())) / steps
+    np.testing.assert_allclose(share, 1 / (i + 1), atol=0.12)
+  # A pure function of (seed, step, prompt): halves of a step agree with it.
+  parts = [_batches(source, 4, shard=(k, 2)) for k in range(2)]
+  parts = [_chosen(p, steps) for p in parts]
+  for i in range(4):
+    assert sorted(parts[0][i] + parts[1][i]) == sorted(one[i])
+  resumed = _batches(source, 4)
+  state = resumed.get_state() | {'next_step': 150}
+  resumed.set_state(state)
+  again = _chosen(resumed, 50)
+  assert all(again[i] == one[i][150:] for i in range(4))
+  assert _chosen(_batches(source, 4, seed=1), steps) != one
+
+
+def test_false_texts_have_features():
+  """What a network is given of them is what it is given of prompts."""
+
+  def encode(texts):
+    return dict(text=np.array([[len(text), 1.0] for text in texts]))
+
+  shapes = dict(text=jax.ShapeDtypeStruct((2,), np.float32))
+  embed = embeddings.cached(embeddings.Encoder(encode, shapes, 'test'))
+  batch, _ = next(_batches(_with_wrong(), 4, embed=embed))
+  info = batch['info']
+  assert {n for n in info if 'wrong' in n} == {'wrong_tokens', 'wrong_text'}
+  assert set(batch['cond']) == {'text', 'null_text'}
+  np.testing.assert_array_equal(batch['cond']['text'][:, 0], 1)
+  for tokens, (size, _) in zip(
+    info['wrong_tokens'], info['wrong_text'], strict=True
+  ):
+    assert size == len(TOKENIZER.decode(tokens[None])[0])
+
+
+def test_a_false_text_that_is_too_long_fails_at_once():
+  source = dataclasses.replace(_source([1]), wrong=(('red ' * 99,),))
+  with pytest.raises(ValueError, match='99'):
+    _batches(source, 1)
 
 
 def test_systematic_counts_by_hand():

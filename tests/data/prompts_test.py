@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import zipfile
@@ -140,6 +141,9 @@ def _pictures(tmp_path, *sizes):
   return _write(tmp_path, '\n'.join(lines))
 
 
+GOOD_PICTURE = '{"prompt": "a", "image": "sub/0.png"}'
+
+
 def test_pictures_of_a_file(tmp_path, monkeypatch):
   path = _pictures(tmp_path, (4, 2), (4, 2))
   monkeypatch.chdir('/')  # paths start at the file
@@ -169,6 +173,52 @@ def test_pictures_that_are_none_are_named(tmp_path, content, message):
     broken.write_bytes(content)
   with pytest.raises(ValueError, match=f'line 2: the picture .*{message}'):
     prompts.metadata_jsonl(path, image_field='image')
+
+
+@pytest.mark.parametrize('name', ['../1.png', 'sub/../../1.png', '/1.png'])
+def test_pictures_lie_in_the_folder_of_the_file(tmp_path, name):
+  path = _pictures(tmp_path, (4, 2))
+  line = json.dumps(dict(prompt='a', image=name))
+  path = _write(tmp_path, f'{GOOD_PICTURE}\n{line}\n')
+  with pytest.raises(ValueError, match=f'line 2: the picture {name} is not in'):
+    prompts.metadata_jsonl(path, image_field='image')
+
+
+def _wrong(tmp_path, *lines):
+  path = _write(tmp_path, '\n'.join(json.dumps(line) for line in lines))
+  return prompts.metadata_jsonl(path, wrong_field='wrong_prompts')
+
+
+def test_false_prompts_of_a_file(tmp_path):
+  source = _wrong(
+    tmp_path,
+    dict(prompt='a red cup', wrong_prompts=[' a blue cup', 'a red mug']),
+    dict(prompt='rain', wrong_prompts=['sun']),
+  )
+  assert source.wrong == (('a blue cup', 'a red mug'), ('sun',))
+  other = dataclasses.replace(source, wrong=(('a blue cup',), ('sun',)))
+  assert source.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
+    (None, 'is not a list of one or more texts but None'),
+    ([], r'is not a list of one or more texts but \[\]'),
+    ('sun', "is not a list of one or more texts but 'sun'"),
+    (['sun', 3], r'"wrong_prompts"\[1\] is not a text but 3'),
+    ([' '], r'"wrong_prompts"\[0\] is not a text'),
+    (['sun', 'rain '], '"wrong_prompts" holds the prompt itself'),
+    (..., r'no "wrong_prompts" field.*data\.prompts\.wrong_field'),
+  ],
+)
+def test_lines_without_good_false_prompts_are_named(tmp_path, wrong, message):
+  line = dict(prompt='rain') | (
+    {} if wrong is ... else {'wrong_prompts': wrong}
+  )
+  with pytest.raises(ValueError, match=f'line 2.* ?{message}') as e:
+    _wrong(tmp_path, dict(prompt='fog', wrong_prompts=['sun']), line)
+  assert '\n' not in str(e.value)
 
 
 def test_a_damaged_picture_is_named_when_it_is_read(tmp_path):

@@ -7,7 +7,13 @@ these functions.
 
 # ruff: noqa: F401  # what is imported here is what configs can name
 
-from gen_rl.data.pictures.given import Encode, answers, digit_scans, given
+from gen_rl.data.pictures.given import (
+  Encode,
+  answers,
+  digit_scans,
+  given,
+  given_prompt_pairs,
+)
 from gen_rl.data.pictures.worlds import (
   prompt_pairs,
   shapes_pictures,

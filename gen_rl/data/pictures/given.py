@@ -11,7 +11,7 @@ from gen_rl.build import ConfigError
 from gen_rl.fields import Count
 from gen_rl.models.parts.layers import PAD
 from gen_rl.types import Array, PyTree, Rows
-from gen_rl.utils import rng
+from gen_rl.utils import rng, tree
 
 Encode = Callable[[Rows], tuple[Array, PyTree]]
 
@@ -67,6 +67,33 @@ def member(rows: Rows, group_size: int, what: str) -> Array:
   return jnp.arange(rows.group.shape[0]) % 2
 
 
+def with_wrong(rows: Rows, second: Array) -> tuple[Rows, PyTree]:
+  """Rows without their false prompts, and `cond` of those who see them.
+
+  Args:
+    rows: whose info has "wrong_tokens", see `pipeline.gather`.
+    second: [b] bool, the rows that get the false prompt in place of the true
+      one: its tokens, and its features where there are any.
+  """
+  if 'wrong_tokens' not in rows.info:
+    raise ConfigError(
+      'pairs of prompts need false ones, which this source has not: take '
+      'data.prompts.name="shapes_contrasts", or name those of your file with '
+      'data.prompts.wrong_field of metadata_jsonl'
+    )
+  info = dict(rows.info)
+  wrong = {
+    name: info.pop(f'wrong_{name}')
+    for name in rows.cond
+    if f'wrong_{name}' in info
+  }
+  cond = {
+    name: tree.where(second, wrong[name], x) if name in wrong else x
+    for name, x in rows.cond.items()
+  }
+  return rows.replace(info=info), cond
+
+
 def answers(end: int | None, pad: int = PAD) -> Encode:
   """What is right to say, and the end token, in place of pictures: [b a+1].
 
@@ -91,6 +118,25 @@ def answers(end: int | None, pad: int = PAD) -> Encode:
     place = jnp.arange(answer.shape[1])
     said = jnp.where(place < length, answer, pad)
     return jnp.where(place == length, end, said), rows.cond
+
+  return encode
+
+
+def given_prompt_pairs(group_size: int) -> Encode:
+  """A picture of the source under two prompts, its own and a false one (TPO).
+
+  The source is `metadata_jsonl` with `image_field` and `wrong_field`. Goes with
+  the reward `ranked` and data.group_size=2.
+
+  Args:
+    group_size: of the data; 2.
+  """
+  show = given()
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    second = member(rows, group_size, 'rollout "given_prompt_pairs"') == 1
+    rows, cond = with_wrong(rows, second)
+    return show(rows)[0], cond
 
   return encode
 

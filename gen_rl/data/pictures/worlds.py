@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_rl import build, worlds
-from gen_rl.build import ConfigError
-from gen_rl.data.pictures.given import Encode, Shared, member
+from gen_rl.data.pictures.given import Encode, Shared, member, with_wrong
 from gen_rl.fields import Fraction, NonNegative, Spec
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
@@ -112,22 +111,8 @@ def prompt_pairs(group_size: int, caption_noise: Fraction = 0.0) -> Encode:
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     second = member(rows, group_size, 'rollout "prompt_pairs"') == 1
-    if 'wrong_tokens' not in rows.info:
-      raise ConfigError(
-        'rollout "prompt_pairs" needs false prompts, which this source has '
-        'not; use data.prompts.name="shapes_contrasts"'
-      )
-    info = dict(rows.info)
-    wrong = info.pop('wrong_tokens')  # [b K l]
-    keys = rng.stream_keys(rows.group_keys, 'wrong prompt')
-    pick = lambda key: jax.random.randint(key, (), 0, wrong.shape[1])
-    chosen = jax.vmap(pick)(keys)
-    tokens = jnp.where(
-      second[:, None],
-      wrong[jnp.arange(len(chosen)), chosen],
-      rows.cond['tokens'],
-    )
-    picture, _ = draw(rows.replace(keys=rows.group_keys, info=info))
-    return picture, {**rows.cond, 'tokens': tokens}
+    rows, cond = with_wrong(rows, second)
+    picture, _ = draw(rows.replace(keys=rows.group_keys))
+    return picture, cond
 
   return encode

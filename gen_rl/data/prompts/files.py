@@ -61,6 +61,7 @@ def metadata_jsonl(
   prompt_field: str = 'prompt',
   image_field: str = '',
   image_size: Index = 0,
+  wrong_field: str = '',
 ) -> Prompts:
   """One JSON object a line, such as GenEval's metadata.
 
@@ -74,22 +75,43 @@ def metadata_jsonl(
       line; '': there are no answers.
     prompt_field: name of the prompt, a text.
     image_field: name of the path of the picture a prompt is about, from the
-      folder of the file on; '': there are no pictures. The policy sees them
-      with data.view=dict(name='given').
+      folder of the file on, and in it; '': there are no pictures. Each is read
+      when it is drawn. The policy sees them with data.view=dict(name='given'),
+      or learns to make them with rollout=dict(name='given').
     image_size: pixels of a side, to which the middle square of every picture is
       brought; 0: they are all of one size and stay as they are.
+    wrong_field: name of a list of one or more texts, in every line, that are
+      false of the picture, such as the prompt with another colour, for
+      rollout=dict(name='given_prompt_pairs'); '': there are none.
 
   Raises:
     FileNotFoundError: no such file.
     ValueError: naming the line that is malformed, or lacks a prompt, an answer,
-      a picture or a label that others have.
+      a picture, a false prompt or a label that others have.
   """
   records = text_files.json_records(path)
-  return _of_records(
+  source = _of_records(
     path, records, (prompt_field, 'prompt_field'),
     (answer_field, 'answer_field'), (image_field, 'image_field'), image_size,
     'tag',
   )  # fmt: skip
+  if not wrong_field:
+    return source
+  wrong = tuple(
+    text_files.texts_of(
+      path, number, record, wrong_field, 'data.prompts.wrong_field'
+    )
+    for number, record in records
+  )
+  for (number, _), text, false in zip(
+    records, source.texts, wrong, strict=True
+  ):
+    if text in false:
+      raise ValueError(
+        f'prompt file {path} line {number}: "{wrong_field}" holds the prompt '
+        f'itself, {text!r:.80}'
+      )
+  return dataclasses.replace(source, wrong=wrong)
 
 
 def table(
@@ -169,14 +191,19 @@ def _of_records(
   media = None
   if files:
     folder = os.path.dirname(text_files.located(path))
-    media = columns.Pictures(
-      [os.path.join(folder, os.path.expanduser(file)) for file in files],
-      [
-        f'prompt file {path} line {number}: the picture {file}'
-        for (number, _), file in zip(records, files, strict=True)
-      ],
-      image_size,
-    )
+    called = [
+      f'prompt file {path} line {number}: the picture {file}'
+      for (number, _), file in zip(records, files, strict=True)
+    ]
+    for file, what in zip(files, called, strict=True):
+      beyond = os.path.normpath(file).split(os.sep)[0] == os.pardir
+      if beyond or os.path.isabs(file):
+        raise ValueError(
+          f'{what} is not in the folder of the file; paths start there and do '
+          'not leave it'
+        )
+    paths = [os.path.join(folder, file) for file in files]
+    media = columns.Pictures(paths, called, image_size)
   names = dict.fromkeys(name for _, record in records for name in record)
   extra = {
     name: tuple(record.get(name) for _, record in records)

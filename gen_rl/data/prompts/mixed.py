@@ -61,7 +61,7 @@ def mixed(of: Mapping[str, Mapping[str, Any]]) -> Prompts:
     extra=_extra(parts),
     tasks=tuple(task for label in sources for task in tasks[label]),
     media=_media(sources),
-    wrong=_alike(sources, 'wrong'),
+    wrong=_wrong(sources),
     answers=_padded(parts, 'answers', ''),
     checks=_checks(parts),
     weights={
@@ -147,16 +147,16 @@ def _media(sources: Mapping[str, Prompts]) -> np.ndarray | None:
   return np.concatenate([np.asarray(m) for m in found.values()])
 
 
-def _alike(sources: Mapping[str, Prompts], name: str) -> tuple:
-  """A column of lists, which all sources have, of one length, or none."""
-  values = {k: getattr(s, name) for k, s in sources.items()}
-  sizes = {k: {len(row) for row in v} for k, v in values.items()}
-  if len({frozenset(s) for s in sizes.values()}) > 1:
-    raise ConfigError(
-      f'mixed: sources differ in their `{name}` texts: '
-      + ', '.join(f'{k} has {sorted(s) or "none"}' for k, s in sizes.items())
+def _wrong(sources: Mapping[str, Prompts]) -> tuple:
+  """False texts, which all sources have or none."""
+  if len({bool(s.wrong) for s in sources.values()}) > 1:
+    said = (
+      f'{k} has {"some" if s.wrong else "none"}' for k, s in sources.items()
     )
-  return tuple(row for rows in values.values() for row in rows)
+    raise ConfigError(
+      f'mixed: sources differ in their `wrong` texts: {", ".join(said)}'
+    )
+  return tuple(row for s in sources.values() for row in s.wrong)
 
 
 def _padded(parts: Sequence[Prompts], name: str, blank: Any) -> tuple:

@@ -21,7 +21,8 @@ class Prompts:
   extra: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
   tasks: Sequence[str] = ()  # [N] task labels, or empty
   media: Any = None  # [N h w c] or [N 2 h w c] float32 in [0, 1], or None
-  # [N] of K texts each that are false where the text is true, or empty
+  # [N] of one or more texts each that are false where the text is true, of
+  # which a step takes one; or empty
   wrong: Sequence[Sequence[str]] = ()
   answers: Sequence[str] = ()  # [N] what is right to say, or empty
   # [N] of K questions each that are to be answered by yes ('': none), or empty
