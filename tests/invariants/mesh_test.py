@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_rl import rollout, sharding, testing
+from gen_rl import metrics, rollout, sharding, testing
 from gen_rl.learners import noise_aware
 from gen_rl.models import lm
 from gen_rl.policies import ode
@@ -118,7 +118,7 @@ def write_runs(folder, *meshes):
       window = 0 if name == 'all' else 2  # gradients of samples: the last steps
       # A tree of noise that rows share: cut, and on other devices
       tree_of = dict(name='fixed_branches', after=(0, 1), ways=(2, 4))
-      branch = tree_of if name == 'cut' else None
+      branch = tree_of if name in ('cut', 'rows') else None
       policy = testing.make_policy(net, window=window, branch=branch)
       away = ('ema', 'optimizer') if tensor > 1 else ()
       judges = combine.axes(cut.get('monitors', {}))
@@ -138,7 +138,7 @@ def write_runs(folder, *meshes):
         logs = []
         for _ in range(2):
           state, log = step.train_step(state, batch, KEY)
-          logs.append(log)
+          logs.append(metrics.comparable(log))
       assert step.train_step._cache_size() == 1
       assert testing.memory_kinds(state.opt_state) == {
         'pinned_host' if away else 'device'
