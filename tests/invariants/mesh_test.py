@@ -12,8 +12,9 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from gen_rl import metrics, rollout, sharding, testing
+from gen_rl import metrics, optim, rollout, sharding, testing
 from gen_rl.learners import noise_aware
 from gen_rl.models import lm
 from gen_rl.policies import ode
@@ -110,7 +111,11 @@ def write_runs(folder, *meshes):
         'rows',
         None,
         testing.batch(),
-        dict(testing.of_unlike_lengths('seq_mean_token_mean'), microbatches=2),
+        dict(
+          testing.of_unlike_lengths('seq_mean_token_mean'),
+          microbatches=2,
+          tx=optax.chain(testing.LINEAR, optim.langevin(0.1, lambda n: 0.1)),
+        ),
       ),
     ):
       if name != 'dit' and tensor > 1:
