@@ -310,7 +310,7 @@ def finish(
   chain: Chain,
   params: Params,
   traj: Trajectory,
-  cut: Array,
+  cut: Array | int,
   detach_inputs: bool = False,
 ) -> Array:
   """The stored samples with gradients through the chain, see `capabilities`.
@@ -379,11 +379,15 @@ def velocity(chain: Chain, params: Params, traj: Trajectory) -> Array:
 
 
 def velocity_at(
-  chain: Chain, params: Params, traj: Trajectory, at: Noised
+  chain: Chain,
+  params: Params,
+  traj: Trajectory,
+  at: Noised,
+  null: bool = False,
 ) -> Array:
   """Of the net itself at noised samples, [b k ...] float32."""
-  v = _flat(chain.net, params, at.x, at.t, traj.cond)
-  return v.astype(jnp.float32)
+  cond = chain.net.null(traj.cond) if null else traj.cond
+  return _flat(chain.net, params, at.x, at.t, cond).astype(jnp.float32)
 
 
 def ops(chain: Chain) -> dict[str, Callable]:
