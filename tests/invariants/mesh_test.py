@@ -121,9 +121,10 @@ def write_runs(folder, *meshes):
       if name != 'dit' and tensor > 1:
         continue  # takes a minute
       window = 0 if name == 'all' else 2  # gradients of samples: the last steps
-      # A tree of noise that rows share: cut, and on other devices
+      # Noise that rows share: cut, and on other devices
       tree_of = dict(name='fixed_branches', after=(0, 1), ways=(2, 4))
-      branch = tree_of if name in ('cut', 'rows') else None
+      branch = dict(cut=tree_of, rows=dict(name='random_branch'))
+      branch = branch.get(name)
       policy = testing.make_policy(net, window=window, branch=branch)
       away = ('ema', 'optimizer') if tensor > 1 else ()
       judges = combine.axes(cut.get('monitors', {}))
