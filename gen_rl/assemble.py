@@ -274,6 +274,7 @@ def make_step(
     optim,
     config.optimizer,
     steps=initial.minibatches(config, config.policy_every),
+    seed=config.seed,
   )
   advantage = None
   if built.rewards:

@@ -13,9 +13,11 @@ follows here are the dots.
   velocity     () -> [b k ...] at the stored states, as sampled: after guidance
   noised       (keys [b], draws) -> Noised: the samples at drawn times; of no
                parameters
-  velocity_at  (Noised) -> [b k ...] there, of the network without guidance
-  finish       (cut [b], detach_inputs) -> samples [b ...], equal to the stored
-               ones, with gradients through the network calls from `cut` on
+  velocity_at  (Noised, null) -> [b k ...] there, of the network without
+               guidance, or, if `null`, without the prompt
+  finish       (cut [b] or one number, detach_inputs) -> samples [b ...], equal
+               to the stored ones, with gradients through the network calls from
+               `cut` on
   foresee      () -> media [b k ...] that the network sees coming at each stored
                state: E[x0 | x], decoded
   value        () -> [b k], the return a policy expects from each stored state

@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -134,12 +135,20 @@ def taught(
   found = {}
   for label, learner in combine.learners(device_rewards).items():
     steps = minibatches(config)
-    tx = build.build(optim, config.critic.optimizer, steps=steps)
+    seed = _seed(config, label)
+    tx = build.build(optim, config.critic.optimizer, steps=steps, seed=seed)
     found[label] = train_state.Taught(learner, tx)
   for label, learner in built.learners.items():
     spec = config.learners[label]
     every = spec.get('every', 1)
     steps = minibatches(config, every)
-    tx = build.build(optim, spec.get('optimizer', specs.LEARNS), steps=steps)
+    spec = spec.get('optimizer', specs.LEARNS)
+    seed = _seed(config, label)
+    tx = build.build(optim, spec, steps=steps, seed=seed)
     found[label] = train_state.Taught(learner, tx, every)
   return found
+
+
+def _seed(config: ml_collections.ConfigDict, label: str) -> int:
+  """Of the noise in a learner's parameters: none has that of another."""
+  return zlib.crc32(f'{config.seed}/{label}'.encode()) >> 1

@@ -13,13 +13,23 @@ theta_0 is where the run began, e is `decay_to`, 0 by default. The first update
 of a warm-up moves (1 / warmup of lr), unlike a ramp from 0.
 Gradients that are not finite are dealt with by the caller.
 
+With a temperature T noise is added to every update (3),
+
+  (4) theta <- theta + sqrt(2 lr(t) T) z,  z ~ N(0, 1)
+
+stochastic gradient Langevin dynamics (Welling & Teh 2011): parameters wander
+about their best ones instead of settling there. Without a gradient the anchor
+and small lr make them N(theta_0, T / anchor), the prior of Reward-Instruct
+(arXiv:2503.13070), whose posterior given rewards it is to draw from. Adam's
+denominator is not in (4), so what the loss weighs there goes with it.
+
 Muon (Jordan et al. 2024) takes matrices along the orthogonal factor of their
 momentum, found by Newton-Schulz iterations; all else is left to Adam with
 Nesterov momentum.
 It is optax's (`optax.contrib.muon`), with the schedule of (1).
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +38,8 @@ import optax.contrib
 
 from gen_rl.build import ConfigError
 from gen_rl.fields import Count, Decay, Fraction, Index, NonNegative
-from gen_rl.types import PyTree
+from gen_rl.types import Array, PyTree
+from gen_rl.utils import rng, tree
 
 __all__ = ('adamw', 'constant_decay', 'muon', 'ramp_decay', 'rounds')
 
@@ -40,12 +51,14 @@ def adamw(
   eps: NonNegative = 1e-8,
   weight_decay: NonNegative = 0.0,
   anchor: NonNegative = 0.0,
+  temperature: NonNegative = 0.0,
   grad_clip: NonNegative | None = 1.0,
   warmup: Index = 0,
   decay: Literal['constant', 'cosine', 'linear'] = 'constant',
   decay_to: Fraction = 0.0,
   steps: int | None = None,
   moment_dtype: Literal['float32', 'bfloat16'] = 'float32',
+  seed: int = 0,
 ) -> optax.GradientTransformation:
   """AdamW with clipping and a schedule, eqs. (1) to (3).
 
@@ -57,6 +70,7 @@ def adamw(
     weight_decay: decoupled, on every parameter, times lr(t).
     anchor: the same towards theta_0, which is kept beside the moments (R0,
       arXiv:2503.13070, has such a term in its loss); not measured yet.
+    temperature: T of the noise (4), on trained parameters; not measured yet.
     grad_clip: largest global norm of a gradient; None or 0 for no clipping.
     warmup: updates of linear warm-up.
     decay: 'constant', 'cosine' or 'linear', to `decay_to` at `steps`.
@@ -64,10 +78,12 @@ def adamw(
     steps: updates in all; needed unless decay is 'constant'.
     moment_dtype: the first moment is kept in, bfloat16 to save memory. The
       second stays float32: (1 - b2) v is below the precision of bfloat16.
+    seed: of the run, for the noise.
 
   Returns:
     An optax transformation; its update needs `params` and returns float32.
   """
+  rate = schedule(lr, warmup, decay, steps, decay_to)
   return in_float32(
     optax.chain(
       _clip(grad_clip),
@@ -76,9 +92,8 @@ def adamw(
       ),
       optax.add_decayed_weights(weight_decay),
       *([_anchored(anchor)] if anchor else []),
-      optax.scale_by_learning_rate(
-        schedule(lr, warmup, decay, steps, decay_to)
-      ),
+      optax.scale_by_learning_rate(rate),
+      *([langevin(temperature, rate, seed)] if temperature else []),
     )
   )
 
@@ -147,6 +162,47 @@ def _anchored(strength: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.copy, params), update
   )
+
+
+class Wandering(NamedTuple):
+  """What `langevin` knows; a program does not depend on the seed."""
+
+  count: Array  # [] int32, updates done
+  seed: Array  # [] int32, of the run
+
+
+def langevin(
+  temperature: float, rate: optax.Schedule, seed: int = 0
+) -> optax.GradientTransformation:
+  """Adds the noise (4) to updates.
+
+  What a parameter draws depends on the seed, on the updates done and on its own
+  name: not on what else is trained, nor on devices.
+
+  Args:
+    temperature: T.
+    rate: lr, a function of the number of the update.
+    seed: of the run.
+  """
+
+  def init(params):
+    del params
+    return Wandering(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32))
+
+  def update(updates, state, params=None):
+    del params
+    key = rng.stream_keys(rng.training_key(state.seed), 'langevin')
+    key = jax.random.fold_in(key, state.count)
+    std = jnp.sqrt(2.0 * temperature * rate(state.count))
+
+    def moved(path, x):
+      own = rng.stream_keys(key, tree.path_name(path))
+      return x + std * jax.random.normal(own, x.shape)
+
+    updates = jax.tree_util.tree_map_with_path(moved, updates)
+    return updates, state._replace(count=state.count + 1)
+
+  return optax.GradientTransformation(init, update)
 
 
 def _clip(norm: float | None) -> optax.GradientTransformation:
@@ -261,8 +317,8 @@ def in_float32(
 ) -> optax.GradientTransformation:
   """Runs `tx` on float32 copies of parameters and gradients."""
 
-  def cast(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  def cast(arrays: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
 
   def update(grads, state, params=None):
     params = None if params is None else cast(params)

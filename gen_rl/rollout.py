@@ -51,6 +51,7 @@ def make_rows(
 
   key = jax.random.fold_in(seed_key, step)
   ids = batch['prompt_id']
+  in_order = members is None
   if members is None:
     members = jnp.tile(jnp.arange(group_size), (len(ids), 1))
   media = batch.get('media')
@@ -68,13 +69,19 @@ def make_rows(
     member=members.reshape(-1),
     ids=repeat(batch['source_id']) if 'source_id' in batch else None,
     alike=group_size,
+    in_order=in_order,
   )
   if view is None:
     return rows
   latents, cond = view(rows)
   image = (latents + 1.0) / 2.0
   alike = group_size if isinstance(view, Shared) else 1
-  return rows.replace(cond={**cond, 'image': image}, media=image, alike=alike)
+  return rows.replace(
+    cond={**cond, 'image': image},
+    media=image,
+    alike=alike,
+    in_order=in_order and alike > 1,
+  )
 
 
 def policy_rollout(policy: Policy) -> Callable[..., Trajectory]:

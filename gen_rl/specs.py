@@ -107,7 +107,7 @@ BOUND = {
   learners: ('vocab', 'length', 'end', 'pad', 'reader'),
   models: ('vocab', 'length'),
   objectives: ('group_size', 'on_policy', 'reward_weights'),
-  optim: ('steps',),
+  optim: ('steps', 'seed'),
   pictures: ('group_size', 'end'),
   noise: ('times', 'inside', 'variance', 'most', 'iteration'),
   policies: ('net', 'end', 'pad'),

@@ -20,7 +20,9 @@ _CALLED = (
   'init', 'encode', 'apply', 'null', 'decode', 'compress', 'step', 'score',
   'hidden', 'logits', 'rollout',
 )  # fmt: skip
-_STATIC = dict(prefill=2, noised=3, finish=3)  # {name: place of the number}
+_STATIC = dict(
+  prefill=2, noised=3, finish=3, velocity_at=3
+)  # {name: place of the number}
 
 
 def jitted(functions: Any) -> Any:

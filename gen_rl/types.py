@@ -68,6 +68,9 @@ class Trajectory(struct.PyTreeNode):
   # [b] share of the steps that took the velocity of one before, where policies
   # do so, see `diffusion.caching`
   reused: PyTree = ()
+  # [b] share of the rows of a network's calls that were not computed, as a
+  # neighbour's is the same, where there are any, see `policies.branches`
+  spared: PyTree = ()
 
 
 class Noised(struct.PyTreeNode):
@@ -102,11 +105,16 @@ class Rows(struct.PyTreeNode):
   # prompt a policy may read once. Whoever brings rows into another order sets
   # it to 1; `replace` does where `cond` is another.
   alike: int = struct.field(pytree_node=False, default=1)
+  # These are members 0, 1, 2, ... of their group; `replace` says no where one
+  # of both is another.
+  in_order: bool = struct.field(pytree_node=False, default=False)
 
 
 def _replaced(rows: Rows, **changes: Any) -> Rows:
   if 'cond' in changes:
     changes = dict(alike=1) | changes
+  if 'alike' in changes or 'member' in changes:
+    changes = dict(in_order=False) | changes
   return dataclasses.replace(rows, **changes)
 
 

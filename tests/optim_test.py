@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 from gen_rl import build, optim
 
@@ -62,6 +63,63 @@ def test_an_anchor_draws_back_to_where_it_began():
   assert len(jax.tree.leaves(optim.adamw().init(start))) + 1 == len(
     jax.tree.leaves(state)
   )
+
+
+def test_noise_makes_the_prior_that_an_anchor_asks_for():
+  """Without a gradient x_n - x_0 is normal with q = 1 - lr anchor and
+
+  variance 2 lr T (1 - q^{2n}) / (1 - q^2), T / anchor / (1 - lr anchor / 2)
+  in the end.
+  """
+  lr, anchor, heat, n = 0.2, 0.5, 0.03, 6
+  tx = optim.adamw(lr=lr, anchor=anchor, temperature=heat)
+  start = {'a': jnp.ones((50, 60)), 'b': -jnp.ones(3000)}
+
+  @jax.jit
+  def moved(start):
+    zeros, state = jax.tree.map(jnp.zeros_like, start), tx.init(start)
+
+    def body(carry, _):
+      params, state = carry
+      updates, state = tx.update(zeros, state, params)
+      return (optax.apply_updates(params, updates), state), updates
+
+    (params, _), updates = jax.lax.scan(body, (start, state), length=n)
+    return jax.tree.map(jnp.subtract, params, start), updates
+
+  ways, updates = moved(start)
+  ways = np.concatenate([ways['a'].ravel(), ways['b']])
+  q = 1 - lr * anchor
+  std = np.sqrt(2 * lr * heat * (1 - q ** (2 * n)) / (1 - q**2))
+  assert scipy.stats.kstest(ways / std, 'norm').pvalue > 1e-3
+  steps = np.stack([updates['a'].reshape(n, -1), updates['b']]).reshape(12, -1)
+  assert np.abs(np.corrcoef(steps) - np.eye(12))[:6, 6:].max() < 0.1
+
+
+def test_noise_is_of_the_seed_the_step_and_the_parameter():
+  params = {'a': jnp.zeros(64), 'b': jnp.zeros(64)}
+
+  def drawn(seed, params, updates=1):
+    tx = optim.adamw(lr=0.5, temperature=1.0, seed=seed)
+    state, out = tx.init(params), []
+    for _ in range(updates):
+      moved, state = jax.jit(tx.update)(params, state, params)
+      out.append(moved)
+    return jax.device_get(out)
+
+  first, second = drawn(3, params, 2)
+  (again,), (other,) = drawn(3, params), drawn(4, params)
+  (alone,) = drawn(3, {'b': params['b']})  # 'a' is not trained
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  np.testing.assert_array_equal(alone['b'], first['b'])
+  draws = [first['a'], first['b'], second['a'], other['a'], other['b']]
+  assert np.abs(np.corrcoef(draws) - np.eye(5)).max() < 0.5
+  # lr follows its schedule: 1/2, then all of it
+  warm = optim.langevin(1.0, optim.schedule(0.5, warmup=2), 3)
+  moved, state = warm.update(params, warm.init(params))
+  np.testing.assert_allclose(moved['a'], first['a'] / 2**0.5, rtol=1e-6)
+  moved, _ = warm.update(params, state)
+  np.testing.assert_allclose(moved['a'], second['a'], rtol=1e-6)
 
 
 def test_gradients_are_clipped_to_a_global_norm():

@@ -166,6 +166,22 @@ def test_only_trainable_parameters_move_and_carry_optimizer_state():
   assert train_state.full_params(state, 'ema')['a'] == pytest.approx(0.95)
 
 
+def test_noise_in_trained_parameters_alone_and_the_same_after_a_stop():
+  tx = optim.adamw(lr=1e-2, temperature=1e-2, seed=5)
+  step, state = testing.make_step(tx=tx, trainable='^up')
+  frozen = jax.device_get(state.frozen['policy'])
+  start = jax.device_get(state.params)
+  state, _ = testing.run(step, state, 1)
+  half = jax.tree.map(jnp.array, state)  # as it is read from a disk
+  whole, _ = testing.run(step, state, 1)
+  resumed, _ = testing.run(step, half, 1)
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  jax.tree.map(np.testing.assert_array_equal, whole.frozen['policy'], frozen)
+  moved = np.asarray(whole.params['up'] - start['up'])
+  # Two steps of the noise, which is more than what Adam moves in them.
+  assert 0.018 < moved.std() < 0.026
+
+
 def test_what_a_state_is_made_of_outlives_it():
   """The state is donated; the base and the rewards' nets are still used."""
   params = scalar_policy().init(KEY)

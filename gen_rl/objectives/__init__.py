@@ -4,6 +4,7 @@ A config names one of the functions below; its signature is the schema.
 """
 
 from gen_rl.objectives.consistency import consistency_distillation
+from gen_rl.objectives.implicit import implicit_guidance
 from gen_rl.objectives.kl_estimates import sampled_kl
 from gen_rl.objectives.matching import awm, flow_matching, nft, nll, rwr
 from gen_rl.objectives.pathwise import reward_backprop
@@ -21,6 +22,7 @@ __all__ = [
   'entropy',
   'flow_matching',
   'gspo',
+  'implicit_guidance',
   'ipo',
   'kl',
   'kto',

@@ -23,8 +23,19 @@ get the group's mean, which B2-DiffuRL leaves out as well. They are masked: no
 loss, KL or mean over decisions counts them. A decision that the rows of a node
 share is counted once a row: it gets the mean advantage of its node.
 
-Every row still computes what it shares. Evaluations that sample by the policy
-(eval.sampler) draw such groups, too, whose rows are less diverse.
+Rows that are the same until they part are computed once. With a_0 < 0 the first
+step of all, the state before decision j is one for a group where j <= a_1, for
+a node of level l where a_l < j <= a_{l+1}: a network is called for
+
+  P g_1 ... g_l rows of the b = P G, l = number of points below j         (2)
+
+and what it says is repeated. Of points that differ from group to group the
+first one counts. Groups that are cut, over devices or chunks, are as many as
+there are parts; where the members of a group are chosen from more (`explore`),
+rows are the same up to a_1 only. What is spared is `Trajectory.spared`.
+
+Evaluations that sample by the policy (eval.sampler) draw such groups, too,
+whose rows are less diverse.
 """
 
 from collections.abc import Callable
@@ -38,6 +49,7 @@ from jaxtyping import Int32, Key
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import noise
 from gen_rl.fields import Count, Index, Several
+from gen_rl.models.parts import layers
 from gen_rl.types import Array, Rows
 from gen_rl.utils import rng
 
@@ -51,6 +63,7 @@ class Branches(NamedTuple):
   # before each point [m b], or [m 1] where it is the same for all rows
   after: Callable[[Array, Array], Array]
   ways: tuple[int, ...] = ()  # g_1, ..., g_m; () for one point: all rows part
+  points: tuple[int, ...] = ()  # a_1, ..., a_m of all groups; (): they move
 
 
 class Shared(NamedTuple):
@@ -83,6 +96,34 @@ def share(branches: Branches, rows: Rows, step: Array) -> Shared:
       node = rows.member // math.prod(branches.ways[level:])
     keys.append(fold_in(rng.step_keys(base, level), node))
   return Shared(branches.after(places, step), (*keys, rows.keys))
+
+
+class Level(NamedTuple):
+  """Decisions whose state is the same for neighbours."""
+
+  size: int  # how many neighbours
+  last: int | Array | None  # decision; None: there is none
+
+
+def levels(branches: Branches, rows: Rows, shared: Shared) -> list[Level]:
+  """(2), by falling sizes; the last level has no neighbours."""
+  b = rows.group.shape[0]
+  whole = math.gcd(rows.alike, b // math.gcd(layers.shards('batch'), b))
+  ways, m = branches.ways, len(shared.after)
+  if not (rows.in_order and math.prod(ways) == rows.alike):  # nodes are unknown
+    ways = ()
+  found = []
+  for level in range(m + 1):
+    size = math.gcd(math.prod(ways[level:]), whole) if ways else 1
+    size = size if level else whole
+    last = None
+    if level < m:
+      moves = not branches.points
+      last = shared.after[level].min() if moves else branches.points[level]
+    if found and found[-1].size == size:
+      found.pop()
+    found.append(Level(size, last))
+  return found
 
 
 def fixed_branches(
@@ -118,7 +159,9 @@ def fixed_branches(
       f'{len(ways)}; give one number of ways a point'
     )
   points = tuple((a,) for a in after)
-  return Branches(lambda keys, step: jnp.asarray(points), tuple(ways))
+  return Branches(
+    lambda keys, step: jnp.asarray(points), tuple(ways), tuple(after)
+  )
 
 
 def random_branch(decisions: int, low: Index = 0, high: Index = 0) -> Branches:

@@ -65,9 +65,8 @@ class Chain(NamedTuple):
   # (x, v, t, t_next, noise) -> (mean, std), of `diffusion.transitions`
   move: Callable[..., tuple[Array, Array]]
   levels: Callable[[Array, Array], Array]  # (start, update) -> [T]
-  branches: branches_lib.Branches | None  # None: all steps draw their own
+  branches: branches_lib.Branches | None  # None: all rows draw their own
   deterministic: bool
-  shared_noise: bool
   solver: Literal['euler', 'dpm2']
   event: Literal['mean', 'sum']
   scale: Literal['full', 'unit']
@@ -101,13 +100,15 @@ def rollout(
   start = steps.window(rows, step)
   grid, count = steps.grid(start)
   levels = chain.levels(start, step)
-  together = chain.shared_noise or chain.branches
-  init_keys = rows.group_keys if together else rows.keys
   shared = chain.branches and branches_lib.share(chain.branches, rows, step)
+  init_keys = rows.group_keys if shared else rows.keys
   x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
-  prompt = guided.encode(params, rows.cond)
+  once = [branches_lib.Level(1, None)]
+  if shared:
+    once = branches_lib.levels(chain.branches, rows, shared)
+  calls = _calls(guided, params, rows.cond, [level.size for level in once])
 
-  def body(i: Array, carry: tuple) -> tuple:
+  def body(network: Callable[..., Array], i: Array, carry: tuple) -> tuple:
     x, memory, cache, kept = carry
     t, t_next, a = (
       jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
@@ -116,7 +117,7 @@ def rollout(
     noisy = inside & (not chain.deterministic)
     v, cache = caching.step(
       chain.cache_threshold,
-      lambda x: guided.apply(params, x, t[:, 0], prompt),
+      lambda x: network(i, x, t[:, 0]),
       x,
       cache,
       must=noisy | (i == count - 1),
@@ -151,15 +152,100 @@ def rollout(
 
   kept = _no_decisions(b, width, net.shape)
   cache = caching.empty(chain.cache_threshold, x)
+  first = steps.starts()
+  first = int(first[0]) if len(first) == 1 else start
+  ends = [first + level.last + 1 for level in once[:-1]]
   carry = (x, solvers.empty(x), cache, kept)
-  sample, _, cache, kept = jax.lax.fori_loop(0, count, body, carry)
+  sample, _, cache, kept = _turn(calls, ends, count, body, carry)
   return Trajectory(
     cond=rows.cond,
     sample=sample / steps.units[1],
     group=rows.group,
     reused=caching.reused(cache, count, b),
+    spared=_spared(once, ends, steps.count, count, b),
     **kept._asdict(),
   )
+
+
+def _calls(
+  guided: Net, params: Params, cond: PyTree, sizes: list[int]
+) -> list[Callable[[Array, Array], Array]]:
+  """Calls (x [b ...], t [b]) -> v, of one of so many neighbours that are alike.
+
+  Prompts are encoded once for the neighbours of the first size.
+  """
+  prompt = guided.encode(params, _first(cond, sizes[0]))
+
+  def call(size: int) -> Callable[[Array, Array], Array]:
+    def network(x: Array, t: Array) -> Array:
+      asked = _repeat(prompt, sizes[0] // size)
+      v = guided.apply(params, _first(x, size), _first(t, size), asked)
+      return _repeat(v, size)
+
+    return network
+
+  return [call(size) for size in sizes]
+
+
+def _first(x: PyTree, size: int) -> PyTree:
+  """Of every so many neighbours, rows [b ...] -> [b/size ...]."""
+  if size == 1:
+    return x
+  return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:])[:, 0], x)
+
+
+def _repeat(x: PyTree, size: int) -> PyTree:
+  """Its inverse where neighbours are the same."""
+  return x if size == 1 else jax.tree.map(lambda a: jnp.repeat(a, size, 0), x)
+
+
+def _turn(
+  calls: list[Callable[[Array, Array], Array]],
+  ends: list[int | Array],
+  count: int | Array,
+  body: Callable[..., tuple],
+  carry: tuple,
+) -> tuple:
+  """Takes the steps of a chain.
+
+  Where it is known when rows part, there is a loop for each call; else a step
+  chooses its call.
+
+  Args:
+    calls: of the network, one after the other.
+    ends: steps where the next call begins.
+    count: steps.
+    body: ((step, x, t) -> v, step, carry) -> carry.
+    carry: before the first step.
+  """
+  if all(isinstance(end, int) for end in ends):
+    for low, high, call in zip([0, *ends], [*ends, count], calls, strict=True):
+      own = functools.partial(body, lambda i, x, t, call=call: call(x, t))
+      carry = jax.lax.fori_loop(low, high, own, carry)
+    return carry
+
+  def network(i: Array, x: Array, t: Array) -> Array:
+    return jax.lax.switch((i >= jnp.stack(ends)).sum(), calls, x, t)
+
+  own = functools.partial(body, network)
+  return jax.lax.fori_loop(0, count, own, carry)
+
+
+def _spared(
+  once: list[branches_lib.Level],
+  ends: list[int | Array],
+  most: int,
+  count: int | Array,
+  b: int,
+) -> PyTree:
+  """[b] what `_turn` spares of `count` steps, which are at most `most`."""
+  if not ends:
+    return ()
+  i = jnp.arange(most)
+  level = (i[:, None] >= jnp.asarray(ends)).sum(-1)
+  computed = 1.0 / jnp.asarray([at.size for at in once], jnp.float32)[level]
+  share = 1.0 - jnp.where(i < count, computed, 0.0).sum() / count
+  return jnp.broadcast_to(share, (b,))
 
 
 def _no_decisions(b: int, width: int, event: tuple[int, ...]) -> Decision:
@@ -224,7 +310,7 @@ def finish(
   chain: Chain,
   params: Params,
   traj: Trajectory,
-  cut: Array,
+  cut: Array | int,
   detach_inputs: bool = False,
 ) -> Array:
   """The stored samples with gradients through the chain, see `capabilities`.
@@ -293,11 +379,15 @@ def velocity(chain: Chain, params: Params, traj: Trajectory) -> Array:
 
 
 def velocity_at(
-  chain: Chain, params: Params, traj: Trajectory, at: Noised
+  chain: Chain,
+  params: Params,
+  traj: Trajectory,
+  at: Noised,
+  null: bool = False,
 ) -> Array:
   """Of the net itself at noised samples, [b k ...] float32."""
-  v = _flat(chain.net, params, at.x, at.t, traj.cond)
-  return v.astype(jnp.float32)
+  cond = chain.net.null(traj.cond) if null else traj.cond
+  return _flat(chain.net, params, at.x, at.t, cond).astype(jnp.float32)
 
 
 def ops(chain: Chain) -> dict[str, Callable]:

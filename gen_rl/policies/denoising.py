@@ -100,7 +100,7 @@ def denoising(
     tail: share of the steps after the window that is taken: longer ones, to
       save time (MixGRPO-Flash).
     shared_noise: the members of a group start from the same noise, as in
-      DanceGRPO (arXiv 2505.07818).
+      DanceGRPO (arXiv 2505.07818): a branch before all decisions.
     branch: spec of a function of `policies.branches`: they share the noise of
       the first decisions, too, which are not trained; None, or the name '':
       steps draw noise of their own.
@@ -122,10 +122,15 @@ def denoising(
     guidance.cfg(net, guidance_scale, guidance_gradient),
     grid_and_window,
     *_noise(
-      transition, noise, noise_schedule, branch, deterministic, grid_and_window
-    ),
+      transition,
+      noise,
+      noise_schedule,
+      branch,
+      shared_noise,
+      deterministic,
+      grid_and_window,
+    ),  # fmt: skip
     deterministic,
-    shared_noise,
     solver,
     event,
     'unit' if unit_log_prob else 'full',
@@ -184,6 +189,7 @@ def _noise(
   noise: float,
   schedule: Mapping[str, Any] | None,
   branch: Mapping[str, Any] | None,
+  shared_noise: bool,
   deterministic: bool,
   steps: chain_lib.Steps,
 ) -> tuple[Callable, Callable, branches.Branches | None]:
@@ -203,4 +209,6 @@ def _noise(
   shared = None
   if branch and branch['name']:
     shared = build.build(branches, branch, decisions=steps.width)
+  elif shared_noise:
+    shared = branches.fixed_branches(steps.width, (0,))
   return move, levels.make(schedule, level, steps, move, most), shared

@@ -47,6 +47,8 @@ def judge(
   drawn = {}
   if jax.tree.leaves(traj.reused):
     drawn['rollout/reused'] = traj.reused.mean()
+  if jax.tree.leaves(traj.spared):
+    drawn['speed/spared'] = traj.spared.mean()
   inputs = inputs.replace(media=())  # replayed samples are decoded anew
   if recipe.advantage is None:
     out = RewardOut(jnp.zeros(b), {}, fine)

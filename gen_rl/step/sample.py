@@ -156,7 +156,8 @@ def _generate(
   shard = recipe.layout.rows
   unit = _unit(recipe, rows)
   pieces = shard(minibatch.cut(rows, recipe.rollout_chunks, unit), 1)
-  pieces = pieces.replace(alike=rows.alike if unit > 1 else 1)
+  if unit == 1:
+    pieces = pieces.replace(alike=1)
   _, drawn = recipe.fold(lambda _, rows: ((), draw(rows)), (), pieces)
   return shard(minibatch.join(drawn, unit))
 

@@ -2,9 +2,9 @@
 
 Products and convolutions are counted, 2 operations per multiplication and
 addition; nothing else comes near them on a matrix unit. The body of a scan
-counts as often as it runs, of a conditional the costlier branch. What is
-computed in vain is taken out first, as the compiler does; what the backward
-pass computes anew counts.
+counts as often as it runs, of a conditional the costlier branch: what a program
+finds out that it need not compute counts. What is computed in vain is taken out
+first, as the compiler does; what the backward pass computes anew counts.
 """
 
 from collections.abc import Mapping, Sequence

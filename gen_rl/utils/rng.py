@@ -30,7 +30,7 @@ from jaxtyping import Float, Int, Key
 from gen_rl.types import AnyArray, Array
 
 
-def training_key(seed: int) -> Key[Array, '']:
+def training_key(seed: int | Int[AnyArray, '']) -> Key[Array, '']:
   """Root of all a training run draws.
 
   A stream of its own: an evaluation with the same seed draws other numbers.

@@ -12,8 +12,9 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from gen_rl import rollout, sharding, testing
+from gen_rl import metrics, optim, rollout, sharding, testing
 from gen_rl.learners import noise_aware
 from gen_rl.models import lm
 from gen_rl.policies import ode
@@ -110,15 +111,20 @@ def write_runs(folder, *meshes):
         'rows',
         None,
         testing.batch(),
-        dict(testing.of_unlike_lengths('seq_mean_token_mean'), microbatches=2),
+        dict(
+          testing.of_unlike_lengths('seq_mean_token_mean'),
+          microbatches=2,
+          tx=optax.chain(testing.LINEAR, optim.langevin(0.1, lambda n: 0.1)),
+        ),
       ),
     ):
       if name != 'dit' and tensor > 1:
         continue  # takes a minute
       window = 0 if name == 'all' else 2  # gradients of samples: the last steps
-      # A tree of noise that rows share: cut, and on other devices
+      # Noise that rows share: cut, and on other devices
       tree_of = dict(name='fixed_branches', after=(0, 1), ways=(2, 4))
-      branch = tree_of if name == 'cut' else None
+      branch = dict(cut=tree_of, rows=dict(name='random_branch'))
+      branch = branch.get(name)
       policy = testing.make_policy(net, window=window, branch=branch)
       away = ('ema', 'optimizer') if tensor > 1 else ()
       judges = combine.axes(cut.get('monitors', {}))
@@ -138,7 +144,7 @@ def write_runs(folder, *meshes):
         logs = []
         for _ in range(2):
           state, log = step.train_step(state, batch, KEY)
-          logs.append(log)
+          logs.append(metrics.comparable(log))
       assert step.train_step._cache_size() == 1
       assert testing.memory_kinds(state.opt_state) == {
         'pinned_host' if away else 'device'

@@ -9,7 +9,7 @@ import scipy.stats
 from gen_rl import rollout, testing
 from gen_rl.build import ConfigError
 from gen_rl.policies import branches
-from gen_rl.utils import rng
+from gen_rl.utils import flops, rng
 
 KEY = jax.random.key(0)
 GRID = 2 * np.linspace(1, 0, 6) / (1 + np.linspace(1, 0, 6))  # 5 steps, shift 2
@@ -310,6 +310,67 @@ def test_a_branch_and_a_schedule_in_a_step():
     'kl/decisions': 3.0,
   }  # fmt: skip
   assert {k: float(logs[k]) for k in wanted} == wanted
+
+
+# Of 5 steps and groups of 4, rows that each step computes a group.
+@pytest.mark.parametrize(
+  'options, computed',
+  [
+    (dict(shared_noise=True), [1, 4, 4, 4, 4]),
+    (dict(shared_noise=True, window=2, window_start=dict(
+      name='progressive_window', tau=1)), [1, 1, 4, 4, 4]),
+    (dict(branch=dict(name='fixed_branches', after=(0, 2), ways=(2, 2)),
+      guidance_scale=2.0), [1, 2, 2, 4, 4]),
+    (dict(branch=dict(name='fixed_branches', after=(1,)), solver='dpm2',
+      window=2, tail=0.5, window_start=dict(name='fixed_window', start=1)),
+      [1, 1, 1, 4]),
+    (dict(branch=dict(name='backward_branch', initial=3, stages=5)),
+      [1, 1, 4, 4, 4]),
+    (dict(shared_noise=True, cache_threshold=1e3, window=1, window_low=3),
+      [1, 1, 1, 1, 4]),
+  ],
+  ids=['start', 'window', 'tree', 'tail', 'back', 'cached'],
+)  # fmt: skip
+def test_what_rows_share_is_computed_once(options, computed):
+  """The same samples, of as few rows as the tree has nodes."""
+  policy, rows = make(**options), rows_of((0, 1))
+  params = policy.init(KEY)
+  once = policy.rollout(params, rows, jnp.int32(1))
+  each = policy.rollout(params, rows.replace(alike=1), jnp.int32(1))
+  assert each.spared == ()
+  spared = 1 - np.mean(computed) / 4
+  np.testing.assert_allclose(once.spared, [spared] * 8, atol=1e-6)
+  testing.assert_same(once.replace(spared=()), each)
+
+
+def test_operations_are_those_of_the_rows_that_are_computed():
+  """Of points that do not move: 1, 1, 2, 4, 4 of 4 rows for 5 steps."""
+  tree = branched((1, 2), (2, 2))
+  params, rows = tree.init(KEY), rows_of((0, 1))
+
+  def operations(rows):
+    run = lambda rows: tree.rollout(params, rows, jnp.int32(0)).sample
+    return flops.count(jax.make_jaxpr(run)(rows))
+
+  once, each = operations(rows), operations(rows.replace(alike=1))
+  assert once.open_loops == each.open_loops == 0
+  assert once.flops / each.flops == 12 / 20
+
+
+def test_who_is_in_a_node_has_to_be_known():
+  """Of chosen members only what all of a group share is computed once."""
+  policy = branched((1, 2), (2, 2))
+  chosen = jnp.array([[0, 1, 2, 7], [2, 4, 5, 6]])
+  rows = rollout.make_rows(
+    testing.batch((0, 1)), 4, KEY, jnp.int32(0), members=chosen
+  )
+  params = policy.init(KEY)
+  once, each = (
+    policy.rollout(params, r, jnp.int32(0))
+    for r in (rows, rows.replace(alike=1))
+  )
+  np.testing.assert_allclose(once.spared, 1 - (2 + 3 * 4) / 20, atol=1e-6)
+  testing.assert_same(once.replace(spared=()), each)
 
 
 def test_branches_that_a_window_cannot_hold_are_refused():
