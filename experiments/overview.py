@@ -2,7 +2,8 @@
 
   python experiments/overview.py   # prints them and renews README.md
 
-Claims and verdicts are what run.py says, numbers are from results.csv. Lines
+Claims are what run.py says, numbers are from results.csv, verdicts by the rule
+of verdicts.py; studies of searches bring lines of their own. Lines
 of code are those of a method's config and of the functions that are its own,
 as its study names them; docstrings, comments and blank lines do not count.
 """
@@ -10,6 +11,7 @@ as its study names them; docstrings, comments and blank lines do not count.
 import ast
 import importlib
 import io
+import math
 import pathlib
 import statistics
 import sys
@@ -17,7 +19,7 @@ import tokenize
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from experiments import rows, study, tables
+from experiments import rows, study, tables, verdicts
 
 _NO_CODE = (
   tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
@@ -68,24 +70,53 @@ def lines_of(what: str, root: pathlib.Path = study.ROOT) -> int:
   return len(code & set(range(first, node.end_lineno + 1)))
 
 
-def claims(everything: dict[str, study.Study]) -> str:
-  """A line a claim."""
+def searches() -> dict[str, list[tuple[str, ...]]]:
+  """{folder: lines of the claims' table} of run.py's with `overview_lines`."""
+  out = {}
+  for path in sorted((study.ROOT / 'experiments').glob('*/run.py')):
+    if 'def overview_lines(' in path.read_text(encoding='utf-8'):
+      name = path.parent.name
+      run = importlib.import_module(f'experiments.{name}.run')
+      out[name] = run.overview_lines()
+  return out
+
+
+def claims(
+  everything: dict[str, study.Study],
+  others: dict[str, list[tuple[str, ...]]] | None = None,
+) -> str:
+  """A line a claim.
+
+  Args:
+    everything: studies by folder.
+    others: lines of other folders, without the first cell.
+  """
   lines = []
   for name, s in everything.items():
     found = rows.read(s.folder)
     for claim in s.claims:
-      cells, counts = [], []
+      cells, counts, values = [], [], []
       for number in (claim.baseline, claim.ours):
         arm, _, column = number.partition('.')
         mine = [row for row in found if row['arm'] == arm]
         label = arm + ' base' * column.startswith('base_')
         cells.append(f'{tables.cell(mine, column)}, {label}')
         counts.append(str(len(mine)))
+        numbers = [tables.value(row, column) for row in mine]
+        values.append([x for x in numbers if math.isfinite(x)])
+      d, error = verdicts.difference(*values)
+      shown = f'{d:+.3f} ± {error:.3f}' if math.isfinite(error) else '–'
       lines.append((
-        f'[{name}]({name})', claim.text, claim.metric, *cells,
-        ' and '.join(dict.fromkeys(counts)), claim.verdict,
+        f'[{name}]({name})', claim.text, claim.metric, *cells, shown,
+        ' and '.join(dict.fromkeys(counts)),
+        verdicts.verdict(d, error, claim.margin),
       ))  # fmt: skip
-  heads = ('study', 'claim', 'metric', 'baseline', 'ours', 'seeds', 'verdict')
+  for name, theirs in (others or {}).items():
+    lines += [(f'[{name}]({name})', *line) for line in theirs]
+  heads = (
+    'study', 'claim', 'metric', 'baseline', 'ours', 'difference', 'seeds',
+    'verdict',
+  )  # fmt: skip
   return tables.markdown(heads, lines)
 
 
@@ -104,7 +135,7 @@ def code(everything: dict[str, study.Study]) -> str:
 
 def tables_of(everything: dict[str, study.Study]) -> dict[str, str]:
   """Both tables, for `tables.fill`."""
-  return dict(claims=claims(everything), code=code(everything))
+  return dict(claims=claims(everything, searches()), code=code(everything))
 
 
 if __name__ == '__main__':

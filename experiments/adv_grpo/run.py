@@ -29,12 +29,10 @@ CLAIMS = (
   study.Claim(
     'a trained reward keeps a proxy from being fooled',
     'held-out strict accuracy', 'proxy.strict', 'both.strict',
-    'does not hold here',
   ),
   study.Claim(
     'it does so better than a KL term',
     'held-out strict accuracy', 'proxy_kl.strict', 'both.strict',
-    'does not hold here',
   ),
 )  # fmt: skip
 

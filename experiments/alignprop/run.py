@@ -24,17 +24,14 @@ CLAIMS = (
   study.Claim(
     'the reward itself rises faster than by policy gradients',
     'trained reward', 'grpo.proxy', 'alignprop.proxy',
-    'holds',
   ),
   study.Claim(
     'a random cut keeps gold accuracy better than the whole chain',
     'held-out strict accuracy', 'full.strict', 'alignprop.strict',
-    'holds',
   ),
   study.Claim(
     'it teaches more than the last call alone',
     'held-out strict accuracy', 'draft.strict', 'alignprop.strict',
-    'does not hold here',
   ),
 )  # fmt: skip
 

@@ -36,21 +36,18 @@ CLAIMS = (
     'held-out strict accuracy',
     'sf.strict',
     'ddpo.strict',
-    'does not hold here',
   ),
   study.Claim(
     'reward-weighted regression is slower',
     'held-out strict accuracy',
     'rwr.strict',
     'ddpo.strict',
-    'holds',
   ),
   study.Claim(
     'groups and a window beat per-prompt histories on all steps',
     'held-out strict accuracy',
     'ddpo.strict',
     'flow_grpo.strict',
-    'holds',
   ),
 )
 

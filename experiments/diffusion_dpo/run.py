@@ -41,28 +41,24 @@ CLAIMS = (
     'held-out strict accuracy',
     'dpo.base_strict',
     'dpo.strict',
-    'holds',
   ),
   study.Claim(
     'online pairs beat those of the base',
     'held-out strict accuracy',
     'dpo.strict',
     'online.strict',
-    'holds',
   ),
   study.Claim(
     'online RL beats offline preferences at equal samples',
     'held-out strict accuracy',
     'dpo.strict',
     'flow_grpo.strict',
-    'holds',
   ),
   study.Claim(
     'pairs beat supervised training on the preferred ones',
     'held-out strict accuracy',
     'sft.strict',
     'rendered.strict',
-    'does not hold here',
   ),
 )
 

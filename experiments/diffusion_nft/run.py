@@ -38,21 +38,18 @@ CLAIMS = (
     'held-out strict accuracy',
     'flow_grpo.strict',
     'nft.strict',
-    'holds partly',
   ),
   study.Claim(
     'the negative branch matters',
     'held-out strict accuracy',
     'positive.strict',
     'nft.strict',
-    'holds',
   ),
   study.Claim(
     'a copy that lags keeps it stable',
     'held-out strict accuracy',
     'on_policy.strict',
     'nft.strict',
-    'too few seeds',
   ),
 )
 

@@ -41,16 +41,16 @@ ARMS = {
 CLAIMS = (
   study.Claim(
     'RL on the oracle teaches combinations that no training saw',
-    'held-out strict accuracy', 'main.base_strict', 'main.strict', 'holds',
+    'held-out strict accuracy', 'main.base_strict', 'main.strict',
   ),
   study.Claim(
     'a window of 2 steps does as well as all 7, for less',
-    'held-out strict accuracy', 'all.strict', 'fast.strict', 'holds',
+    'held-out strict accuracy', 'all.strict', 'fast.strict',
+    margin=0.02,
   ),
   study.Claim(
     'a KL term keeps a learned reward from being fooled',
     'held-out strict accuracy', 'proxy.strict', 'proxy_kl.strict',
-    'holds',
   ),
 )  # fmt: skip
 

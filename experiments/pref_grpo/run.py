@@ -35,17 +35,14 @@ CLAIMS = (
   study.Claim(
     'win rates beat the scores they come from', 'held-out strict accuracy',
     'pointwise.strict', 'same_judge.strict',
-    'holds partly',
   ),
   study.Claim(
     'ties are what helps', 'held-out strict accuracy', 'no_ties.strict',
     'same_judge.strict',
-    'holds',
   ),
   study.Claim(
     'a better judge helps most', 'held-out strict accuracy',
     'same_judge.strict', 'better_judge.strict',
-    'holds',
   ),
 )  # fmt: skip
 

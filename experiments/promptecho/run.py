@@ -16,7 +16,6 @@ CLAIMS = (
   study.Claim(
     'the likelihood of the prompt teaches what the oracle calls correct',
     'held-out strict accuracy', 'echo.base_strict', 'echo.strict',
-    'holds',
   ),
 )  # fmt: skip
 

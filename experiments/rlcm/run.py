@@ -28,17 +28,15 @@ CLAIMS = (
   study.Claim(
     'two calls, trained, beat the base with eight',
     'held-out strict accuracy', 'flow_grpo.base_strict', 'two.strict',
-    'does not hold here',
   ),
   study.Claim(
     'four calls reach what Flow-GRPO reaches with eight',
     'held-out strict accuracy', 'flow_grpo.strict', 'four.strict',
-    'does not hold here',
   ),
   study.Claim(
     'REBEL does as well as clipped ratios',
     'held-out strict accuracy', 'four.strict', 'rebel.strict',
-    'holds partly',
+    margin=0.02,
   ),
 )  # fmt: skip
 

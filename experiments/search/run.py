@@ -23,7 +23,7 @@ import numpy as np
 
 from configs import search as search_config
 from experiments import rows as rows_lib
-from experiments import tables
+from experiments import tables, verdicts
 from gen_rl import assemble, initial, rewards, rollout, search
 from gen_rl import build as build_lib
 from gen_rl.data import feeds
@@ -206,17 +206,17 @@ def verdict(rows: list[rows_lib.Row], claim: Claim) -> str:
   )
   gain = ours - other + claim.margin
   if np.isnan(gain).any():
-    return 'not measured'
+    return verdicts.NONE
   seeds = gain.shape[1]
   spread = (ours * (1 - ours) + other * (1 - other)).mean(1)
   spread /= PROMPTS * SAMPLES
   error = np.sqrt(np.maximum(gain.var(1, ddof=1), spread) / seeds)
   sure = gain.mean(1) / error
   if (sure > 2).all():
-    return 'holds'
+    return verdicts.HOLDS
   if (sure > 2).any():
     return 'holds partly'
-  return 'does not hold here' if (sure < -2).any() else 'too few seeds'
+  return verdicts.FAILS if (sure < -2).any() else verdicts.FEW
 
 
 def table(rows: list[rows_lib.Row], column: str) -> str:
@@ -255,6 +255,25 @@ def claims(rows: list[rows_lib.Row]) -> str:
                   verdict(rows, claim)))  # fmt: skip
   heads = 'claim', 'against', 'ours', 'points of gold', 'verdict'
   return tables.markdown(heads, lines)
+
+
+def overview_lines() -> list[tuple[str, ...]]:
+  """What experiments/overview.py says of this study, without its name."""
+  rows, lines = rows_lib.read(FOLDER), []
+  for claim in CLAIMS:
+    means = []
+    for arm in (claim.baseline, claim.ours):
+      gold = values(rows, arm, 'gold').mean(1)
+      means.append(' / '.join(f'{x:.3f}' for x in gold) + f', {arm}')
+    gap = values(rows, claim.ours, 'gold') - values(
+      rows, claim.baseline, 'gold'
+    )
+    gaps = ' / '.join(f'{x:+.3f}' for x in gap.mean(1))
+    lines.append((
+      claim.text, 'gold at three prices', *means, gaps, str(len(SEEDS)),
+      verdict(rows, claim),
+    ))  # fmt: skip
+  return lines
 
 
 def report(rows: list[rows_lib.Row]) -> None:

@@ -50,14 +50,12 @@ CLAIMS = (
     'held-out strict accuracy',
     'outcome.strict',
     'incremental.strict',
-    'too few seeds',
   ),
   study.Claim(
     'turning points add to them',
     'held-out strict accuracy',
     'incremental.strict',
     'turning.strict',
-    'does not hold here',
   ),
   study.Claim(
     "of a detector's scores rewards of single decisions beat the outcome",

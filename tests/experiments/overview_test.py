@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from experiments import overview, rows, study, tables
+from experiments import overview, rows, study, tables, verdicts
 
 
 def test_lines_of_code(tmp_path):
@@ -31,23 +31,40 @@ def test_lines_of_code(tmp_path):
 
 def test_claims(tmp_path):
   for seed, strict in (('0', 0.6), ('1', 0.8)):
-    row = dict(arm='a', seed=seed, base_strict=0.5, strict=strict)
+    row = dict(arm='a', seed=seed, base_strict=0.4, strict=strict)
     rows.append(tmp_path, row)
+  for seed, strict in (('0', 0.65), ('1', 0.8)):
+    rows.append(tmp_path, dict(arm='c', seed=seed, strict=strict))
   demo = study.Study(
     file=str(tmp_path / 'run.py'),
     title='Demo',
-    arms={'a': study.Arm('c', ''), 'b': study.Arm('c', '')},
+    arms={name: study.Arm('c', '') for name in 'abc'},
     claims=[
-      study.Claim('it learns', 'gold', 'a.base_strict', 'a.strict', 'holds'),
+      study.Claim('it learns', 'gold', 'a.base_strict', 'a.strict'),
       study.Claim('b is better', 'gold', 'a.strict', 'b.strict'),
+      study.Claim('c is', 'gold', 'a.strict', 'c.strict'),
     ],
   )
   assert overview.claims({'demo': demo}).splitlines()[2:] == [
-    '| [demo](demo) | it learns | gold | 0.500, a base | '
-    '0.700 (0.600 to 0.800), a | 2 | holds |',
+    # Deviations .1 sqrt(2) of 2 seeds: e = .1, and 0 of the base's equal ones.
+    '| [demo](demo) | it learns | gold | 0.400, a base | '
+    '0.700 (0.600 to 0.800), a | +0.300 ± 0.200 | 2 | holds |',
     '| [demo](demo) | b is better | gold | 0.700 (0.600 to 0.800), a | '
-    '–, b | 2 and 0 | not measured |',
+    '–, b | – | 2 and 0 | not measured |',
+    # 2 sqrt(.1^2 + .075^2)
+    '| [demo](demo) | c is | gold | 0.700 (0.600 to 0.800), a | '
+    '0.725 (0.650 to 0.800), c | +0.025 ± 0.250 | 2 | too few seeds |',
   ]
+
+
+def test_verdicts():
+  one = verdicts.difference([0.5], [0.9])
+  assert verdicts.verdict(*one) == 'too few seeds'  # a single seed says nothing
+  d, error = verdicts.difference([0.5, 0.5], [0.4, 0.4])
+  assert (d, error) == (pytest.approx(-0.1), 0.0)
+  assert verdicts.verdict(d, error) == 'does not hold here'
+  assert verdicts.verdict(d, 0.05, margin=0.1 - 0.04) == 'too few seeds'
+  assert verdicts.verdict(d, 0.05, margin=0.16) == 'holds'
 
 
 def test_the_studies_of_this_repository():

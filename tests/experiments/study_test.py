@@ -263,10 +263,6 @@ def test_another_runner_is_left_its_run(tmp_path, children, capsys):
       "shares 'b/c'",
     ),
     (dict(claims=[study.Claim('', '', 'x.kl', 'first.kl')]), 'x.kl'),
-    (
-      dict(claims=[study.Claim('', '', *2 * ['first.kl'], 'yes')]),
-      'holds, holds partly, does not hold here',
-    ),
   ],
 )  # fmt: skip
 def test_studies_that_name_what_is_not(fields, words, tmp_path):
