@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import build
-from gen_rl.build import ConfigError
-from gen_rl.diffusion import caching, process, schedules, solvers
+from gen_rl.diffusion import caching, schedules, solvers
 from gen_rl.distributions import Gaussian
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import branches as branches_lib
@@ -220,53 +219,9 @@ def complete(
   return x.reshape(shape).swapaxes(0, 1) / steps.units[1]
 
 
-def finish(
-  chain: Chain,
-  params: Params,
-  traj: Trajectory,
-  cut: Array,
-  detach_inputs: bool = False,
+def velocities(
+  net: Net, params: Params, x: Array, t: Array, cond: PyTree
 ) -> Array:
-  """The stored samples with gradients through the chain, see `capabilities`.
-
-  Raises:
-    ConfigError: the window is not always that of the last noisy steps.
-  """
-  steps, width = chain.steps, chain.steps.width
-  last = steps.count - 1 - width
-  if steps.start['name'] != 'fixed_window' or steps.start['start'] != last:
-    raise ConfigError(
-      'gradients through samples need a window that stays at the last noisy '
-      f'steps: set policy.window_low={last} and '
-      'policy.window_start.name="fixed_window"'
-    )
-  prompt = chain.guided.encode(params, traj.cond)
-  x = jax.lax.stop_gradient(traj.states[:, 0])
-
-  @functools.partial(jax.checkpoint, static_argnums=2)
-  def move(params_and_prompt, x, j):
-    params, prompt = params_and_prompt
-    t, t_next, a = (
-      (traj.times[:, j, 0], traj.times[:, j, 1], traj.noise[:, j])
-      if j < width
-      else (traj.times[:, -1, 1], steps.times[-1] + 0.0 * cut, 0.0 * cut)
-    )
-    seen = jax.lax.stop_gradient(x) if detach_inputs else x
-    v = chain.guided.apply(params, seen, t, prompt).astype(jnp.float32)
-    live = process.expand(j >= cut, v) > 0
-    v = jnp.where(live, v, jax.lax.stop_gradient(v))
-    mean, _ = chain.move(x, v, t, t_next, a)
-    if j == width:
-      return mean
-    # The stored action, to the bit, with the gradient of the mean.
-    return traj.actions[:, j] + (mean - jax.lax.stop_gradient(mean))
-
-  for j in range(width + 1):
-    x = move((params, prompt), x, j)
-  return x / steps.units[1]
-
-
-def _flat(net: Net, params: Params, x: Array, t: Array, cond: PyTree) -> Array:
   """Velocities [b k ...] at x [b k ...], t [b k]."""
   b, k = t.shape
   prompt = net.encode(params, cond)
@@ -277,7 +232,7 @@ def _flat(net: Net, params: Params, x: Array, t: Array, cond: PyTree) -> Array:
 
 def _as_sampled(chain: Chain, params: Params, traj: Trajectory) -> Array:
   t = traj.times[..., 0]
-  return _flat(chain.guided, params, traj.states, t, traj.cond)
+  return velocities(chain.guided, params, traj.states, t, traj.cond)
 
 
 def dist(chain: Chain, params: Params, traj: Trajectory) -> Gaussian:
@@ -296,13 +251,13 @@ def velocity_at(
   chain: Chain, params: Params, traj: Trajectory, at: Noised
 ) -> Array:
   """Of the net itself at noised samples, [b k ...] float32."""
-  v = _flat(chain.net, params, at.x, at.t, traj.cond)
+  v = velocities(chain.net, params, at.x, at.t, traj.cond)
   return v.astype(jnp.float32)
 
 
 def ops(chain: Chain) -> dict[str, Callable]:
   """Capabilities, by name."""
-  functions = dist, velocity, velocity_at, complete, finish
+  functions = dist, velocity, velocity_at, complete
   return {f.__name__: functools.partial(f, chain) for f in functions}
 
 

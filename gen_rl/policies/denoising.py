@@ -29,7 +29,7 @@ from gen_rl.diffusion import solvers, transitions
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models import flow_files
 from gen_rl.models.parts.layers import Net
-from gen_rl.policies import branches, guidance, levels, ode
+from gen_rl.policies import branches, guidance, levels, ode, through
 from gen_rl.policies import chain as chain_lib
 from gen_rl.policies import clean as clean_lib
 from gen_rl.types import (
@@ -145,7 +145,7 @@ def denoising(
     net.init,
     functools.partial(chain_lib.rollout, chain),
     functools.partial(clean_lib.decode, net),
-    {**chain_lib.ops(chain), **clean_lib.ops(clean)},
+    {**chain_lib.ops(chain), **through.ops(chain), **clean_lib.ops(clean)},
     axes=net.axes,
     load=load if net.load else None,
     save=net.save,
