@@ -169,6 +169,8 @@ def fields() -> dict[str, Any]:
     null_prob=0.0,  # share of rows that lose their prompt in it
     solver='euler',  # of noise-free steps: euler or dpm2
     tail=1.0,  # share of the steps after the window that is taken
+    # Share of all steps that is taken: below 1 from the row's picture, noised.
+    begin=1.0,
     shared_noise=False,  # a group starts from the same noise
     # A function of policies.branches: a group shares the noise of the first
     # decisions, too, which are not trained; '': it does not.

@@ -16,12 +16,13 @@ not trained carry none (v_i is held fixed, x_i is not). Of K calls are trained
   uniform   those from a cut on, uniform over 0 .. K - 1: AlignProp
             (arXiv:2310.03739)
   gaussian  the same, of round(N(mean, std^2)) within 0 .. K - 1: AlignProp's
-            released code
+            released code, which rounds down
   spaced    `last` at equal distances K // last, from a random one on: DRTune
             (arXiv:2405.00760)
 
 AlignProp draws one cut for the batch; here every row draws its own, which
-has the same expectation and less variance. With `detach_inputs` the
+has the same expectation and less variance. Random cuts leave the last `most`
+calls or fewer, and only these are computed again. With `detach_inputs` the
 network sees x_i without its gradient, which then flows along the sampler
 alone (DRTune).
 
@@ -80,6 +81,7 @@ def reward_backprop(
   last: Count = 1,
   mean: float = 0.0,
   std: NonNegative = 1.0,
+  most: Index = 0,
   loss: Literal['negative', 'l1_target', 'relu_margin'] = 'negative',
   target: float = 1.0,
   detach_inputs: bool = False,
@@ -96,6 +98,7 @@ def reward_backprop(
     last: trained calls of a 'fixed' or 'spaced' cut.
     mean: of a 'gaussian' cut, in calls from the start of the window.
     std: its deviation.
+    most: trained calls of a 'uniform' or 'gaussian' cut; 0: all.
     loss: 'negative' is -R, 'l1_target' |R - target| (AlignProp), 'relu_margin'
       max(target - R, 0) (ReFL, arXiv:2304.05977), which stops at the target.
     target: in units of the reward.
@@ -139,7 +142,7 @@ def reward_backprop(
       f"early={early} train others; set cut='fixed', last=1 and early=0"
     )
 
-  plan = _Plan(cut, last, mean, std, detach_inputs, early, draws)
+  plan = _Plan(cut, last, mean, std, most, detach_inputs, early, draws)
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
@@ -182,6 +185,7 @@ class _Plan(NamedTuple):
   last: int
   mean: float
   std: float
+  most: int
   detach_inputs: bool
   early: int
   draws: int
@@ -206,10 +210,13 @@ def _seen(
   live = jax.vmap(lambda key, count: _trained(plan, key, count, calls))(
     rng.stream_keys(keys, 'cut'), counts
   )
-  fixed = plan.cut == 'fixed'
-  if early and fixed and last == 1:
+  if early and (plan.cut, last) == ('fixed', 1):
     return [replay.ask('params', 'estimate', stop)], live
-  first = max(calls - last, 0) if fixed and not early else 0
+  first = 0  # no call before is trained
+  if plan.cut == 'fixed':
+    first = max(calls - last - max(early - 1, 0), 0)
+  elif plan.most:
+    first = max(calls - max(plan.most, early), 0)
   sample = replay.ask('params', 'finish', live, plan.detach_inputs, stop, first)
   if not plan.draws:
     return [sample], live
@@ -227,13 +234,14 @@ def _trained(plan: _Plan, key: Array, count: Array, calls: int) -> Array:
     start = jax.random.randint(key, (), 0, most)
     n, rest = jnp.divmod(place - start, apart)
     return (rest == 0) & (n >= 0) & (n < plan.last) & (place < count)
+  low = max(calls - plan.most, 0) if plan.most else 0
   if plan.cut == 'fixed':
     first = count - plan.last
   elif plan.cut == 'uniform':
-    first = jax.random.randint(key, (), 0, count)
+    first = jax.random.randint(key, (), jnp.minimum(low, count - 1), count)
   else:
     drawn = plan.mean + plan.std * jax.random.normal(key)
-    first = jnp.clip(jnp.round(drawn), 0, count - 1)
+    first = jnp.clip(jnp.round(drawn), low, count - 1)
   return (place >= first) & (place < count)
 
 

@@ -16,6 +16,7 @@ from gen_rl.diffusion import caching, schedules, solvers
 from gen_rl.distributions import Gaussian
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import branches as branches_lib
+from gen_rl.policies import starts
 from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 
@@ -33,6 +34,7 @@ class Steps(NamedTuple):
   low: int  # first step that may be one
   high: int  # one past the last
   start: Mapping[str, Any]  # spec of where the window starts
+  first: int  # step that is taken first: 0, or later from a picture
 
   def grid(self, start: Array) -> tuple[Array, int | Array]:
     """(times, how many steps) of a rollout whose window starts there."""
@@ -103,7 +105,10 @@ def rollout(
   together = chain.shared_noise or chain.branches
   init_keys = rows.group_keys if together else rows.keys
   shared = chain.branches and branches_lib.share(chain.branches, rows, step)
-  x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
+  noise = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape)
+  x = noise * steps.units[0]
+  if steps.first:
+    x = starts.noised(net, params, rows, noise, grid[steps.first])
   prompt = guided.encode(params, rows.cond)
 
   def body(i: Array, carry: tuple) -> tuple:
@@ -151,7 +156,7 @@ def rollout(
   kept = _no_decisions(b, width, net.shape)
   cache = caching.empty(chain.cache_threshold, x)
   carry = (x, solvers.empty(x), cache, kept)
-  sample, _, cache, kept = jax.lax.fori_loop(0, count, body, carry)
+  sample, _, cache, kept = jax.lax.fori_loop(steps.first, count, body, carry)
   return Trajectory(
     cond=rows.cond,
     sample=sample / steps.units[1],

@@ -26,10 +26,10 @@ def answers(score, calls=4):
   traj = Trajectory((), (), (), (), none, none, none, (), jnp.zeros(b))
   exp = Experience(traj, jnp.zeros((b, 1)), jnp.ones(b), None)
   keys = RowKeys(jax.random.split(KEY, b), None)
-  # Three digits say which of the calls are trained; the next, the first asked.
-  digits = lambda live: (live * 10.0 ** jnp.arange(calls)).sum(1)
+  # Digits say which of the calls are trained, of those that are computed.
+  digits = lambda live, first: (live * 10.0 ** jnp.arange(calls))[:, first:]
   replay = testing.answers(
-    finish=lambda which, live, detach, stop, first: digits(live),
+    finish=lambda which, live, detach, stop, first: digits(live, first).sum(1),
     estimate=lambda which, call: 10.0**call,
   )._replace(score=lambda x, keys: RewardOut(score(x), {}, x >= 0))
   return replay, exp, keys
@@ -104,6 +104,8 @@ def test_cuts():
   assert trained(cut='gaussian', mean=9.0, std=0.1) == {'0001': 6}
   cuts = {'1111', '0111', '0011', '0001'}
   assert set(trained(cut='uniform', rows=40)) == cuts
+  assert set(trained(cut='uniform', most=2, rows=40)) == {'0011', '0001'}
+  assert trained(cut='gaussian', mean=0.0, most=3, std=0.0) == {'0111': 6}
   with pytest.raises(ValueError, match='fixed, uniform, gaussian, spaced'):
     objectives.reward_backprop('never')
 
