@@ -68,7 +68,7 @@ def fields() -> dict[str, Any]:
   c.seed = field(0, Seed)  # of everything random
   c.steps = field(100, Count, NOTES)  # rollouts
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
-  # else the path of a safetensors file.
+  # else the path of a safetensors file; 'A*0.7,B*0.3' is a mean of files.
   c.init = ''
   # Folder of a released model as diffusers writes it, for networks that are
   # such: where init is "", parameters are read from it.
@@ -83,8 +83,9 @@ def fields() -> dict[str, Any]:
     alpha=field(16.0, Positive),
     init=field('kaiming', Literal['kaiming', 'gaussian']),
     # A file or folder of adapters that a run goes on from, of a released
-    # network, as PEFT, diffusers or kohya write them; '': new ones. The copy
-    # "ref" of the parameters has them, too.
+    # network, as PEFT, diffusers or kohya write them; '': new ones. Those of
+    # several are mixed, 'A*0.7,B*0.3', in a rank that is the sum of theirs.
+    # The copy "ref" of the parameters has them, too.
     start='',
   )
   # Regular expression on parameter names; "" trains all.
