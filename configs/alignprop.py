@@ -25,7 +25,7 @@ Variants, joined by commas:
   grpo   the policy gradient in its place, on as many samples
   kl     with a KL term to the base, at the samples noised anew
   jpeg   reward: small JPEG files, a smooth count of their bytes; the monitor
-         `jpeg` is their size, in kilobytes
+         `size` is how many there are, in kilobytes below 0
   lora   trains adapters of rank 4, at the paper's rate
   tiny   two quick steps of all of it, for tests
 """
@@ -79,7 +79,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.rewards.jpeg = config_dict.create(
       name='smooth_compressibility', weight=1.0
     )
-    c.monitors.jpeg = config_dict.create(name='jpeg_compressibility')
+    c.monitors.size = config_dict.create(name='jpeg_compressibility')
   if 'lora' in variants:
     c.lora.update(pattern=r'block_|text|pooled', rank=4, alpha=4.0)
     c.trainable = lora.TRAINABLE

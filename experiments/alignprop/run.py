@@ -75,6 +75,8 @@ STUDY = study.Study(
     'AlignProp, DRaFT, ReFL, DRTune': (
       CONFIG,
       'gen_rl/objectives/pathwise.py:reward_backprop',
+      'gen_rl/objectives/pathwise.py:_seen',
+      'gen_rl/objectives/pathwise.py:_trained',
     )
   },
 )
