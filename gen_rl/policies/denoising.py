@@ -101,7 +101,7 @@ def denoising(
     tail: share of the steps after the window that is taken: longer ones, to
       save time (MixGRPO-Flash).
     begin: share of the steps that is taken; below 1 a chain starts at the row's
-      picture, made noisy (`policies.starts`), and the window has to be there.
+      picture, made noisy (`policies.starts`), and no window before.
       Evaluation by the ODE starts at noise. No study has used it yet.
     shared_noise: the members of a group start from the same noise, as in
       DanceGRPO (arXiv 2505.07818).
@@ -179,8 +179,10 @@ def _steps(
       f'policy: tail={tail} shortens the linear grid; with grid={grid["name"]} '
       'it has to be 1'
     )
-  width, high, start = chain_lib.window(steps, window, low, high, start)
   first = starts.first_step(begin, steps)
+  if first:
+    window, low = window or steps - 1 - first, low or first
+  width, high, start = chain_lib.window(steps, window, low, high, start)
   made = chain_lib.Steps(
     steps, shift, tail, times, units, own_grid, width, low, high, start, first
   )

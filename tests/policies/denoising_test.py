@@ -266,7 +266,7 @@ def test_deterministic_rollouts_are_the_sampler():
 def test_a_chain_that_begins_at_a_picture():
   """At step 2 of 4, where t = 1/2: half the picture in [-1, 1], half noise."""
   policy = testing.make_policy(
-    begin=0.5, shift=1.0, window=1, window_low=2, transition=dict(name='cps')
+    begin=0.5, shift=1.0, transition=dict(name='cps')
   )
   params, rows = policy.init(KEY), rows_of()
   with pytest.raises(ConfigError, match='at pictures, .* the data have none'):
