@@ -68,7 +68,7 @@ def fields() -> dict[str, Any]:
   c.seed = field(0, Seed)  # of everything random
   c.steps = field(100, Count, NOTES)  # rollouts
   # Parameters to start from: "" draws them, "asset:NAME" is a shipped base,
-  # else the path of a safetensors file.
+  # else the path of a safetensors file; 'A*0.7,B*0.3' is a mean of files.
   c.init = ''
   # Folder of a released model as diffusers writes it, for networks that are
   # such: where init is "", parameters are read from it.
@@ -83,8 +83,9 @@ def fields() -> dict[str, Any]:
     alpha=field(16.0, Positive),
     init=field('kaiming', Literal['kaiming', 'gaussian']),
     # A file or folder of adapters that a run goes on from, of a released
-    # network, as PEFT, diffusers or kohya write them; '': new ones. The copy
-    # "ref" of the parameters has them, too.
+    # network, as PEFT, diffusers or kohya write them; '': new ones. Those of
+    # several are mixed, 'A*0.7,B*0.3', in a rank that is the sum of theirs.
+    # The copy "ref" of the parameters has them, too.
     start='',
   )
   # Regular expression on parameter names; "" trains all.
@@ -169,6 +170,8 @@ def fields() -> dict[str, Any]:
     null_prob=0.0,  # share of rows that lose their prompt in it
     solver='euler',  # of noise-free steps: euler or dpm2
     tail=1.0,  # share of the steps after the window that is taken
+    # Share of all steps that is taken: below 1 from the row's picture, noised.
+    begin=1.0,
     shared_noise=False,  # a group starts from the same noise
     # A function of policies.branches: a group shares the noise of the first
     # decisions, too, which are not trained; '': it does not.

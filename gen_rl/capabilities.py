@@ -15,9 +15,15 @@ follows here are the dots.
                parameters
   velocity_at  (Noised, null) -> [b k ...] there, of the network without
                guidance, or, if `null`, without the prompt
-  finish       (cut [b] or one number, detach_inputs) -> samples [b ...], equal
-               to the stored ones, with gradients through the network calls from
-               `cut` on
+  finish       (live [b k+1], detach_inputs, stop [b] or None, first) -> samples
+               [b ...], equal to the stored ones, with gradients through the
+               network calls that are live: those of the decisions and the last
+               one. With `stop`, what that call of the row foresees; no call
+               before `first` is live in any row
+  estimate     (call [b]) -> samples [b ...] that this one call of each row
+               foresees, with gradients through it: E[x0 | x]
+  last_step    (keys [b], draws) -> samples [b draws ...]: the stored ones made
+               noisy as before the last step, which is taken again
   foresee      () -> media [b k ...] that the network sees coming at each stored
                state: E[x0 | x], decoded
   value        () -> [b k], the return a policy expects from each stored state
@@ -51,6 +57,8 @@ MEANING = dict(
   noised='samples with noise: it has to denoise',
   velocity_at='velocities of samples with noise: it has to denoise',
   finish='gradients through samples: it has to denoise',
+  estimate='gradients through a step: it has to denoise',
+  last_step='gradients through the last step: it has to denoise',
   foresee='what its unfinished samples will be: it has to denoise',
   value='the value of its states',
   features='the vectors its decisions are read from',

@@ -30,15 +30,46 @@ def params(config: ml_collections.ConfigDict, policy: Policy) -> Params:
       config.released, config.frozen_dtype if frozen else 'float32'
     )
   elif config.init:
-    shapes = jax.eval_shape(policy.init, key)
-    params, _ = weights.load(weights.find(config.init), shapes, cast=True)
-    params = jax.tree.map(jnp.asarray, params)
+    params = _mixed(config.init, jax.eval_shape(policy.init, key))
   else:
     params = jax.jit(policy.init)(key)
   params = with_adapters(config, params)
   if config.lora.start:
-    params = policy.adapt(config.lora.start, params)
+    files = weighted(config.lora.start)
+    adapted = [policy.adapt(path, params) for path, _ in files]
+    params = lora.mix(adapted, [weight for _, weight in files])
   return params
+
+
+_PART = re.compile(r'(.+)\*([+-]?(\d+\.?\d*|\.\d+))')
+
+
+def weighted(said: str) -> list[tuple[str, float]]:
+  """[(path, weight)] of 'PATH', whose weight is 1, or 'PATH*0.7,PATH*0.3'."""
+  parts = [_PART.fullmatch(part) for part in said.split(',')]
+  if not all(parts):
+    return [(said, 1.0)]
+  return [(part[1], float(part[2])) for part in parts if part]
+
+
+def _mixed(said: str, like: Params) -> Params:
+  """The weighted mean of the files that `config.init` names.
+
+  Of runs that began alike it adds what each has learned, adapters, too, times
+  its weight.
+  """
+  files = [(path, weight) for path, weight in weighted(said) if weight]
+  if abs(sum(weight for _, weight in files) - 1) > 1e-6:
+    raise build.ConfigError(
+      f'config.init={said!r} is a mean of parameters, whose weights have to '
+      'add up to 1'
+    )
+  loaded = [weights.load(weights.find(p), like, cast=True)[0] for p, _ in files]
+  if len(files) == 1:
+    return jax.tree.map(jnp.asarray, loaded[0])
+  return jax.tree.map(
+    lambda *xs: sum(w * jnp.asarray(x) for (_, w), x in zip(files, xs)), *loaded
+  )
 
 
 def with_adapters(config: ml_collections.ConfigDict, params: Params) -> Params:

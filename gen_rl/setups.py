@@ -296,7 +296,7 @@ _LEAVE_OUT = dict(
   window=0, window_low=0, window_high=0, window_start=None, tail=1.0,
   solver='euler', deterministic=False, drop_truncated=False,
   greedy_first=False, cache_threshold=0.0, noise_schedule=None,
-  branch=None,
+  branch=None, begin=1.0,
 )  # fmt: skip
 
 

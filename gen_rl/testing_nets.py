@@ -20,9 +20,8 @@ _CALLED = (
   'init', 'encode', 'apply', 'null', 'decode', 'compress', 'step', 'score',
   'hidden', 'logits', 'rollout',
 )  # fmt: skip
-_STATIC = dict(
-  prefill=2, noised=3, finish=3, velocity_at=3
-)  # {name: place of the number}
+# {name: places of the numbers}
+_STATIC = dict(prefill=2, noised=3, finish=(3, 5), velocity_at=3, last_step=3)
 
 
 def jitted(functions: Any) -> Any:

@@ -4,9 +4,10 @@ The numbers were read off that code and written down by hand: Flow-GRPO's
 (config/base.py, grpo.py, grpo_guard.py, scripts/train_sd3.py, train_sd3_fast.py
 of August 2025, train_flux.py, train_flux_fast.py, flow_grpo/ema.py),
 ddpo-pytorch's (config/base.py, dgx.py), RLCM's, Diffusion-DPO's
-(launchers/sd15.sh, train.py) and Diffusion-KTO's (exps/example.sh,
-train_kto_sd_v1.5.py). What is about the size
-of the model, of the cluster or of its memory is left out.
+(launchers/sd15.sh, train.py), Diffusion-KTO's (exps/example.sh,
+train_kto_sd_v1.5.py), AlignProp's (config/alignprop_config.py and the scripts
+beside it) and FlowBP's (configs/final/sd35). What is about the size of the
+model, of the cluster or of its memory is left out.
 """
 
 import inspect
@@ -21,6 +22,8 @@ from configs import (
   diffusion_dpo,
   flux_flow_grpo,
   sd3_flow_grpo,
+  sd3_refl,
+  sd15_alignprop,
   sd15_ddpo,
   sd15_tpo,
 )
@@ -111,6 +114,25 @@ DPO = ADAM | {
   'lora.pattern': '', 'ema': 0.0, 'policy.training_times.name': 'levels',
   'checkpoint.every': 500,
 }  # fmt: skip
+ALIGNPROP = ADAM | {
+  'optimizer.lr': 1e-3, 'updates': 1, 'epochs': 1, 'steps': 25, 'ema': 0.0,
+  'data.prompts_per_step': 128, 'data.group_size': 1,
+  'lora.init': 'gaussian', 'lora.rank': 4, 'lora.alpha': 4.0,
+  'policy.steps': 50, 'policy.guidance_scale': 5.0, 'policy.noise': 1.0,
+  'policy.guidance_gradient': 'both', 'policy.transition.name': 'ddim',
+  'objective.reward.cut': 'gaussian', 'objective.reward.std': 5.0,
+  'objective.reward.mean': 42 - 0.5, 'objective.reward.weight': 0.01,
+  'objective.reward.loss': 'negative', 'checkpoint.every': 5,
+}  # fmt: skip
+FLOWBP = ADAM | {
+  'optimizer.lr': 1e-5, 'steps': 300, 'ema': 0.995, 'ema_every': 1,
+  'data.prompts_per_step': 64, 'data.group_size': 1, 'lora.pattern': '',
+  'policy.steps': 25, 'policy.shift': 3.0, 'policy.grid.name': '',
+  'policy.guidance_scale': 3.5, 'policy.guidance_gradient': 'conditional',
+  'policy.deterministic': True, 'objective.reward.loss': 'relu_margin',
+  'objective.reward.target': 0.55, 'objective.reward.weight': 1.0,
+  'eval.every': 50, 'eval.steps': 40, 'checkpoint.every': 100,
+}  # fmt: skip
 TABLE = [
   (sd3_flow_grpo, 'pickscore', SD3),
   (sd3_flow_grpo, 'ocr', SD3 | {'objective.kl.weight': 0.04}),
@@ -150,6 +172,36 @@ TABLE = [
   ),
   (diffusion_dpo, 'sd15', DPO),
   (sd15_tpo, 'files', DPO | {'objective.preference.loser_cap': 0.004}),
+  (sd15_alignprop, '', ALIGNPROP),
+  (
+    sd15_alignprop, 'aesthetic',
+    ALIGNPROP
+    | {
+      'steps': 20, 'objective.reward.loss': 'l1_target',
+      'objective.reward.target': 10.0,
+    },
+  ),
+  (
+    sd15_alignprop, 'k1',
+    ALIGNPROP
+    | {'objective.reward.cut': 'fixed', 'objective.reward.last': 50 - 49},
+  ),
+  (
+    sd3_refl, '',
+    FLOWBP | {'objective.reward.last': 1, 'objective.reward.early': 11},
+  ),
+  (
+    sd3_refl, 'lv',
+    FLOWBP | {'objective.reward.last': 1, 'objective.reward.draws': 2},
+  ),
+  (
+    sd3_refl, 'drtune',
+    FLOWBP
+    | {
+      'objective.reward.cut': 'spaced', 'objective.reward.last': 3,
+      'objective.reward.early': 10, 'objective.reward.detach_inputs': True,
+    },
+  ),
   (
     sd15_tpo, 'tkto',
     DPO
@@ -167,6 +219,8 @@ LISTED = {
   sd3_flow_grpo: ('steps', 'eval', 'dtype', 'kl', 'ema', 'fast', 'rewards'),
   flux_flow_grpo: ('schnell',),
   sd15_ddpo: ('model', 'prompts', 'steps', 'dtype', 'eval'),
+  sd15_alignprop: ('prompts', 'cut', 'steps', 'dtype', 'clip', 'eval'),
+  sd3_refl: ('prompts', 'calls', 'dtype', 'clip', 'eval'),
   diffusion_dpo: ('dtype', 'latents', 'prompts', 'pairs', 'eval'),
   sd15_tpo: (
     'bound',
@@ -205,7 +259,7 @@ def test_settings_are_the_published_ones(module, arg, table):
     assert config.policy.window_start.name == 'fixed_window'
   kept = {k for k, v in config.objective.items() if v.weight}
   assert ('kl' in kept) == bool(table.get('objective.kl.weight'))
-  assert kept <= {'pg', 'kl'} or kept == {'preference'}
+  assert kept <= {'pg', 'kl'} or kept in ({'preference'}, {'reward'})
 
 
 @pytest.mark.parametrize('module', LISTED)

@@ -52,7 +52,11 @@ def implicit_guidance(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     calls = exp.traj.mask.shape[1] + 1
-    sample = replay.ask('params', 'finish', max(calls - last, 0), False)
+    first = max(calls - last, 0)
+    live = jnp.broadcast_to(
+      jnp.arange(calls) >= first, (len(exp.weight), calls)
+    )
+    sample = replay.ask('params', 'finish', live, False, None, first)
     at = replay.ask('params', 'noised', keys.own, draws)
     asked = replay.ask(ref, 'velocity_at', at)
     free = replay.ask(ref, 'velocity_at', at, True)

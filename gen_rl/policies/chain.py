@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_rl import build
-from gen_rl.build import ConfigError
-from gen_rl.diffusion import caching, process, schedules, solvers
+from gen_rl.diffusion import caching, schedules, solvers
 from gen_rl.distributions import Gaussian
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import branches as branches_lib
+from gen_rl.policies import starts
 from gen_rl.types import Array, Noised, Params, PyTree, Rows, Trajectory
 from gen_rl.utils import rng
 
@@ -34,6 +34,7 @@ class Steps(NamedTuple):
   low: int  # first step that may be one
   high: int  # one past the last
   start: Mapping[str, Any]  # spec of where the window starts
+  first: int  # step that is taken first: 0, or later from a picture
 
   def grid(self, start: Array) -> tuple[Array, int | Array]:
     """(times, how many steps) of a rollout whose window starts there."""
@@ -102,7 +103,10 @@ def rollout(
   levels = chain.levels(start, step)
   shared = chain.branches and branches_lib.share(chain.branches, rows, step)
   init_keys = rows.group_keys if shared else rows.keys
-  x = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape) * steps.units[0]
+  noise = rng.normal(rng.stream_keys(init_keys, 'init'), net.shape)
+  x = noise * steps.units[0]
+  if steps.first:
+    x = starts.noised(net, params, rows, noise, grid[steps.first])
   once = [branches_lib.Level(1, None)]
   if shared:
     once = branches_lib.levels(chain.branches, rows, shared)
@@ -156,13 +160,14 @@ def rollout(
   first = int(first[0]) if len(first) == 1 else start
   ends = [first + level.last + 1 for level in once[:-1]]
   carry = (x, solvers.empty(x), cache, kept)
-  sample, _, cache, kept = _turn(calls, ends, count, body, carry)
+  turn = functools.partial(_turn, calls, ends, steps.first, count)
+  sample, _, cache, kept = turn(body, carry)
   return Trajectory(
     cond=rows.cond,
     sample=sample / steps.units[1],
     group=rows.group,
     reused=caching.reused(cache, count, b),
-    spared=_spared(once, ends, steps.count, count, b),
+    spared=_spared(once, ends, steps, count, b),
     **kept._asdict(),
   )
 
@@ -202,6 +207,7 @@ def _repeat(x: PyTree, size: int) -> PyTree:
 def _turn(
   calls: list[Callable[[Array, Array], Array]],
   ends: list[int | Array],
+  first: int,
   count: int | Array,
   body: Callable[..., tuple],
   carry: tuple,
@@ -214,12 +220,14 @@ def _turn(
   Args:
     calls: of the network, one after the other.
     ends: steps where the next call begins.
-    count: steps.
+    first: the first step.
+    count: one past the last.
     body: ((step, x, t) -> v, step, carry) -> carry.
     carry: before the first step.
   """
   if all(isinstance(end, int) for end in ends):
-    for low, high, call in zip([0, *ends], [*ends, count], calls, strict=True):
+    lows = first, *ends
+    for low, high, call in zip(lows, [*ends, count], calls, strict=True):
       own = functools.partial(body, lambda i, x, t, call=call: call(x, t))
       carry = jax.lax.fori_loop(low, high, own, carry)
     return carry
@@ -228,23 +236,24 @@ def _turn(
     return jax.lax.switch((i >= jnp.stack(ends)).sum(), calls, x, t)
 
   own = functools.partial(body, network)
-  return jax.lax.fori_loop(0, count, own, carry)
+  return jax.lax.fori_loop(first, count, own, carry)
 
 
 def _spared(
   once: list[branches_lib.Level],
   ends: list[int | Array],
-  most: int,
+  steps: Steps,
   count: int | Array,
   b: int,
 ) -> PyTree:
-  """[b] what `_turn` spares of `count` steps, which are at most `most`."""
+  """[b] what `_turn` spares of the steps before `count`."""
   if not ends:
     return ()
-  i = jnp.arange(most)
+  i = jnp.arange(steps.first, steps.count)
   level = (i[:, None] >= jnp.asarray(ends)).sum(-1)
   computed = 1.0 / jnp.asarray([at.size for at in once], jnp.float32)[level]
-  share = 1.0 - jnp.where(i < count, computed, 0.0).sum() / count
+  taken = jnp.where(i < count, computed, 0.0).sum()
+  share = 1.0 - taken / (count - steps.first)
   return jnp.broadcast_to(share, (b,))
 
 
@@ -306,53 +315,9 @@ def complete(
   return x.reshape(shape).swapaxes(0, 1) / steps.units[1]
 
 
-def finish(
-  chain: Chain,
-  params: Params,
-  traj: Trajectory,
-  cut: Array | int,
-  detach_inputs: bool = False,
+def velocities(
+  net: Net, params: Params, x: Array, t: Array, cond: PyTree
 ) -> Array:
-  """The stored samples with gradients through the chain, see `capabilities`.
-
-  Raises:
-    ConfigError: the window is not always that of the last noisy steps.
-  """
-  steps, width = chain.steps, chain.steps.width
-  last = steps.count - 1 - width
-  if steps.start['name'] != 'fixed_window' or steps.start['start'] != last:
-    raise ConfigError(
-      'gradients through samples need a window that stays at the last noisy '
-      f'steps: set policy.window_low={last} and '
-      'policy.window_start.name="fixed_window"'
-    )
-  prompt = chain.guided.encode(params, traj.cond)
-  x = jax.lax.stop_gradient(traj.states[:, 0])
-
-  @functools.partial(jax.checkpoint, static_argnums=2)
-  def move(params_and_prompt, x, j):
-    params, prompt = params_and_prompt
-    t, t_next, a = (
-      (traj.times[:, j, 0], traj.times[:, j, 1], traj.noise[:, j])
-      if j < width
-      else (traj.times[:, -1, 1], steps.times[-1] + 0.0 * cut, 0.0 * cut)
-    )
-    seen = jax.lax.stop_gradient(x) if detach_inputs else x
-    v = chain.guided.apply(params, seen, t, prompt).astype(jnp.float32)
-    live = process.expand(j >= cut, v) > 0
-    v = jnp.where(live, v, jax.lax.stop_gradient(v))
-    mean, _ = chain.move(x, v, t, t_next, a)
-    if j == width:
-      return mean
-    # The stored action, to the bit, with the gradient of the mean.
-    return traj.actions[:, j] + (mean - jax.lax.stop_gradient(mean))
-
-  for j in range(width + 1):
-    x = move((params, prompt), x, j)
-  return x / steps.units[1]
-
-
-def _flat(net: Net, params: Params, x: Array, t: Array, cond: PyTree) -> Array:
   """Velocities [b k ...] at x [b k ...], t [b k]."""
   b, k = t.shape
   prompt = net.encode(params, cond)
@@ -363,7 +328,7 @@ def _flat(net: Net, params: Params, x: Array, t: Array, cond: PyTree) -> Array:
 
 def _as_sampled(chain: Chain, params: Params, traj: Trajectory) -> Array:
   t = traj.times[..., 0]
-  return _flat(chain.guided, params, traj.states, t, traj.cond)
+  return velocities(chain.guided, params, traj.states, t, traj.cond)
 
 
 def dist(chain: Chain, params: Params, traj: Trajectory) -> Gaussian:
@@ -387,12 +352,12 @@ def velocity_at(
 ) -> Array:
   """Of the net itself at noised samples, [b k ...] float32."""
   cond = chain.net.null(traj.cond) if null else traj.cond
-  return _flat(chain.net, params, at.x, at.t, cond).astype(jnp.float32)
+  return velocities(chain.net, params, at.x, at.t, cond).astype(jnp.float32)
 
 
 def ops(chain: Chain) -> dict[str, Callable]:
   """Capabilities, by name."""
-  functions = dist, velocity, velocity_at, complete, finish
+  functions = dist, velocity, velocity_at, complete
   return {f.__name__: functools.partial(f, chain) for f in functions}
 
 

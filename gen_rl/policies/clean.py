@@ -19,6 +19,7 @@ from gen_rl.diffusion import process, schedules
 from gen_rl.distributions import decision_keys
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import chain as chain_lib
+from gen_rl.policies import starts
 from gen_rl.types import Array, Noised, Params, Trajectory
 from gen_rl.utils import rng, tree
 
@@ -91,14 +92,6 @@ def foresee(chain: chain_lib.Chain, params: Params, traj: Trajectory) -> Array:
   return media.reshape(*x0.shape[:2], *media.shape[1:])
 
 
-def compress(net: Net, params: Params, pictures: Array) -> Array:
-  """Latents of pictures, which are brought to the size it makes itself."""
-  latents = jax.ShapeDtypeStruct((1, *net.shape), jnp.float32)
-  size = jax.eval_shape(net.decode, params, latents).shape[1:3]
-  pictures = process.resized(pictures, size)
-  return jax.lax.stop_gradient(net.compress(params, pictures))
-
-
 def ops(clean: Clean) -> dict[str, Callable]:
   """Capabilities, by name."""
   net = clean.chain.net
@@ -108,5 +101,5 @@ def ops(clean: Clean) -> dict[str, Callable]:
     foresee=functools.partial(foresee, clean.chain),
   )
   if net.compress:
-    made['compress'] = functools.partial(compress, net)
+    made['compress'] = functools.partial(starts.compress, net)
   return made

@@ -29,7 +29,7 @@ from gen_rl.diffusion import solvers, transitions
 from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
 from gen_rl.models import flow_files
 from gen_rl.models.parts.layers import Net
-from gen_rl.policies import branches, guidance, levels, ode
+from gen_rl.policies import branches, guidance, levels, ode, starts, through
 from gen_rl.policies import chain as chain_lib
 from gen_rl.policies import clean as clean_lib
 from gen_rl.types import (
@@ -59,6 +59,7 @@ def denoising(
   null_prob: Fraction = 0.0,
   solver: Literal['euler', 'dpm2'] = 'euler',
   tail: Share = 1.0,
+  begin: Share = 1.0,
   shared_noise: bool = False,
   branch: Mapping[str, Any] | None = None,
   deterministic: bool = False,
@@ -99,6 +100,9 @@ def denoising(
       `diffusion.solvers`.
     tail: share of the steps after the window that is taken: longer ones, to
       save time (MixGRPO-Flash).
+    begin: share of the steps that is taken; below 1 a chain starts at the row's
+      picture, made noisy (`policies.starts`), and no window before.
+      Evaluation by the ODE starts at noise. No study has used it yet.
     shared_noise: the members of a group start from the same noise, as in
       DanceGRPO (arXiv 2505.07818): a branch before all decisions.
     branch: spec of a function of `policies.branches`: they share the noise of
@@ -115,8 +119,9 @@ def denoising(
   """
   solvers.check(solver)
   grid_and_window = _steps(
-    steps, shift, tail, grid, window, window_low, window_high, window_start
-  )
+    steps, shift, tail, grid, window, window_low, window_high, window_start,
+    begin,
+  )  # fmt: skip
   chain = chain_lib.Chain(
     net,
     guidance.cfg(net, guidance_scale, guidance_gradient),
@@ -150,7 +155,7 @@ def denoising(
     net.init,
     functools.partial(chain_lib.rollout, chain),
     functools.partial(clean_lib.decode, net),
-    {**chain_lib.ops(chain), **clean_lib.ops(clean)},
+    {**chain_lib.ops(chain), **through.ops(chain), **clean_lib.ops(clean)},
     axes=net.axes,
     load=load if net.load else None,
     save=net.save,
@@ -167,6 +172,7 @@ def _steps(
   low: int,
   high: int,
   start: Mapping[str, Any] | None,
+  begin: float,
 ) -> chain_lib.Steps:
   """The grid and its window, of keywords of `denoising`."""
   if not 0 < tail <= 1:
@@ -178,10 +184,20 @@ def _steps(
       f'policy: tail={tail} shortens the linear grid; with grid={grid["name"]} '
       'it has to be 1'
     )
+  first = starts.first_step(begin, steps)
+  if first:
+    window, low = window or steps - 1 - first, low or first
   width, high, start = chain_lib.window(steps, window, low, high, start)
-  return chain_lib.Steps(
-    steps, shift, tail, times, units, own_grid, width, low, high, start
+  made = chain_lib.Steps(
+    steps, shift, tail, times, units, own_grid, width, low, high, start, first
   )
+  if (at := made.starts().min()) < first:
+    raise ConfigError(
+      f'policy.begin={begin:g} starts at step {first} of {steps}, and the '
+      f'window at step {at}: set policy.window_low to {first} or more, and '
+      f'policy.window to at most {steps - 1 - first}'
+    )
+  return made
 
 
 def _noise(

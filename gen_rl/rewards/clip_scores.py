@@ -303,8 +303,6 @@ def aesthetic(
 ) -> Reward:
   """(4).
 
-  Tested, not measured.
-
   Args:
     folder: of CLIP ViT-L/14, whole or of pictures alone; 'drawn': a small
       network and a head are drawn.

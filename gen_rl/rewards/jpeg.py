@@ -390,10 +390,7 @@ def jpeg_incompressibility(
 def smooth_compressibility(
   quality: Quality = 95, scale: Positive = 1.0
 ) -> Reward:
-  """-scale * `jpeg_surrogate` kilobytes, for objectives that differentiate.
-
-  Tested, not measured.
-  """
+  """-scale * `jpeg_surrogate` kilobytes, for objectives that differentiate."""
   return _reward(
     'smooth_compressibility',
     jpeg_surrogate,

@@ -33,7 +33,7 @@ def towards(sample, at, velocity):
 
   def loss(sample):
     replay = testing.answers(
-      finish=lambda which, cut, detach: sample,
+      finish=lambda which, *calls: sample,
       noised=lambda which, keys, draws: at,
       velocity_at=velocity,
     )

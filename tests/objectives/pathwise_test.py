@@ -1,5 +1,8 @@
 """Reward backpropagation against closed forms and plain autodiff."""
 
+import collections
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 
 from gen_rl import objectives, rollout, testing
 from gen_rl.build import ConfigError
-from gen_rl.types import Experience, RewardOut, RowKeys, Trajectory
+from gen_rl.models.parts.layers import Net
+from gen_rl.types import Experience, Replay, RewardOut, RowKeys, Trajectory
 
 KEY = jax.random.key(0)
 
@@ -22,9 +26,12 @@ def answers(score, calls=4):
   traj = Trajectory((), (), (), (), none, none, none, (), jnp.zeros(b))
   exp = Experience(traj, jnp.zeros((b, 1)), jnp.ones(b), None)
   keys = RowKeys(jax.random.split(KEY, b), None)
-  replay = testing.answers(finish=lambda which, cut, detach: cut)._replace(
-    score=lambda x, keys: RewardOut(score(x), {}, x >= 0),
-  )
+  # Digits say which of the calls are trained, of those that are computed.
+  digits = lambda live, first: (live * 10.0 ** jnp.arange(calls))[:, first:]
+  replay = testing.answers(
+    finish=lambda which, live, detach, stop, first: digits(live, first).sum(1),
+    estimate=lambda which, call: 10.0**call,
+  )._replace(score=lambda x, keys: RewardOut(score(x), {}, x >= 0))
   return replay, exp, keys
 
 
@@ -79,21 +86,49 @@ def test_each_reward_has_a_direction():
     objectives.reward_backprop(loss='relu_margin', per_reward=True)
 
 
-def test_cuts():
-  def cuts(*args, **kwargs):
-    replay, exp, keys = answers(lambda x: x.astype(jnp.float32))
-    objective = objectives.reward_backprop(*args, **kwargs)
-    _, metrics = objective(replay, exp, keys)
-    assert (metrics['trained_calls'] == 4 - metrics['reward']).all()
-    return np.asarray(metrics['reward'])[:, 0]
+def trained(calls=4, rows=6, **kwargs):
+  """{calls that one row trains, as '0101': how many rows do}."""
+  replay, exp, keys = answers(lambda x: x, calls)
+  keys = RowKeys(jax.random.split(KEY, rows), None)
+  objective = objectives.reward_backprop(**kwargs)
+  _, metrics = jax.jit(lambda keys: objective(replay, exp, keys))(keys)
+  said = [f'{int(x):0{calls}}'[::-1] for x in metrics['reward'][:, 0]]
+  assert [x.count('1') for x in said] == list(metrics['trained_calls'][:, 0])
+  return collections.Counter(said)
 
-  assert (cuts('fixed', last=1) == 3).all()
-  assert (cuts('fixed', last=9) == 0).all()
-  assert (cuts('gaussian', mean=2.0, std=0.0) == 2).all()
-  assert set(cuts('gaussian', mean=9.0, std=0.1)) == {3}
-  assert set(cuts('uniform')) <= {0, 1, 2, 3} and len(set(cuts('uniform'))) > 1
-  with pytest.raises(ValueError, match='fixed, uniform, gaussian'):
+
+def test_cuts():
+  assert trained(cut='fixed', last=1) == {'0001': 6}
+  assert trained(cut='fixed', last=9) == {'1111': 6}
+  assert trained(cut='gaussian', mean=2.0, std=0.0) == {'0011': 6}
+  assert trained(cut='gaussian', mean=9.0, std=0.1) == {'0001': 6}
+  cuts = {'1111', '0111', '0011', '0001'}
+  assert set(trained(cut='uniform', rows=40)) == cuts
+  assert set(trained(cut='uniform', most=2, rows=40)) == {'0011', '0001'}
+  assert trained(cut='gaussian', mean=0.0, most=3, std=0.0) == {'0111': 6}
+  with pytest.raises(ValueError, match='fixed, uniform, gaussian, spaced'):
     objectives.reward_backprop('never')
+
+
+def test_spaced_calls():
+  """Of 7 every third, from any start that leaves room for all of them."""
+  spaced = trained(7, cut='spaced', last=2, rows=200)
+  starts = ['1001000', '0100100', '0010010', '0001001']
+  assert set(spaced) == set(starts)
+  assert min(spaced.values()) > 200 / 4 - 4 * (200 * 3 / 16) ** 0.5
+  assert trained(cut='spaced', last=9) == {'1111': 6}
+
+
+def test_chains_that_stop_early():
+  """At any of the last three; what is trained lies before."""
+  refl = trained(cut='fixed', last=1, early=3, rows=200)
+  assert set(refl) == {'0100', '0010', '0001'}
+  assert min(refl.values()) > 200 / 3 - 4 * (200 * 2 / 9) ** 0.5
+  drtune = trained(cut='spaced', last=2, early=3, rows=200)
+  assert set(drtune) == {'1100', '0110', '1010', '0101'}
+  assert set(trained(cut='fixed', last=2, early=1)) == {'0011'}
+  with pytest.raises(ConfigError, match='early=5 .* policy has 4: .*window=4'):
+    trained(early=5)
 
 
 # --- through the sampling chain
@@ -136,8 +171,9 @@ def test_gradient_is_that_of_the_chain(cut, detach, scale):
   weight = jax.random.normal(KEY, traj.sample.shape)
 
   def mine(params):
-    cuts = jnp.full(6, cut)
-    return (weight * policy.ops['finish'](params, traj, cuts, detach)).sum()
+    live = jnp.tile(jnp.arange(4) >= cut, (6, 1))
+    done = policy.ops['finish'](params, traj, live, detach, None, cut)
+    return (weight * done).sum()
 
   def expected(params):
     x = traj.states[:, 0]
@@ -154,7 +190,7 @@ def test_gradient_is_that_of_the_chain(cut, detach, scale):
 def test_noise_is_replayed():
   """With noisy steps the replayed sample is the stored one, to rounding."""
   policy, params, _, traj = chain(deterministic=False)
-  done = jax.jit(policy.ops['finish'])(params, traj, jnp.zeros(6, int))
+  done = jax.jit(policy.ops['finish'])(params, traj, jnp.ones((6, 4), bool))
   np.testing.assert_allclose(done, traj.sample, atol=1e-5)
 
 
@@ -163,7 +199,8 @@ def test_every_row_has_its_own_cut():
   cuts = jnp.array([0, 1, 2, 3, 3, 0])
 
   def of(cuts):
-    out = lambda p: policy.ops['finish'](p, traj, cuts).sum((1, 2, 3))
+    live = jnp.arange(4) >= cuts[:, None]
+    out = lambda p: policy.ops['finish'](p, traj, live).sum((1, 2, 3))
     return jax.jit(jax.jacrev(out))(params)
 
   mixed = of(cuts)
@@ -177,6 +214,121 @@ def test_every_row_has_its_own_cut():
       mixed,
       alone,
     )
+
+
+# --- a net whose gradients are worked out by hand: v = w x
+
+W = 0.3
+
+
+@functools.cache
+def linear_chain(**kwargs):
+  """(policy, trajectory of 6 rows, states before each call, their times)."""
+  net = Net(
+    lambda key: jnp.float32(W), lambda w, x, t, cond: w * x, testing.SHAPE,
+    lambda cond: cond,
+  )  # fmt: skip
+  policy = testing.make_policy(net, deterministic=True, **kwargs)
+  rows = rollout.make_rows(testing.batch((0, 1)), 3, KEY, jnp.int32(0))
+  traj = jax.jit(policy.rollout)(jnp.float32(W), rows, jnp.int32(0))
+  x = np.concatenate([traj.states, traj.actions[:, -1:]], 1)
+  t = np.append(traj.times[0, :, 0], traj.times[0, -1, 1])
+  return policy, traj, x, t
+
+
+def test_the_estimate_of_one_call():
+  """x0 = (1 - t w) x, d x0 / d w = -t x: nothing of the calls before."""
+  policy, traj, x, t = linear_chain()
+  call = np.array([3, 0, 1, 2, 1, 3])
+  x, t = x[np.arange(6), call], t[call][:, None, None, None]
+
+  def estimate(w):
+    return policy.ops['estimate'](w, traj, jnp.asarray(call))
+
+  np.testing.assert_allclose(estimate(W), (1 - t * W) * x, rtol=1e-5)
+  slope = jax.jit(jax.jacrev(estimate))(W)
+  np.testing.assert_allclose(slope, -t * x, rtol=1e-5)
+
+
+def test_detached_calls_that_stop_early():
+  """d x0 / d w = sum_i (t_{i+1} - t_i) x_i over the trained calls alone.
+
+  A row that stops at call s goes from there to time 0 in one step.
+  """
+  policy, traj, x, t = linear_chain()
+  live = np.array(['1010', '0101', '1100', '0001', '1111', '0110'])
+  live = np.array([[c == '1' for c in row] for row in live])
+  stop = np.array([2, 3, 1, 3, 0, 3])
+  live &= np.arange(4) <= stop[:, None]
+
+  def seen(w):
+    return policy.ops['finish'](w, traj, live, True, jnp.asarray(stop))
+
+  steps = np.where(np.arange(4) < stop[:, None], np.diff([*t, 0.0]), 0.0)
+  steps[np.arange(6), stop] = -t[stop]
+  value = x[:, 0] + W * np.einsum('bk,bk...->b...', steps, x)
+  np.testing.assert_allclose(seen(W), value, rtol=1e-5, atol=1e-6)
+  slope = jax.jit(jax.jacrev(seen))(W)
+  expected = np.einsum('bk,bk...->b...', steps * live, x)
+  np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_step_again():
+  """x0' = (1 - t w) x with x = (1 - t) x0 + t eps, and -t x its slope.
+
+  The noise is standard normal, so that the slope is -t (1 - t) x0 on average.
+  """
+  policy, traj, _, t = linear_chain()
+  t, draws = t[-1], 400
+  keys = jax.random.split(KEY, 6)
+
+  def again(w):
+    return policy.ops['last_step'](w, traj, keys, draws)
+
+  done, slope = np.asarray(again(W)), jax.jit(jax.jacfwd(again))(W)
+  x = done / (1 - t * W)
+  np.testing.assert_allclose(slope, -t * x, rtol=1e-4, atol=1e-5)
+  x0 = np.asarray(traj.sample)
+  eps = (x - (1 - t) * x0[:, None]) / t
+  assert abs(eps.std() - 1) < 0.01 and abs(eps.mean()) < 0.01
+  error = slope.mean(1) + t * (1 - t) * x0
+  assert np.abs(error).max() < 5 * t**2 / draws**0.5
+  assert np.unique(eps[:, :, 0, 0, 0]).size == 6 * draws
+
+
+def test_low_variance_gradients():
+  """The mean of the last call's own gradient and of those taken again."""
+  policy, traj, x, t = linear_chain()
+  keys = RowKeys(jax.random.split(KEY, 6), None)
+  weight = jax.random.normal(KEY, traj.sample.shape)
+  exp = Experience(traj, jnp.zeros((6, 1)), jnp.ones(6), None)
+
+  def value(w, draws):
+    made = []  # what `last_step` gave
+
+    def ask(which, op, *args):
+      made.append(policy.ops[op](w, traj, *args))
+      return made[-1]
+
+    def score(sample, keys):
+      score = (weight * sample).sum((1, 2, 3))
+      return RewardOut(score, {}, score > -jnp.inf)
+
+    objective = objectives.reward_backprop('fixed', draws=draws)
+    term, metrics = objective(Replay(ask, score=score), exp, keys)
+    return term.value[:, 0], (metrics['reward'][:, 0], made[-1])
+
+  slope, (reward, again) = jax.jit(
+    jax.jacfwd(lambda w: value(w, 2), has_aux=True)
+  )(W)
+  last, first = t[-1], traj.sample
+  seen = [first, again[:, 0], again[:, 1]]
+  inputs = [x[:, -1]] + [y / (1 - last * W) for y in seen[1:]]
+  of = lambda xs: np.einsum('nbhwc,bhwc->nb', np.stack(xs), weight).mean(0)
+  np.testing.assert_allclose(reward, of(seen), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(slope, last * of(inputs), rtol=1e-4, atol=1e-4)
+  with pytest.raises(ConfigError, match="draws=2 .* cut='fixed', last=1"):
+    objectives.reward_backprop('uniform', draws=2)
 
 
 def test_a_step_raises_the_reward_and_says_what_it_needs():
@@ -199,4 +351,8 @@ def test_a_step_raises_the_reward_and_says_what_it_needs():
   )
   step, state = testing.make_step(moving, terms, reward=color)
   with pytest.raises(ConfigError, match='policy.window_low=2'):
+    step.train_step(state, testing.batch(), KEY)
+  heun = testing.make_policy(deterministic=True, solver='dpm2')
+  step, state = testing.make_step(heun, terms, reward=color)
+  with pytest.raises(ConfigError, match="policy.solver is 'dpm2'"):
     step.train_step(state, testing.batch(), KEY)

@@ -263,6 +263,36 @@ def test_deterministic_rollouts_are_the_sampler():
   np.testing.assert_array_equal(traj.log_prob, 0)
 
 
+def test_a_chain_that_begins_at_a_picture():
+  """At step 2 of 4, where t = 1/2: half the picture in [-1, 1], half noise."""
+  policy = testing.make_policy(
+    begin=0.5, shift=1.0, transition=dict(name='cps')
+  )
+  params, rows = policy.init(KEY), rows_of()
+  with pytest.raises(ConfigError, match='at pictures, .* the data have none'):
+    policy.rollout(params, rows, jnp.int32(0))
+  media = jax.random.uniform(KEY, (32, *testing.SHAPE))
+  rows = rows.replace(media=media)
+  traj = policy.rollout(params, rows, jnp.int32(0))
+  noise = rng.normal(rng.stream_keys(rows.keys, 'init'), testing.SHAPE)
+  start = 0.5 * (2 * media - 1) + 0.5 * noise
+  np.testing.assert_allclose(traj.states[:, 0], start, rtol=1e-5, atol=1e-6)
+  assert (traj.mask == 1).all() and (traj.times == jnp.array([0.5, 0.25])).all()
+  found = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
+  np.testing.assert_allclose(found, traj.log_prob, atol=1e-5)
+  # The one step that is left has no noise.
+  x = traj.actions[:, 0]
+  v = testing.perceptron().apply(params, x, jnp.full(32, 0.25), rows.cond)
+  np.testing.assert_allclose(traj.sample, x - 0.25 * v, rtol=1e-5, atol=1e-6)
+
+
+def test_where_a_chain_may_begin():
+  with pytest.raises(ConfigError, match='step 2 of 4, .* step 1: .* at most 1'):
+    testing.make_policy(begin=0.5, window=1, window_low=1)
+  with pytest.raises(ConfigError, match='begin is 0.25 .* set it to 0.5'):
+    testing.make_policy(begin=0.25, window=1, window_low=2)
+
+
 def test_a_tail_of_long_steps():
   """Window on steps 1 and 2 of 6; the rest from t = 1/2 in 2 steps, not 3."""
   policy = testing.make_policy(
@@ -359,7 +389,8 @@ def test_what_is_recomputed_on_a_discrete_grid():
   traj = policy.rollout(params, rows, jnp.int32(0))
   found = testing.log_prob(policy.ops['dist'](params, traj), traj.actions)
   np.testing.assert_allclose(found, traj.log_prob, atol=1e-5)
-  finished = policy.ops['finish'](params, traj, jnp.zeros(32, jnp.int32))
+  live = jnp.ones((32, traj.mask.shape[1] + 1), bool)
+  finished = policy.ops['finish'](params, traj, live)
   np.testing.assert_allclose(finished, traj.sample, atol=1e-5)
   net, grid = testing.perceptron(), dict(name='ddim')
   whole = sampler(net, 5, grid=grid)(params, rows)

@@ -17,12 +17,14 @@ scanned blocks then fail. It also needs a run of the model to add adapters and
 a second model without them; here both are a matter of which leaves there are.
 """
 
+from collections.abc import Sequence
 import functools
 import re
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.types import Array, Params
@@ -115,3 +117,39 @@ def merge(params: Params) -> Params:
       kernel.dtype
     )
   return tree_lib.nest(leaves)
+
+
+def mix(trees: Sequence[Params], weights: Sequence[float]) -> Params:
+  """The tree that computes W + sum_i w_i scale A_i B_i, adapters side by side.
+
+  AlignProp (arXiv 2310.03739) and DRaFT (arXiv 2309.17400) blend two rewards
+  so, without training. With weights 1, 0 it is the first tree itself.
+
+  Args:
+    trees: that differ in their adapters alone, those of `add` with more ranks
+      than are used: of the others B is 0.
+    weights: w_i.
+
+  Raises:
+    ConfigError: the ranks they use do not fit into those there are.
+  """
+  mixed = [(tree_lib.named(t), w) for t, w in zip(trees, weights) if w]
+  out = dict(mixed[0][0])
+  if len(mixed) == 1 and mixed[0][1] == 1:
+    return tree_lib.nest(out)
+  for name in [n for n in out if n.endswith('_lora_a')]:
+    other, total = f'{name[:-1]}b', 0
+    a, b = np.array(out[name]), np.zeros_like(out[other])
+    for leaves, weight in mixed:
+      there = np.asarray(leaves[other])
+      used = np.flatnonzero(np.moveaxis(there, -2, 0).any((*range(1, b.ndim),)))
+      place, total = slice(total, total + len(used)), total + len(used)
+      if total > b.shape[-2]:
+        raise ConfigError(
+          f'adapters that are mixed use {total} ranks or more, and lora.rank '
+          f'is {b.shape[-2]}; set it to the sum of theirs'
+        )
+      a[..., place] = np.asarray(leaves[name])[..., used]
+      b[..., place, :] = weight * there[..., used, :]
+    out |= {name: a, other: b}
+  return tree_lib.nest(out)

@@ -144,3 +144,31 @@ def test_stacked_layers_have_an_adapter_each():
   np.testing.assert_allclose(
     velocity(lora.merge(params)), velocity(params), atol=2e-5
   )
+
+
+def test_adapters_are_mixed():
+  """W + sum_i w_i scale A_i B_i, in ranks that each left free."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  base = dict(x=dict(kernel=draw(6, 5)), y=dict(kernel=draw(3, 6, 5)))
+
+  def run():
+    leaves = tree.named(lora.add(base, '', 4, 8.0, KEY))
+    for name in [n for n in leaves if n.endswith('_lora_b')]:
+      *stack, rank, out = leaves[name].shape
+      b = np.zeros((*stack, rank, out), np.float32)
+      b[..., :2, :] = draw(*stack, 2, out)
+      a = f'{name[:-1]}a'
+      leaves |= {name: b, a: draw(*leaves[a].shape)}
+    return tree.nest(leaves)
+
+  one, two = run(), run()
+  testing.assert_same(lora.mix([one, two], [1.0, 0.0]), one, to=0)
+  mixed = lora.mix([one, two], [0.7, -0.3])
+  expected = jax.tree.map(
+    lambda w, a, b: w + 0.7 * (a - w) - 0.3 * (b - w),
+    base, lora.merge(one), lora.merge(two),
+  )  # fmt: skip
+  testing.assert_close(lora.merge(mixed), expected, rtol=1e-5, atol=1e-5)
+  with pytest.raises(build.ConfigError, match='use 6 ranks .* lora.rank is 4'):
+    lora.mix([one, two, run()], [1.0, 1.0, 1.0])
