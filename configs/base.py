@@ -151,6 +151,7 @@ def fields() -> dict[str, Any]:
     noise=0.8,  # noise level of trained steps
     # A function of diffusion.noise: its factor in each step; '' is 1.
     noise_schedule=dict(name=''),
+    noise_spread=0.0,  # share by which a row's level of a step may be lower
     window=0,  # trained steps; 0: all but the last, which is noise-free
     window_low=0,  # first step a window may hold
     window_high=0,  # one past the last; 0: all but the last

@@ -66,6 +66,7 @@ class Chain(NamedTuple):
   # (x, v, t, t_next, noise) -> (mean, std), of `diffusion.transitions`
   move: Callable[..., tuple[Array, Array]]
   levels: Callable[[Array, Array], Array]  # (start, update) -> [T]
+  spread: float  # share of them by which a row's may be lower
   branches: branches_lib.Branches | None  # None: all rows draw their own
   deterministic: bool
   solver: Literal['euler', 'dpm2']
@@ -117,6 +118,12 @@ def rollout(
     t, t_next, a = (
       jnp.full((b, 1), value) for value in (grid[i], grid[i + 1], levels[i])
     )
+    keys = rng.step_keys(rows.keys, i)
+    if shared:
+      keys = shared.step_keys(i - start, i)
+    if chain.spread:
+      lower = rng.uniform(rng.stream_keys(keys, 'level'), (1,))
+      a *= 1.0 - chain.spread * lower
     inside = (i >= start) & (i < start + width)
     noisy = inside & (not chain.deterministic)
     v, cache = caching.step(
@@ -128,9 +135,8 @@ def rollout(
       noise_free=~noisy,
     )
     dist = chain.kernel(x[:, None], v[:, None], t, t_next, a)
-    keys, chosen = rng.step_keys(rows.keys, i), dist.std > 0
+    chosen = dist.std > 0
     if shared:
-      keys = shared.step_keys(i - start, i)
       chosen &= shared.apart(i - start)[:, None]
     action = dist.sample(keys[:, None])
     free, memory = solvers.step(

@@ -21,12 +21,20 @@ computes in.
 from collections.abc import Callable, Mapping
 import functools
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from gen_rl import build
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import solvers, transitions
-from gen_rl.fields import Count, Fraction, Index, NonNegative, Positive, Share
+from gen_rl.fields import (
+  Count,
+  Fraction,
+  Index,
+  NonNegative,
+  Positive,
+  Share,
+  between,
+)
 from gen_rl.models import flow_files
 from gen_rl.models.parts.layers import Net
 from gen_rl.policies import branches, guidance, levels, ode, starts, through
@@ -45,6 +53,7 @@ def denoising(
   transition: Mapping[str, Any] | None = None,
   noise: NonNegative = 0.8,
   noise_schedule: Mapping[str, Any] | None = None,
+  noise_spread: Annotated[float, between(0, 0.9)] = 0.0,
   window: Index = 0,
   window_low: Index = 0,
   window_high: Index = 0,
@@ -76,6 +85,9 @@ def denoising(
     noise: noise level a of the trained steps.
     noise_schedule: spec of a function of `diffusion.noise`, which gives a
       factor of that per step; None, or the name '': 1.
+    noise_spread: share by which a row's level may be lower, drawn for every row
+      and step, uniformly: R0's random one (arXiv 2503.13070). No study has used
+      it yet.
     window: trained steps w; 0 trains all T - 1.
     window_low: first step a window may hold.
     window_high: one past the last; 0 is T - 1.
@@ -122,19 +134,18 @@ def denoising(
     steps, shift, tail, grid, window, window_low, window_high, window_start,
     begin,
   )  # fmt: skip
+  move, noise_levels, shared = _noise(
+    transition, noise, noise_schedule, branch, shared_noise, deterministic,
+    grid_and_window,
+  )  # fmt: skip
   chain = chain_lib.Chain(
     net,
     guidance.cfg(net, guidance_scale, guidance_gradient),
     grid_and_window,
-    *_noise(
-      transition,
-      noise,
-      noise_schedule,
-      branch,
-      shared_noise,
-      deterministic,
-      grid_and_window,
-    ),  # fmt: skip
+    move,
+    noise_levels,
+    noise_spread,
+    shared,
     deterministic,
     solver,
     event,

@@ -261,6 +261,24 @@ def test_what_all_rows_share_says_nothing():
   assert gradients[:2].max() < 1e-4 * gradients[2:].min()
 
 
+def test_levels_of_rows_spread():
+  options = dict(transition=dict(name='flow_sde'), noise=0.8, noise_spread=0.5)
+  policy = make(branch=dict(name='fixed_branches', after=(2,)), **options)
+  params, rows = policy.init(KEY), rows_of((0, 1, 2, 3), 16)
+  traj = policy.rollout(params, rows, jnp.int32(0))
+  noise = np.asarray(traj.noise).reshape(4, 16, 4)
+  # Rows of a group differ behind their branch alone; U[0.4, 0.8].
+  assert (noise[:, :, :2] == noise[:, :1, :2]).all()
+  assert len(np.unique(noise[:, 0, :2])) == 8
+  own = noise[:, :, 2:].ravel()
+  assert len(np.unique(own)) > 120
+  assert (
+    scipy.stats.kstest(own, scipy.stats.uniform(0.4, 0.4).cdf).pvalue > 0.01
+  )
+  dist = policy.ops['dist'](params, traj)
+  testing.assert_close(dist.log_prob(traj.actions), traj.log_prob)
+
+
 def test_a_drawn_branch():
   """Uniform over prompts, one for the rows of a group."""
   drawn = branches.random_branch(6, 1, 5)
