@@ -16,6 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from gen_rl import minibatch
 from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
 from gen_rl.distributions import decision_keys
@@ -46,29 +47,33 @@ def finish(
   ends = jnp.full((len(live), 1), steps.times[-1])
   ends = jnp.concatenate([traj.times[..., 1], ends], 1)
   levels = jnp.pad(traj.noise, ((0, 0), (0, 1)))
+  actions = jnp.concatenate(
+    [traj.actions, jnp.zeros_like(traj.actions[:, :1])], 1
+  )
 
-  @functools.partial(jax.checkpoint, static_argnums=2)
-  def move(params_and_prompt, x, j):
-    params, prompt = params_and_prompt
-    t, t_next, a = times[:, j], ends[:, j], levels[:, j]
+  @jax.checkpoint
+  def call(carry: tuple, each: tuple) -> tuple[tuple, tuple]:
+    x, early = carry
+    j, on, t, t_next, a, action = each
     seen = jax.lax.stop_gradient(x) if detach_inputs else x
     v = chain.guided.apply(params, seen, t, prompt).astype(jnp.float32)
-    on = process.expand(live[:, j], v) > 0
-    v = jnp.where(on, v, jax.lax.stop_gradient(v))
+    v = jnp.where(process.expand(on, v) > 0, v, jax.lax.stop_gradient(v))
     foreseen = process.x0_from_velocity(x, v, t)
     mean, _ = chain.move(x, v, t, t_next, a)
-    if j == width:
-      return mean, foreseen
     # The stored action, to the bit, with the gradient of the mean.
-    x = traj.actions[:, j] + (mean - jax.lax.stop_gradient(mean))
-    return x, foreseen
-
-  x = jax.lax.stop_gradient(states[:, first])
-  early = jnp.zeros_like(x)
-  for j in range(first, width + 1):
-    x, foreseen = move((params, prompt), x, j)
+    moved = action + (mean - jax.lax.stop_gradient(mean))
+    x = jnp.where(j == width, mean, moved)
     if stop is not None:
       early = jnp.where(process.expand(stop == j, x) > 0, foreseen, early)
+    return (x, early), ()
+
+  each = [
+    x[:, first:].swapaxes(0, 1) for x in (live, times, ends, levels, actions)
+  ]
+  x = jax.lax.stop_gradient(states[:, first])
+  early = () if stop is None else jnp.zeros_like(x)
+  calls = jnp.arange(first, width + 1)
+  (x, early), _ = minibatch.fold(call, (x, early), (calls, *each))
   x = x / steps.units[1]
   if stop is None:
     return x
