@@ -24,6 +24,10 @@ from gen_rl.policies import chain as chain_lib
 from gen_rl.types import Array, Params, Trajectory
 from gen_rl.utils import rng
 
+# Most calls that a program holds one after the other: a loop is a smaller
+# program that takes longer on CPUs.
+_UNROLLED = 8
+
 
 def finish(
   chain: chain_lib.Chain,
@@ -72,8 +76,13 @@ def finish(
   ]
   x = jax.lax.stop_gradient(states[:, first])
   early = () if stop is None else jnp.zeros_like(x)
-  calls = jnp.arange(first, width + 1)
-  (x, early), _ = minibatch.fold(call, (x, early), (calls, *each))
+  carry, each = (x, early), (jnp.arange(first, width + 1), *each)
+  if width + 1 - first > _UNROLLED:
+    carry, _ = minibatch.fold(call, carry, each)
+  else:
+    for i in range(width + 1 - first):
+      carry, _ = call(carry, jax.tree.map(lambda x, i=i: x[i], each))
+  x, early = carry
   x = x / steps.units[1]
   if stop is None:
     return x
