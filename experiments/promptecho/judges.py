@@ -3,12 +3,12 @@ r"""Which judges order the pictures of a prompt as the oracle does.
   python -m experiments.promptecho.judges            # three seeds
   python -m experiments.promptecho.judges --report   # table only
 
-Groups of 12 pictures as training draws them, of the shipped base, for prompts of
-training. `tau` is Kendall's tau-b of a judge and the oracle (partial credit and
-verdict, what the main job is trained on) within a group, the mean over groups in
-which the oracle tells pictures apart; `ties` is the share of pairs within a group
-that a judge does not tell apart. The detector has never seen a word: it judges no
-prompt with one.
+Groups of 12 pictures as training draws them, of the shipped base, for prompts
+of training. `tau` is Kendall's tau-b of a judge and the oracle (partial credit
+and verdict, what the main job is trained on) within a group, the mean over
+groups in which the oracle tells pictures apart; `ties` is the share of pairs
+within a group that a judge does not tell apart. The detector has never seen a
+word: it judges no prompt with one.
 """
 
 import argparse
