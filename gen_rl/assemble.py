@@ -289,7 +289,7 @@ def make_step(
     objectives,
     config.objective,
     on_policy=one_update,
-    group_size=group_size,
+    group_size=config.update_members or group_size,
     reward_weights=combine.weights(built.rewards or {}),
   )
   # An objective that takes the size of a group compares its rows.
@@ -302,7 +302,7 @@ def make_step(
   rollout = encode and rollout_lib.data_rollout(
     encode, built.policy.ops.get('compress')
   )
-  unit = group_size if whole_groups else 1
+  unit = (config.update_members or group_size) if whole_groups else 1
   errors = fits.rows(config, layout.row_shards, unit)
   if errors := errors + fits.advantage(config, advantage):
     raise build.Mistakes(errors)
@@ -336,6 +336,7 @@ def make_step(
     reward_ramps=_ramps(config.rewards),
     objective_ramps=_ramps(config.objective),
     update_rows=config.update_rows,
+    update_members=config.update_members,
     importance_cap=config.importance_cap,
     policy_every=config.policy_every,
     reals=build.build(
