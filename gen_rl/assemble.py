@@ -184,6 +184,16 @@ def _against_search(
     errors.append(
       f'climbs the gradient of the rewards, and {", ".join(flat)} has none'
     )
+  if method.ranks and mix(config):
+    errors.append(
+      'sums ranks of the rewards, and config.mix mixes their scores; leave one '
+      'of the two out'
+    )
+  elif method.ranks and len(combine.weights(device)) == 1:
+    errors.append(
+      f'sums ranks of several rewards, and there is {", ".join(device)} alone; '
+      'leave ranks out, or add one'
+    )
   compare = {k: r.called_on for k, (r, _) in device.items()}
   if mixed := mix(config):
     compare['config.mix'] = mixed.called_on

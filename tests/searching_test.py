@@ -89,6 +89,7 @@ def test_a_judge_of_pairs_without_mistakes():
     (dict(name='best_of_n', m=2), "no key 'm'"),
     (dict(name='pruned', steps=(3,)), 'after step 3.*eval.steps=4'),
     (dict(name='pruned', steps=(2, 1), keep=(0.5, 0.5)), 'have to rise'),
+    (dict(name='best_of_n', ranks=True), 'there is distance alone'),
   ],
 )
 def test_searches_that_cannot_be(how, words, tmp_path):
@@ -104,6 +105,13 @@ def sampled(sampler):
   return config
 
 
+def mixed():
+  config = points()
+  config.rewards.more = config.rewards.distance.copy_and_resolve_references()
+  config.mix.name = 'product'
+  return config
+
+
 @pytest.mark.parametrize(
   'config, words',
   [
@@ -112,11 +120,14 @@ def sampled(sampler):
     (flow_grpo.get_config('jpeg_host,tiny'), 'jpeg runs on the host'),
     (flow_grpo.get_config('tiny'), 'gradient of the rewards, and oracle has'),
     (pref_grpo.get_config('tiny'), 'those of .* mean something beside each'),
+    (mixed(), 'sums ranks of the rewards, and config.mix'),
   ],
 )
 def test_configs_that_cannot_be_searched(config, words, tmp_path):
   name = 'noise_gradient' if 'gradient' in words else 'zero_order'
   config.search = dict(name=name)
+  if 'ranks' in words:
+    config.search = dict(name='best_of_n', ranks=True)
   with pytest.raises(build.ConfigError, match=words):
     searching.compare(config, str(tmp_path))
 
