@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import ar_grpo, flow_grpo, pref_grpo, search, toy
+from configs import ar_grpo, flow_grpo, flux_search, pref_grpo, search, toy
 from gen_rl import (
   assemble,
   build,
@@ -164,3 +164,19 @@ def test_searches_of_the_config_fit_it(name, variant):
   rewards = combine.params(built.rewards)
   cost = jax.eval_shape(find, params, rows, rewards).cost
   assert 57 < cost.total(1.0, 0.37, 2.0) < 77
+
+
+def test_candidates_of_a_published_budget():
+  """2,000 TFLOPs at TTSnap's prices, for 20 steps; one more would cost more."""
+
+  def price(how, n):
+    keep = selection.keep_counts(n, how.get('keep', ()))
+    cost = selection.search_cost(20, n, how.get('steps', ()), keep)
+    return cost.total(9.9, 1.2)
+
+  for name in 'best_of_n', 'pruned':
+    how = flux_search.SEARCHES[name]
+    assert price(how, how['n']) <= 2000 < price(how, how['n'] + 1)
+  # By hand: 33 for 3 steps, 13 for 4, 5 for 5 and 2 for the last 8.
+  by_hand = 9.9 * (99 + 52 + 25 + 16) + 1.2 * (33 + 13 + 5 + 2)
+  assert price(flux_search.SEARCHES['pruned'], 33) == pytest.approx(by_hand)
