@@ -307,7 +307,7 @@ def make_step(
     build.takes(objectives, spec, 'group_size')
     for spec in config.objective.values()
     if build.weight(spec)
-  )
+  ) or any(learner.compares for learner in built.learners.values())
   encode = encoder(config, built.tokenizer)
   rollout = encode and rollout_lib.data_rollout(
     encode, built.policy.ops.get('compress')
