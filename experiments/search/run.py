@@ -264,7 +264,9 @@ def claims(rows: list[rows_lib.Row]) -> str:
     gap = values(rows, claim.ours, 'gold') - values(
       rows, claim.baseline, 'gold'
     )
-    gaps = ', '.join(f'{100 * x:+.1f}' for x in gap.mean(1))
+    gaps = ', '.join(
+      f'{100 * x:+.1f}' if np.isfinite(x) else '–' for x in gap.mean(1)
+    )
     lines.append((claim.text, claim.baseline, claim.ours, gaps,
                   verdict(rows, claim)))  # fmt: skip
   heads = 'claim', 'against', 'ours', 'points of gold', 'verdict'
