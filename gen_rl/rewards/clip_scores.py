@@ -181,8 +181,6 @@ def clip_score(
 ) -> Reward:
   """(1). A picture that is not finite is not valid.
 
-  Tested, not measured.
-
   Args:
     reader: bound, the tokenizer of config.data.reader.
     folder: of a CLIPModel, see `clip.load`; 'drawn': a small one is
@@ -302,8 +300,6 @@ def aesthetic(
   folder: str, head: str = '', rounded: bool = False, **options: Any
 ) -> Reward:
   """(4).
-
-  Tested, not measured.
 
   Args:
     folder: of CLIP ViT-L/14, whole or of pictures alone; 'drawn': a small
