@@ -7,7 +7,8 @@ groups of pictures, the oracle finds the best and the worst of each, and the
 policy learns to say the codes of the one rather than those of the other: DPO
 (arXiv 2305.18290) on sums over the codes, as in the comparison of DPO and GRPO
 of arXiv 2505.17017, whose pairs are drawn once and here anew for every update.
-Its beta is 0.1; the learning rate is not tuned.
+Its beta is 0.1; the learning rate is not tuned. An update takes the two rows of
+a pair: those between the best and the worst are not in the loss.
 
 Variants, joined by commas:
   online  pairs from the policy itself
@@ -15,9 +16,10 @@ Variants, joined by commas:
           of the round, which it is compared with, too
   ipo     IPO (arXiv 2310.12036) in place of DPO
   kto     KTO (arXiv 2402.01306)
+  proxy, ood  as of configs/ar_grpo.py
   tiny    two quick steps of all of it, for tests
 
-Nothing here was measured yet.
+Nothing here was measured yet: experiments/ar_dpo is to compare it with GRPO.
 """
 
 import ml_collections
@@ -25,14 +27,15 @@ from ml_collections import config_dict
 
 from configs import ar_grpo, base
 
-VARIANTS = ('online', 'iter', 'ipo', 'kto', 'tiny')
+OF_GRPO = ('proxy', 'ood', 'tiny')
+VARIANTS = ('online', 'iter', 'ipo', 'kto', *OF_GRPO)
 EXCLUSIVE = (('online', 'iter'), ('ipo', 'kto'))
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
   variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
-  c = ar_grpo.get_config('tiny' if 'tiny' in variants else '')
+  c = ar_grpo.get_config(','.join(v for v in variants if v in OF_GRPO))
   c.name = 'ar_dpo' + (f':{arg}' if arg else '')
   c.behaviour = 'params' if 'online' in variants else 'ref'
   c.advantage = config_dict.create(name='best_worst')
@@ -41,6 +44,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.objective.preference = config_dict.create(
     name=names[0] if names else 'dpo', beta=0.1, error='nll', weight=1.0
   )
+  c.update_members = 2
+  c.microbatches = min(c.microbatches, 3)  # of 28 rows
   c.optimizer.lr = 1e-4
   if 'iter' in variants:
     c.copies.ref = config_dict.create(name='rounds', every=60)

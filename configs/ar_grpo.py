@@ -13,15 +13,21 @@ Variants, joined by commas:
   cond    samples with guidance and trains the conditional log-probs, as
           T2I-R1 does
   gspo    one ratio per picture (arXiv 2507.18071) in place of one per code
+  proxy   reward: a learned detector that can be fooled; the oracle only judges
+  ood     trains on the tasks of two objects alone; is evaluated on them and,
+          as `ood`, on tasks that it was not trained on (as arXiv 2505.17017)
+  iter    in rounds of 60 updates, each beginning with a new reference of the KL
+          term
   tiny    two quick steps of all of it, for tests
 """
 
 import ml_collections
 from ml_collections import config_dict
 
-from configs import base, pretrain_ar
+from configs import base, pretrain_ar, train_detector
+from gen_rl.worlds import shapes_world
 
-VARIANTS = ('guided', 'cond', 'gspo', 'tiny')
+VARIANTS = ('guided', 'cond', 'gspo', 'proxy', 'ood', 'iter', 'tiny')
 EXCLUSIVE = (('guided', 'cond'),)
 
 
@@ -54,6 +60,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.policy.score = 'cond' if 'cond' in variants else 'guided'
   if 'gspo' in variants:
     c.objective.pg = config_dict.create(name='gspo', weight=1.0)
+  if 'proxy' in variants:
+    c.rewards.oracle.weight = 0.0
+    c.rewards.detector = config_dict.create(name='shapes_detector', weight=1.0)
+    # The detector has never seen a word.
+    tasks = shapes_world.shapes().tasks
+    c.data.prompts.tasks = tuple(t for t in tasks if t != 'text')
+  if 'ood' in variants:
+    train_detector.domains(c)
+    c.data.prompts.tasks = train_detector.IN_DOMAIN
+    c.eval.update(num_prompts=60, samples=8)
+  if 'iter' in variants:
+    c.copies.ref = config_dict.create(name='rounds', every=60)
   if 'tiny' in variants:
     pretrain_ar.make_tiny(c)
   return c

@@ -233,6 +233,9 @@ def fields() -> dict[str, Any]:
   # all. What has no weight (a group without spread, a row between the best and
   # the worst) costs nothing then. A KL is of the rows that are taken.
   c.update_rows = field(0, Index)
+  # The same of each group, in place of that: so many of its rows, which are the
+  # group of objectives that compare rows (pairs: 2); 0: all.
+  c.update_members = field(0, Index)
 
   # Cheap exploration (Sol-RL, arXiv 2604.06916): of so many candidates of every
   # prompt, drawn by the policy with these changes, data.group_size are drawn

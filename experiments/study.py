@@ -52,7 +52,9 @@ class Arm(NamedTuple):
   Stages are arms, too: `after` names the arm whose trained (averaged)
   parameters this one starts from, of the same seed, or of the seed after a
   colon ('distil:0'). Its row then begins where the other one ended, and its
-  cost is its own; column `init` names the other run.
+  cost is its own; column `init` names the other run. `uses` names stages whose
+  exported file is the value of another field, such as the weights of a reward:
+  {'rewards.detector.weights': 'narrow'}; column `uses` names those runs.
 
   What several studies compare with is run once: the rows of an arm with
   `shared='flow_grpo/short'` are those of that study's arm, which runs first
@@ -65,6 +67,12 @@ class Arm(NamedTuple):
   after: str = ''
   vmap: bool = False  # all seeds in one program, see vmapped.py
   shared: str = ''  # 'study/arm'
+  uses: Mapping[str, str] = {}  # {field: stage}, a stage as in `after`
+
+  @property
+  def stages(self) -> dict[str, str]:
+    """{field: stage whose file it is}."""
+    return ({'init': self.after} if self.after else {}) | dict(self.uses)
 
 
 # The main job, cut short, as several studies' baseline.
@@ -114,7 +122,22 @@ class Study(NamedTuple):
 
 
 def _stages(study: Study) -> set[str]:
-  return {arm.after.partition(':')[0] for arm in study.arms.values()}
+  return {stage for arm in study.arms.values() for stage in _before(arm)}
+
+
+def _before(arm: Arm) -> list[str]:
+  return [stage.partition(':')[0] for stage in arm.stages.values()]
+
+
+def _check_order(arms: Mapping[str, Arm], names: Sequence[str]) -> None:
+  """Of the last arm, those that come before it, back to the first one."""
+  for stage in _before(arms[names[-1]]):
+    if stage not in arms or stage in names:
+      raise ValueError(
+        f'arm {names[-1]!r} comes after {stage!r}; it may come after '
+        f'{", ".join(a for a in arms if a not in names)}'
+      )
+    _check_order(arms, [*names, stage])
 
 
 def check(study: Study) -> None:
@@ -122,26 +145,18 @@ def check(study: Study) -> None:
   arms = study.arms
   stages = _stages(study)
   for name, arm in arms.items():
-    stage, _, seed = arm.after.partition(':')
-    before, earlier = [name], stage
-    while earlier:
-      if earlier not in arms or earlier in before:
-        raise ValueError(
-          f'arm {before[-1]!r} comes after {earlier!r}; it may come after '
-          f'{", ".join(a for a in arms if a not in before)}'
-        )
-      before.append(earlier)
-      earlier = arms[earlier].after.partition(':')[0]
-    if arm.shared and (arm.after or arm.vmap or name in stages):
+    _check_order(arms, [name])
+    if arm.shared and (arm.stages or arm.vmap or name in stages):
       raise ValueError(
         f'arm {name!r} shares {arm.shared!r}, so it can be no stage, come '
         'after none and have no vmap'
       )
-    if arm.vmap and stage and not seed:
-      raise ValueError(
-        f'arm {name!r} trains all seeds at once, from one initial model: say '
-        f'which, after={stage + ":0"!r}'
-      )
+    for field, stage in arm.stages.items() if arm.vmap else ():
+      if ':' not in stage:
+        raise ValueError(
+          f'arm {name!r} trains all seeds at once, with one {field}: say of '
+          f'which seed, {stage + ":0"!r}'
+        )
   for claim in study.claims:
     for number in (claim.baseline, claim.ours):
       if number.partition('.')[0] not in arms:
@@ -156,14 +171,20 @@ def workdir_of(
 
 
 def arguments(
-  study: Study, name: str, seed: str, init: pathlib.Path | None = None
+  study: Study, name: str, seed: str, made: Mapping[str, pathlib.Path]
 ) -> list[str]:
-  """What follows `python -m gen_rl.main`, but for the workdir."""
+  """What follows `python -m gen_rl.main`, but for the workdir.
+
+  Args:
+    study: see `Study`.
+    name: of the arm.
+    seed: of the run.
+    made: {field: file of a stage}.
+  """
   arm = study.arms[name]
   out = [f'--config={arm.config}', f'--config.seed={seed}']
   out += [f'--config.{path}={value}' for path, value in arm.overrides.items()]
-  if init:
-    out.append(f'--config.init={init}')
+  out += [f'--config.{field}={path}' for field, path in made.items()]
   if name in _stages(study):
     out.append(f'--config.export={EXPORT}')
   return out
@@ -233,12 +254,12 @@ def measure(
     seeds = [s for s in seeds if again or (name, s) not in there]
     if not seeds:
       return
-    commit, init = system.git_commit() or 'installed', None
+    commit, made = system.git_commit() or 'installed', {}
     script = [sys.executable, os.path.abspath(study.file)]
-    if arm.after:
-      stage, _, fixed = arm.after.partition(':')
-      init = exported(study, stage, fixed or seeds[0], runs)
-    words = {seed: arguments(study, name, seed, init) for seed in seeds}
+    for field, stage in arm.stages.items():
+      stage, _, fixed = stage.partition(':')
+      made[field] = exported(study, stage, fixed or seeds[0], runs)
+    words = {seed: arguments(study, name, seed, made) for seed in seeds}
     folders = {s: workdir_of(study, name, s, runs, commit) for s in seeds}
     todo = [s for s in seeds if not finished(folders[s], words[s], commit)]
     if arm.vmap and todo:
@@ -253,8 +274,11 @@ def measure(
       # The commit whose code ran: there may be a newer one by now.
       more = dict(arm=name, seed=seed, git_commit=commit)
       more['date'] = datetime.date.today().isoformat()
-      if init:
-        more['init'] = init.parent.name
+      ran = {field: path.parent.name for field, path in made.items()}
+      if 'init' in ran:
+        more['init'] = ran.pop('init')
+      if ran:
+        more['uses'] = ' '.join(ran.values())
       if study.extra:
         call([*script, '--child=extra', name, seed, str(workdir)], lock)
         more |= json.loads((workdir / 'extra.json').read_text('utf-8'))

@@ -71,6 +71,7 @@ def arms(study: Study) -> str:
   lines = []
   for name, arm in study.arms.items():
     about = arm.about + (f'; starts from `{arm.after}`' if arm.after else '')
+    about += ''.join(f'; `{k}` of `{v}`' for k, v in arm.uses.items())
     about += f'; rows of `{arm.shared}`' if arm.shared else ''
     own = text(x for x in arm.overrides.items() if x not in shared)
     said = f'`{arm.config}`' + (f' with `{own}`' if own else '')

@@ -184,6 +184,16 @@ def _against_search(
     errors.append(
       f'climbs the gradient of the rewards, and {", ".join(flat)} has none'
     )
+  if method.ranks and mix(config):
+    errors.append(
+      'sums ranks of the rewards, and config.mix mixes their scores; leave one '
+      'of the two out'
+    )
+  elif method.ranks and len(combine.weights(device)) == 1:
+    errors.append(
+      f'sums ranks of several rewards, and there is {", ".join(device)} alone; '
+      'leave ranks out, or add one'
+    )
   compare = {k: r.called_on for k, (r, _) in device.items()}
   if mixed := mix(config):
     compare['config.mix'] = mixed.called_on
@@ -290,7 +300,7 @@ def make_step(
     objectives,
     config.objective,
     on_policy=one_update,
-    group_size=group_size,
+    group_size=config.update_members or group_size,
     reward_weights=combine.weights(built.rewards or {}),
   )
   # An objective that takes the size of a group compares its rows.
@@ -298,12 +308,12 @@ def make_step(
     build.takes(objectives, spec, 'group_size')
     for spec in config.objective.values()
     if build.weight(spec)
-  )
+  ) or any(learner.compares for learner in built.learners.values())
   encode = encoder(config, built.tokenizer)
   rollout = encode and rollout_lib.data_rollout(
     encode, built.policy.ops.get('compress')
   )
-  unit = group_size if whole_groups else 1
+  unit = (config.update_members or group_size) if whole_groups else 1
   errors = fits.rows(config, layout.row_shards, unit)
   if errors := errors + fits.advantage(config, advantage):
     raise build.Mistakes(errors)
@@ -337,6 +347,7 @@ def make_step(
     reward_ramps=_ramps(config.rewards),
     objective_ramps=_ramps(config.objective),
     update_rows=config.update_rows,
+    update_members=config.update_members,
     importance_cap=config.importance_cap,
     policy_every=config.policy_every,
     reals=build.build(

@@ -208,7 +208,10 @@ def rows(
   )
   if min(count, updates, microbatches, chunks) < 1:
     return []  # `schema` says so
-  taken = config.update_rows or count
+  if errors := _members(config):
+    return errors
+  members = config.update_members or config.data.group_size
+  taken = config.update_rows or config.data.prompts_per_step * members
   if taken > count or taken % unit:
     return [
       f'update_rows={taken} of {count} rows (prompts_per_step * group_size) '
@@ -223,6 +226,22 @@ def rows(
     _pool(config, shards * chunks),
   )
   return [error for error in found if error]
+
+
+def _members(config: ml_collections.ConfigDict) -> list[str]:
+  """Why an update cannot take so many rows of each group."""
+  members, size = config.update_members, config.data.group_size
+  if members > size:
+    return [
+      f'update_members={members} rows are to be taken of groups of '
+      f'data.group_size={size}'
+    ]
+  if members and config.update_rows:
+    return [
+      f'update_rows={config.update_rows} and update_members={members} both say '
+      'which rows an update takes; leave one of the two at 0'
+    ]
+  return []
 
 
 def _pool(config: ml_collections.ConfigDict, parts: int) -> str | None:

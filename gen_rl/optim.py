@@ -302,8 +302,6 @@ def rounds(every: Count = 100) -> optax.Schedule:
   optimisation: pairs of a round are drawn by the policy it began with, and
   compared with that.
 
-  Tested, not measured.
-
   Args:
     every: updates of a round.
   """

@@ -69,8 +69,10 @@ class Space(NamedTuple):
   weights: Mapping[str, float] = {}  # of the rewards it sums, by label
   chunk: int = 0  # rows computed at a time; 0: all
 
-  def verify(self, group_size: int = 1) -> Verifier:
-    """Of candidates, so many of a prompt side by side."""
+  def verify(self, group_size: int = 1, each: bool = False) -> Verifier:
+    """Of candidates, so many of a prompt side by side; of `each` reward."""
+    if each:
+      return functools.partial(_scores, self.judge, self.weights, group_size)
     return functools.partial(_score, self.judge, group_size)
 
 
@@ -85,6 +87,7 @@ class Search(NamedTuple):
   # Rewards that compare candidates of one call (win rates) may judge
   relative: bool = False
   gradients: bool = False  # of the rewards are taken
+  ranks: bool = False  # of each reward are summed, in place of scores
 
 
 def judge(
@@ -106,6 +109,22 @@ def _score(
 ) -> Float[Array, ' b']:
   out = ask(latents, rows, group_size)
   return jnp.where(out.valid, out.score, -jnp.inf)
+
+
+def _scores(
+  ask: Judge,
+  weights: Mapping[str, float],
+  group_size: int,
+  latents: Array,
+  rows: Rows,
+) -> Float[Array, 'b k']:
+  """Of each reward by itself, less of one whose weight is below 0."""
+  out = ask(latents, rows, group_size)
+  signed = [
+    out.parts[label] if weight > 0 else -out.parts[label]
+    for label, weight in weights.items()
+  ]
+  return jnp.where(out.valid[:, None], jnp.stack(signed, -1), -jnp.inf)
 
 
 def verifier(

@@ -71,10 +71,14 @@ def rank_sum(
   """Sum over k verifiers of a candidate's rank among the n: 0 is the worst.
 
   What verifiers of different scales agree on (TTSnap; arXiv 2501.09732 calls
-  it the verifier ensemble). Equal scores rank in their order.
+  it the verifier ensemble). A rank is how many score less, so that a verifier
+  that scores all alike decides nothing; TTSnap's code ranks equals in their
+  order. NaN is the worst score.
   """
-  ranks = jnp.argsort(jnp.argsort(scores, axis=-2), axis=-2)
-  return ranks.sum(-1)
+  scores = jnp.asarray(scores)
+  scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+  less = scores[..., None, :, :] < scores[..., :, None, :]
+  return less.sum((-1, -2))
 
 
 def rank_ensemble(

@@ -126,6 +126,7 @@ def setup(
       {k: _own(spec) for k, spec in config.learners.items()},
       vocab=tokenizer.size,
       length=config.data.length,
+      group_size=config.update_members or config.data.group_size,
       **bound,
     )
   return Setup(

@@ -104,7 +104,7 @@ INNER = {
 BOUND = {
   advantages: ('group_size', 'reward_weights'),
   branches: ('decisions',),
-  learners: ('vocab', 'length', 'end', 'pad', 'reader'),
+  learners: ('vocab', 'length', 'group_size', 'end', 'pad', 'reader'),
   models: ('vocab', 'length'),
   objectives: ('group_size', 'on_policy', 'reward_weights'),
   optim: ('steps', 'seed'),

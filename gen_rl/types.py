@@ -307,3 +307,4 @@ class Learner(NamedTuple):
   params: PyTree = ()
   shown: bool = False  # the loss reads Experience.shown
   axes: Axes = ()  # of the dimensions of what is trained, as a Policy's
+  compares: bool = False  # the rows of a group, which stay together

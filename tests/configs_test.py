@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import transformers
 
 from gen_rl import (
   arguments,
@@ -16,6 +17,8 @@ from gen_rl import (
   testing,
 )
 from gen_rl.data import feeds
+from gen_rl.models import blip
+from gen_rl.models.files import released
 from gen_rl.rewards import combine, detections
 from gen_rl.rewards import evaluate as host
 
@@ -37,6 +40,12 @@ NEEDED = {
   ),
   ('sd3_flow_grpo', 'files'): ('txt', {}),
   ('flux_flow_grpo', 'files'): ('txt', {}),
+  ('flux_search', 'files'): ('txt', {}),
+  ('flux_search', 'imagereward'): (
+    'txt', {'rewards.imagereward.sizes': dict(
+      image=8, patch=4, width=16, layers=2, heads=2,
+    )},
+  ),
   ('sd15_tpo', 'files'): ('captions', {}),
 }  # fmt: skip
 FILES = dict(
@@ -49,9 +58,10 @@ FILES = dict(
 )
 # Compiled and run: every config, and variants of the main job whose programs
 # no config has. Of the rest of its variants the program is traced.
-RUN = [v for v in VARIANTS if not v[1] and v[0] != 'sd15_tpo'] + [
-  ('flow_grpo', variant) for variant in ('jpeg_host', 'lora')
-]  # sd15_tpo: see test_two_steps_on_captioned_pictures
+# sd15_tpo: see test_two_steps_on_captioned_pictures; flux_search trains none.
+RUN = [
+  v for v in VARIANTS if not v[1] and v[0] not in ('sd15_tpo', 'flux_search')
+] + [('flow_grpo', variant) for variant in ('jpeg_host', 'lora')]
 TRACED = [v for v in VARIANTS if v[0] == 'flow_grpo' and v not in RUN]
 
 
@@ -74,7 +84,33 @@ def _give_files(config, name, variant, folder):
   path.write_text(FILES[kind])
   Image.new('RGB', (9, 7), 'red').save(folder / 'cat.png')
   paths = {'data.prompts.path': str(path), 'eval.prompts.path': str(path)}
-  config.update_from_flattened_dict(paths | fields)
+  if variant == 'imagereward':
+    paths = _image_reward(folder, fields['rewards.imagereward.sizes'])
+    fields = {}
+  with config.unlocked():
+    config.update_from_flattened_dict(paths | fields)
+
+
+def _image_reward(folder, sizes):
+  """A tiny ImageReward and its tokenizer, and the fields that name them."""
+  words = '[PAD] [UNK] [CLS] [SEP] [MASK] a red cat'.split()
+  (folder / 'vocab.txt').write_text('\n'.join(words))
+  transformers.BertTokenizerFast(str(folder / 'vocab.txt')).save_pretrained(
+    folder / 'bert'
+  )
+  says = dict(
+    model_type='bert', hidden_size=12, intermediate_size=20,
+    num_hidden_layers=2, num_attention_heads=3, vocab_size=8,
+    max_position_embeddings=40, add_cross_attention=True,
+  )  # fmt: skip
+  net = blip.image_reward(**sizes, **blip.config(says))
+  params = jax.jit(net.init)(jax.random.key(0))
+  released.save(folder / 'reward', params, blip.NAMES, says)
+  return {
+    'rewards.imagereward.folder': str(folder / 'reward'),
+    'rewards.imagereward.sizes': sizes,
+    'data.reader.tokenizer.path': str(folder / 'bert'),
+  }
 
 
 def _two_steps(config):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import ar_grpo, flow_grpo, pref_grpo, search, toy
+from configs import ar_grpo, flow_grpo, flux_search, pref_grpo, search, toy
 from gen_rl import (
   assemble,
   build,
@@ -89,6 +89,7 @@ def test_a_judge_of_pairs_without_mistakes():
     (dict(name='best_of_n', m=2), "no key 'm'"),
     (dict(name='pruned', steps=(3,)), 'after step 3.*eval.steps=4'),
     (dict(name='pruned', steps=(2, 1), keep=(0.5, 0.5)), 'have to rise'),
+    (dict(name='best_of_n', ranks=True), 'there is distance alone'),
   ],
 )
 def test_searches_that_cannot_be(how, words, tmp_path):
@@ -104,6 +105,13 @@ def sampled(sampler):
   return config
 
 
+def mixed():
+  config = points()
+  config.rewards.more = config.rewards.distance.copy_and_resolve_references()
+  config.mix.name = 'product'
+  return config
+
+
 @pytest.mark.parametrize(
   'config, words',
   [
@@ -112,11 +120,14 @@ def sampled(sampler):
     (flow_grpo.get_config('jpeg_host,tiny'), 'jpeg runs on the host'),
     (flow_grpo.get_config('tiny'), 'gradient of the rewards, and oracle has'),
     (pref_grpo.get_config('tiny'), 'those of .* mean something beside each'),
+    (mixed(), 'sums ranks of the rewards, and config.mix'),
   ],
 )
 def test_configs_that_cannot_be_searched(config, words, tmp_path):
   name = 'noise_gradient' if 'gradient' in words else 'zero_order'
   config.search = dict(name=name)
+  if 'ranks' in words:
+    config.search = dict(name='best_of_n', ranks=True)
   with pytest.raises(build.ConfigError, match=words):
     searching.compare(config, str(tmp_path))
 
@@ -153,3 +164,19 @@ def test_searches_of_the_config_fit_it(name, variant):
   rewards = combine.params(built.rewards)
   cost = jax.eval_shape(find, params, rows, rewards).cost
   assert 57 < cost.total(1.0, 0.37, 2.0) < 77
+
+
+def test_candidates_of_a_published_budget():
+  """2,000 TFLOPs at TTSnap's prices, for 20 steps; one more would cost more."""
+
+  def price(how, n):
+    keep = selection.keep_counts(n, how.get('keep', ()))
+    cost = selection.search_cost(20, n, how.get('steps', ()), keep)
+    return cost.total(9.9, 1.2)
+
+  for name in 'best_of_n', 'pruned':
+    how = flux_search.SEARCHES[name]
+    assert price(how, how['n']) <= 2000 < price(how, how['n'] + 1)
+  # By hand: 33 for 3 steps, 13 for 4, 5 for 5 and 2 for the last 8.
+  by_hand = 9.9 * (99 + 52 + 25 + 16) + 1.2 * (33 + 13 + 5 + 2)
+  assert price(flux_search.SEARCHES['pruned'], 33) == pytest.approx(by_hand)

@@ -77,6 +77,9 @@ def test_rank_sums_by_hand():
     selection.rank_sum(stretched), selection.rank_sum(scores)
   )
   assert selection.rank_ensemble(np.ones((2, 1, 3), np.float32)).shape == (2, 1)
+  # Equals beat the same others; one that scores all alike says nothing.
+  tied = np.float32([[1, 7], [3, 7], [3, 7], [np.nan, 7]])
+  np.testing.assert_array_equal(selection.rank_sum(tied), [1, 2, 2, 0])
 
 
 def test_prune_step():

@@ -49,12 +49,14 @@ class Arm(NamedTuple):
   keywords: dict[str, Any] = {}  # for all
   steps: int = 8
   pairs: bool = False  # a judge of pairs chooses
+  placed: bool = False  # prompts are the harder ones
 
 
 def _sizes(key: str, *values: int) -> tuple[dict[str, int], ...]:
   return tuple({key: value} for value in values)
 
 
+HARDER = 'harder prompts'
 ERRS = 'by a judge of pairs that errs'
 ARMS = {
   'best_of_n': Arm('best_of_n', 'all finished', _sizes('n', 4, 8, 16)),
@@ -91,6 +93,13 @@ ARMS = {
   'all_pairs': Arm(
     'best_of_n', f'all pairs {ERRS}', _sizes('n', 4, 8, 16), pairs=True
   ),
+  'best_of_n_placed': Arm(
+    'best_of_n', f'all finished, {HARDER}', _sizes('n', 4, 8, 16), placed=True
+  ),
+  'pruned_placed': Arm(
+    'pruned', f'half go on after steps 2 and 5, {HARDER}',
+    _sizes('n', 6, 12, 24), dict(steps=(2, 5), keep=(0.5, 0.5)), placed=True,
+  ),
 }  # fmt: skip
 
 
@@ -122,6 +131,10 @@ CLAIMS = (
     'a knock-out is within a point of all pairs', 'all_pairs', 'tournament',
     margin=0.01,
   ),
+  Claim(
+    'cuts make more of as many calls on harder prompts', 'best_of_n_placed',
+    'pruned_placed',
+  ),
 )  # fmt: skip
 
 
@@ -136,8 +149,9 @@ class Lab(NamedTuple):
 
 
 @functools.cache
-def lab(steps: int, pairs: bool) -> Lab:
-  config = search_config.get_config('tournament' if pairs else '')
+def lab(steps: int, pairs: bool, placed: bool) -> Lab:
+  variants = ['tournament'] * pairs + ['placed'] * placed
+  config = search_config.get_config(','.join(variants))
   config.eval.update(num_prompts=PROMPTS, samples=SAMPLES, steps=steps)
   built = assemble.setup(config)
   batch, *_ = feeds.evaluation_and_asked(config, built)
@@ -155,7 +169,7 @@ def lab(steps: int, pairs: bool) -> Lab:
 def measure(name: str, place: int, seeds: list[int]) -> list[rows_lib.Row]:
   """A row a seed, of an arm at BUDGETS[place]; one program."""
   arm = ARMS[name]
-  config, built, params, batch, gold = lab(arm.steps, arm.pairs)
+  config, built, params, batch, gold = lab(arm.steps, arm.pairs, arm.placed)
   spec = dict(name=arm.name, **arm.keywords, **arm.sizes[place])
   _, find = assemble.searcher(
     config, built, built.segments, spec, built.rewards, 512
@@ -250,7 +264,9 @@ def claims(rows: list[rows_lib.Row]) -> str:
     gap = values(rows, claim.ours, 'gold') - values(
       rows, claim.baseline, 'gold'
     )
-    gaps = ', '.join(f'{100 * x:+.1f}' for x in gap.mean(1))
+    gaps = ', '.join(
+      f'{100 * x:+.1f}' if np.isfinite(x) else '–' for x in gap.mean(1)
+    )
     lines.append((claim.text, claim.baseline, claim.ours, gaps,
                   verdict(rows, claim)))  # fmt: skip
   heads = 'claim', 'against', 'ours', 'points of gold', 'verdict'

@@ -54,7 +54,7 @@ def shapes_detector(weights: str = 'asset:shapes_detector') -> Features:
   """
   net = detector.shapes_detector()
   like = jax.eval_shape(net.init, jax.random.key(0))
-  loaded, _ = weights_lib.load(weights_lib.find(weights), like)
+  loaded, _ = weights_lib.load(weights_lib.find(weights), like, cast=True)
 
   def look(params: Params, pictures: Array) -> tuple[Array, Array]:
     places = net.features(params, pictures)

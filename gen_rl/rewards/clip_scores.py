@@ -181,8 +181,6 @@ def clip_score(
 ) -> Reward:
   """(1). A picture that is not finite is not valid.
 
-  Tested, not measured.
-
   Args:
     reader: bound, the tokenizer of config.data.reader.
     folder: of a CLIPModel, see `clip.load`; 'drawn': a small one is

@@ -101,7 +101,7 @@ def shapes_detector(
   """
   net = detector.shapes_detector()
   like = jax.eval_shape(net.init, jax.random.key(0))
-  loaded, _ = weights_lib.load(weights_lib.find(weights), like)
+  loaded, _ = weights_lib.load(weights_lib.find(weights), like, cast=True)
 
   def score(params: Params, inputs: RewardInputs, key: Array) -> RewardOut:
     del key

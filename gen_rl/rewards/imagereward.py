@@ -38,8 +38,6 @@ def imagereward(
 ) -> Reward:
   """ImageReward's score. A picture that is not finite is not valid.
 
-  Tested, not measured.
-
   Args:
     reader: bound, the tokenizer of config.data.reader.
     folder: of its weights, see `blip.load`.

@@ -9,17 +9,21 @@ from gen_rl.search import Found, Search, Space
 from gen_rl.types import Rows
 
 
-def best_of_n(n: Several = 8) -> Search:
+def best_of_n(n: Several = 8, ranks: bool = False) -> Search:
   """Finishes n candidates and takes the one that the rewards like best.
 
   Args:
     n: candidates; the first is the sample that would be drawn without.
+    ranks: see `pruned`.
   """
-  return pruned(n, (), ())
+  return pruned(n, (), (), ranks)
 
 
 def pruned(
-  n: Several = 8, steps: Sequence[Index] = (3,), keep: Sequence[Share] = (0.5,)
+  n: Several = 8,
+  steps: Sequence[Index] = (3,),
+  keep: Sequence[Share] = (0.5,),
+  ranks: bool = False,
 ) -> Search:
   """Best of n of which bad candidates are dropped before they are finished.
 
@@ -30,6 +34,10 @@ def pruned(
     n: candidates to begin with.
     steps: of the sampler, counted from 0, after which there is a cut.
     keep: share of the candidates that goes on after each, one at least.
+    ranks: several rewards choose by the sum of the ranks that each gives the
+      candidates of a prompt, whatever their scales and weights are
+      (`selection.rank_sum`); of a weight below 0 the least is best. Not
+      measured.
 
   Raises:
     ConfigError: the cuts are not in order, or not as many as shares.
@@ -51,13 +59,14 @@ def pruned(
 
   def find(space: Space, rows: Rows) -> Found:
     cuts = [
-      search.Cut(step, count, space.verify(before))
+      search.Cut(step, count, space.verify(before, ranks))
       for step, before, count in zip(steps, (n, *counts), counts, strict=False)
     ]
     left = counts[-1] if counts else n
     return search.pruned_search(
-      space.segments, space.params, cuts, space.verify(left),
+      space.segments, space.params, cuts, space.verify(left, ranks),
       search.candidates(rows, n), n, space.chunk,
     )  # fmt: skip
 
-  return Search(find, width=n, check=check, relative=(n, *counts)[-1] > 1)
+  relative = (n, *counts)[-1] > 1
+  return Search(find, n, check, relative, ranks=ranks)

@@ -78,6 +78,7 @@ class Recipe:
     objective_ramps: the same of objectives.
     update_rows: how many rows of a rollout an update takes, see `step.choose`;
       0: all.
+    update_members: the same of every group, in place of that.
     importance_cap: largest weight of a decision by how much likelier the
       update finds it than the rollout did; 0 weighs all alike.
     policy_every: minibatches from one optimizer step of the policy to the next.
@@ -116,6 +117,7 @@ class Recipe:
   reward_ramps: Mapping[str, ramps.Ramp] = _none()
   objective_ramps: Mapping[str, ramps.Ramp] = _none()
   update_rows: int = 0
+  update_members: int = 0
   importance_cap: float = 0.0
   policy_every: int = 1
   reals: View | None = None
@@ -216,7 +218,9 @@ class Recipe:
   @property
   def unit(self) -> int:
     """Neighbouring rows that minibatches do not separate."""
-    return self.group_size if self.whole_groups else 1
+    if not self.whole_groups:
+      return 1
+    return self.update_members or self.group_size
 
   @property
   def recompute(self) -> bool:

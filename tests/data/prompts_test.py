@@ -344,6 +344,30 @@ def test_contrasts_of_one_kind():
     prompts.shapes_contrasts(kinds=('size',))
 
 
+def test_colours_and_places_at_once():
+  source = prompts.shapes_placed('heldout')
+  at = source.texts.index('a photo of a red circle left of a blue square')
+  one = source[at]
+  assert one['text'] == 'a photo of a red circle left of a blue square'
+  asked = {k: v.tolist() for k, v in one['info'].items()}
+  assert asked == dict(
+    task=4, include_class=[0, 1], include_color=[0, 2], include_count=[1, 1],
+    relation=0, word=-1, word_color=-1,
+  )  # fmt: skip
+  home = grammar.combinations()
+  for text in source.texts[::97]:  # the pair of colours is held out
+    pair = grammar.parse(text)._replace(task=5, relation=-1)
+    assert home[grammar.canonical(pair)] == 'heldout'
+  # Ids do not hang on the split, and are of no other sentence.
+  every = prompts.shapes_placed('train+rl+heldout')
+  assert set(source.ids) < set(every.ids)
+  assert len(set(every.ids)) == len(set(every.texts)) == len(every)
+  assert min(every.ids) > max(prompts.shapes('train+rl+heldout').ids)
+  assert set(every.tasks) == {'placed'}
+  with pytest.raises(ValueError, match='choose from train, rl, heldout'):
+    prompts.shapes_placed('test')
+
+
 def test_pairs_file(tmp_path):
   path = tmp_path / 'pairs.npz'
   rng = np.random.default_rng(0)

@@ -203,6 +203,32 @@ def test_a_stage_of_one_seed(tmp_path, children):
                  f'demo-second-1{end}']  # fmt: skip
 
 
+def test_stages_whose_files_are_values_of_fields(tmp_path, children):
+  runs, end = tmp_path / 'runs', f'-{"c" * 10}'
+  judge = study.Arm('configs/toy.py:tiny', 'what a reward reads')
+  demo = _study(tmp_path, arms={
+    'old': judge, 'new': judge, 'run': ARMS['second']._replace(
+      uses={'rewards.a.weights': 'new', 'rewards.b.weights': 'old:4'},
+      after='new',
+    ),
+  })  # fmt: skip
+  study.check(demo)
+  study.run(demo, ['run'], ['0'], runs)
+  first, second, last = children.commands
+  for stage, command in ('new-0', first), ('old-4', second):
+    assert f'demo-{stage}{end}' in command
+    assert '--config.export=exported' in command
+  file = lambda stage: f'{runs}/demo-{stage}{end}/exported.safetensors'
+  assert (
+    f'--config.init={file("new-0")} '
+    f'--config.rewards.a.weights={file("new-0")} '
+    f'--config.rewards.b.weights={file("old-4")} --workdir' in last
+  )
+  row = rows.read(demo.folder)[-1]
+  assert row['init'] == f'demo-new-0{end}'
+  assert row['uses'] == f'demo-new-0{end} demo-old-4{end}'
+
+
 def test_a_shared_arm_is_run_once(tmp_path, children, monkeypatch):
   (tmp_path / 'other').mkdir()
   arm = study.Arm('configs/toy.py:tiny', 'what all compare with')
@@ -256,7 +282,15 @@ def test_another_runner_is_left_its_run(tmp_path, children, capsys):
     ),
     (
       dict(arms={**ARMS, 'v': ARMS['second']._replace(vmap=True)}),
-      "after='first:0'",
+      "'first:0'",
+    ),
+    (
+      dict(arms={
+        'a': study.Arm('c', '', uses={'rewards.x.weights': 'b'}),
+        'b': study.Arm('c', '', after='c'),
+        'c': study.Arm('c', '', uses={'init': 'a'}),
+      }),
+      "'c' comes after 'a'",
     ),
     (
       dict(arms={'a': study.Arm('c', '', vmap=True, shared='b/c')}),

@@ -1,12 +1,16 @@
 """Rewards that learn to read what is foreseen: by hand, and in a step."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 import numpy as np
 import optax
 import pytest
 
-from gen_rl import advantages, testing, train_state, train_step
+from configs import flow_grpo
+from gen_rl import advantages, assemble, testing, train_state, train_step
 from gen_rl.build import ConfigError
 from gen_rl.learners import noise_aware
 from gen_rl.train_state import Taught
@@ -49,9 +53,10 @@ def experience(target, valid):
   return Experience(traj, none[:, None], none, rewards, inputs)
 
 
-def loss(params, means, target, valid):
+def loss(params, means, target, valid, pairs=0.0, group_size=1):
   """Of pictures [b 2 ...], grey of these means."""
-  learner = noise_aware.of_reward(linear())
+  learner = noise_aware.of_reward(linear(), pairs, 0.5, group_size)
+  assert learner.compares == (pairs > 0)
   media = jnp.broadcast_to(
     jnp.float32(means)[..., None, None, None], (len(means), 2, 2, 2, 3)
   )
@@ -102,6 +107,27 @@ def test_the_minimum_is_the_conditional_mean(taught):
   np.testing.assert_allclose([0.2 * w + b, 0.8 * w + b], [0.5, 1], atol=1e-3)
 
 
+def test_pairs_by_hand():
+  """Of scores 1 + 2 mean; a group of three, and one in which none is better.
+
+  Of the three one has no target; of the other two the better one leads by
+  1 / 0.5 at the first level, and is as far behind at the second.
+  """
+  params = dict(w=jnp.float32(2), b=jnp.float32(1))
+  means = [[1.0, 0.0], [0.5, 0.5], [0.9, 0.9]] + [[0.1, 0.2]] * 3
+  target = jnp.float32([3, 1, jnp.nan, 4, 4, 4])
+  valid = jnp.array([True, True, False, True, True, True])
+  run = jax.jit(lambda pairs: loss(
+    params, jnp.float32(means), target, valid, pairs, 3
+  ), static_argnums=0)  # fmt: skip
+  (_, with_pairs), (_, alone) = run(10.0), run(0.0)
+  softplus = lambda x: np.log1p(np.exp(x))
+  want = np.zeros((6, 2))
+  want[:3] = 10 * softplus(-2.0), 10 * softplus(2.0)
+  np.testing.assert_allclose(with_pairs.value - alone.value, want, atol=1e-5)
+  np.testing.assert_array_equal(with_pairs.mask, alone.mask)
+
+
 def test_a_step_without_objectives():
   """Pictures foreseen at the stored states, x - t v; the policy stays."""
   reward, policy = linear(), testing.make_policy(window=2, deterministic=True)
@@ -127,6 +153,19 @@ def test_a_step_without_objectives():
   assert log['optim/skipped'] == 0
   assert tree.equal(jax.device_get(state.params), before.params)
   assert not tree.equal(jax.device_get(state.aux), before.aux)
+
+
+def test_pairs_keep_groups_together():
+  config = flow_grpo.get_config('proxy,tiny')  # 4 groups of 2
+  config.microbatches = 8
+  spec = dict(name='noise_aware', reward=dict(name='shapes_detector'))
+  for more, fits in ({}, True), (dict(pairs=1.0), False):
+    config.learners.aware = config_dict.create(**spec, **more)
+    built = assemble.setup(config)
+    layout = assemble.make_layout(config, built, jax.devices()[:1])
+    expected = pytest.raises(ConfigError, match='4 groups')
+    with contextlib.nullcontext() if fits else expected:
+      assemble.make_step(config, built, layout)
 
 
 def test_rewards_that_cannot():

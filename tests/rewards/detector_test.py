@@ -167,12 +167,19 @@ def test_renders_score_high_and_mutants_do_not(scored, which):
   assert score[n:].mean() < 0.8 and strict[n:].mean() < 0.1
 
 
-def test_places_and_flags(rewards):
+def test_places_flags_and_weights(rewards, tmp_path):
   soft, hard = rewards[True], rewards[False]
   assert soft.where == hard.where == 'device'
   assert soft.differentiable and not hard.differentiable
   built = build.build(detector, dict(name='shapes_detector', weight=2.0))
   assert built.name == 'shapes_detector'
+  # What a run exports is float16.
+  shipped = detector.shapes_detector().params
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16), shipped)
+  weights.save(tmp_path / 'half.safetensors', half)
+  loaded = detector.shapes_detector(str(tmp_path / 'half.safetensors')).params
+  jax.tree.map(lambda a: np.testing.assert_equal(a.dtype, np.float32), loaded)
+  jax.tree.map(np.testing.assert_array_equal, loaded, half)
   with pytest.raises(weights.WeightsError, match='no weights file'):
     detector.shapes_detector(weights='asset:nobody')
 

@@ -20,20 +20,25 @@ def linear():
   """Of velocity SLOPE x: what a search needs, and what it would have drawn.
 
   `space(score)` judges by score(latents [b 6]) -> [b], and notes how many
-  candidates it was shown side by side in `seen`.
+  candidates it was shown side by side in `seen`; more rewards, {label: (score,
+  weight)}, are parts alone.
   """
   net = Net(
     lambda key: (), lambda params, x, t, cond: SLOPE * x, (SIZE,), lambda c: c
   )
   segments, seen = ode.segments(net, STEPS), []
 
-  def space(score, chunk=0):
+  def space(score, chunk=0, more=()):
+    more = dict(more)
+
     def judge(latents, rows, group_size):
       seen.append(group_size)
       value = score(latents)
-      return RewardOut(value, dict(one=value), jnp.isfinite(value))
+      parts = {k: each(latents) for k, (each, _) in more.items()}
+      return RewardOut(value, dict(one=value, **parts), jnp.isfinite(value))
 
-    return search.Space(segments, (), judge, dict(one=1.0), chunk)
+    weights = dict(one=1.0) | {k: weight for k, (_, weight) in more.items()}
+    return search.Space(segments, (), judge, weights, chunk)
 
   rows = rollout.make_rows(
     testing.batch(range(3)), 1, jax.random.key(0), jnp.int32(0)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from gen_rl import build, search, searches
 from gen_rl.searches import pruning
@@ -51,6 +52,30 @@ def test_chunks_hold_candidates_that_are_compared(linear):
   assert shown == [8, 6, 8, 4]
   whole = found(method, linear.space(worst_but_one), linear.rows)
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+@pytest.mark.parametrize('chunk', [0, 3])
+def test_several_rewards_by_the_sum_of_their_ranks(linear, chunk):
+  """One has far larger scores, one wants little: ranks by numpy decide."""
+  more = dict(
+    large=(lambda x: 1e4 * x[:, 1], 0.1), little=(lambda x: x[:, 2], -9.0)
+  )
+  method = build.build(searches, dict(name='best_of_n', n=6, ranks=True))
+  out = found(method, linear.space(first, chunk, more), linear.rows)
+  signed = linear.samples(6)[..., :3] * [1, 1, -1]
+  ranks = stats.rankdata(signed, axis=1).sum(-1) - 3  # from 0, of three
+  np.testing.assert_array_equal(out.index, ranks.argmax(1))
+  np.testing.assert_allclose(out.score, ranks.max(1) / (3 * 5), rtol=1e-6)
+  assert method.ranks and not pruning.best_of_n(6).ranks
+  # What is foreseen ranks as what comes: the best 4, who are ranked anew.
+  pruned = pruning.pruned(6, (1,), (2 / 3,), ranks=True)
+  cut = found(pruned, linear.space(first, chunk, more), linear.rows)
+  kept = [np.sort(np.argsort(-r, kind='stable')[:4]) for r in ranks]
+  again = [
+    k[stats.rankdata(s[k], axis=0).sum(-1).argmax()]
+    for k, s in zip(kept, signed, strict=True)
+  ]
+  np.testing.assert_array_equal(cut.index, again)
 
 
 @pytest.mark.parametrize(

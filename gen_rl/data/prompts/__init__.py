@@ -24,6 +24,7 @@ from gen_rl.data.prompts.worlds import (
   mixture,
   shapes,
   shapes_contrasts,
+  shapes_placed,
   shapes_questions,
   world_prompts,
 )

@@ -124,6 +124,44 @@ def shapes_contrasts(
   )
 
 
+def shapes_placed(split: str = 'heldout') -> Prompts:
+  """Hard prompts of ShapesWorld: two objects, their colours and their places.
+
+  "a red circle left of a blue square": the tasks `color_attr` and `position` at
+  once, which no training of the project's bases saw. Their task is `placed`,
+  and their ids go on where those of `shapes` end.
+
+  Args:
+    split: of the coloured pairs, as `shapes`.
+
+  Raises:
+    ValueError: unknown split, naming the valid ones.
+  """
+  splits = set(split.split('+'))
+  if splits - set(grammar.SPLITS):
+    raise ValueError(
+      f'unknown split {split!r}; choose from {", ".join(grammar.SPLITS)}, or '
+      'several joined by "+"'
+    )
+  every = [
+    (text, home)
+    for pair, home in grammar.combinations().items()
+    if grammar.TASKS[pair.task] == 'color_attr'
+    for relation in range(len(grammar.RELATIONS))
+    for text in grammar.wordings(pair._replace(relation=relation))
+  ]
+  rows = [i for i, (_, home) in enumerate(every) if home in splits]
+  texts = tuple(every[i][0] for i in rows)
+  facts = [grammar.spec_arrays(grammar.parse(text)) for text in texts]
+  return Prompts(
+    f'shapes_placed/{split}',
+    texts,
+    np.array(rows, np.int32) + len(grammar.prompts()),
+    info={name: np.stack([f[name] for f in facts]) for name in facts[0]},
+    tasks=('placed',) * len(texts),
+  )
+
+
 def mixture() -> Prompts:
   """The four prompts of the mixture world."""
   return world_prompts('mixture', 'all')
