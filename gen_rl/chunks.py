@@ -58,9 +58,11 @@ def evaluator(
       return x
     return sharding.put(x, layout.everywhere) if layout else jnp.asarray(x)
 
+  place = layout.place if layout else lambda prompts: prompts
+
   def call(*arguments: PyTree) -> PyTree:
     arguments = jax.tree.map(placed, arguments)
-    return over(lambda prompts: run(*arguments, prompts), batch, at)
+    return over(lambda prompts: run(*arguments, place(prompts)), batch, at)
 
   def shape(x: Any) -> jax.ShapeDtypeStruct:
     if isinstance(x, jax.ShapeDtypeStruct):
@@ -69,7 +71,9 @@ def evaluator(
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   def trace(*arguments: PyTree) -> Any:
-    shapes = jax.tree.map(shape, (*arguments, take(batch, at[0])))
+    prompts = take(batch, at[0])
+    prompts = layout.shapes(prompts) if layout else prompts
+    shapes = jax.tree.map(shape, (*arguments, prompts))
     return None if programs.entry(run, *shapes) else run.trace(*shapes)
 
   return Evaluator(call, trace)
@@ -95,7 +99,11 @@ def places(
 
 def take(batch: Mapping[str, Any], at: np.ndarray) -> dict[str, Any]:
   """The prompts at these places of a batch."""
-  return jax.tree.map(lambda x: np.asarray(x)[at], dict(batch))
+
+  def one(x: Any) -> Any:
+    return x.take(at) if isinstance(x, hosts.Held) else np.asarray(x)[at]
+
+  return jax.tree.map(one, dict(batch))
 
 
 def over(

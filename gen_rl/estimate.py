@@ -116,12 +116,13 @@ def abstract(
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   state = jax.tree.map(on, state, layout.state(state))
-  # Features have shapes without the networks that make them.
+  # Features have shapes without the networks that make them, and pictures
+  # that of one.
   blank = built.embed and embeddings.blank(built.embed)
-  batch, _ = next(feeds.training(config, built._replace(embed=blank)))
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  batch, key = jax.tree.map(lambda x: on(x, layout.everywhere), (batch, key))
-  return built, layout, step, state, batch, key
+  none = np.arange(0)
+  batch, _ = next(feeds.training(config, built._replace(embed=blank), none))
+  key = on(jax.eval_shape(lambda: jax.random.key(0)), layout.everywhere)
+  return built, layout, step, state, layout.shapes(batch), key
 
 
 def state_bytes(state: Any) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from gen_rl import chunks, train_step
 from gen_rl.rewards import combine, spread
@@ -91,6 +92,7 @@ def scored_step(
   key: Array,
   count: int = 1,
   waiting: Callable[[], Any] = contextlib.nullcontext,
+  place: Callable[[Any], Any] = lambda prompts: prompts,
 ) -> tuple[TrainState, dict[str, Any]]:
   """A training step in `count` parts.
 
@@ -102,6 +104,7 @@ def scored_step(
     key: the run's.
     count: see `parts`.
     waiting: a context for the time the devices wait for the host.
+    place: puts prompts on the devices, see `sharding.Layout.place`.
 
   Returns:
     The state and the metrics, on the devices.
@@ -112,9 +115,9 @@ def scored_step(
   drawn, judged = [], []
   with futures.ThreadPoolExecutor(1) as judge:
     for i in range(count):
-      at = range(i * each, (i + 1) * each)
+      at = np.arange(i * each, (i + 1) * each)
       part = chunks.take(batch, at) if count > 1 else batch
-      drawn.append(draw(state, part, key))
+      drawn.append(draw(state, place(part), key))
       if not i:  # waits for the step before, with something to do behind it
         call_key = jax.random.fold_in(key, int(state.step))
       # The one before, while the devices are busy with this one.

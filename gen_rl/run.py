@@ -80,7 +80,6 @@ class Run:
     self._profile, self._measured, self._keep = profile, None, keep
     self._clock = progress.Stopwatch()
     self._key = rng.training_key(config.seed)
-    self._batches = feeds.training(config, built)
     self._averaged = 'ema' if config.ema else 'params'
     self._manager = checkpoint.open_manager(
       f'{workdir}/checkpoints', config.checkpoint.keep
@@ -91,6 +90,10 @@ class Run:
       config, built, layout.row_shards
     )
     self._on_host = self._host.rewards
+    self._held = layout.held(
+      config.data.prompts_per_step, self._parts if self._on_host else 1
+    )
+    self._batches = feeds.training(config, built, self._held)
     labels = combine.weights(built.rewards or {})
     self._watch = watch.Watch(labels, config.stop_after_skipped)
     self._running: tuple[int, Any] | None = None  # (number, metrics) of a step
@@ -177,7 +180,9 @@ class Run:
       config, built, layout, self._base, self._keep
     )
     with layout.scope():
-      first, _ = next(feeds.training(config, built))
+      first, _ = next(feeds.training(config, built, self._held))
+      if layout.mesh.size > 1:
+        first = layout.shapes(first)
       self._pace = checks.paced(
         built, step, (self.state, first, self._key), layout, self._on_host
       )
@@ -271,9 +276,10 @@ class Run:
     if self._on_host:
       self.state, logged = host_stage.scored_step(
         self._step, self._host, self.state, batch, self._key, self._parts,
-        lambda: self._clock.stage('host rewards'),
+        lambda: self._clock.stage('host rewards'), self._layout.place,
       )  # fmt: skip
     else:
+      batch = self._layout.place(batch)
       self.state, logged = self._step.train_step(self.state, batch, self._key)
     before, self._running = self._running, (done, logged)
     if before:

@@ -1,10 +1,11 @@
 """Where arrays live: a mesh, and rules from logical axes to its axes.
 
-A mesh has three axes: "data" and "fsdp" split the rows, "fsdp" and "tensor"
-split parameters. Models say what the dimensions of their parameters are, by
-name ("embed", "mlp"); rules of the config say which mesh axis splits what. The
-compiler adds the collectives (GSPMD). Group statistics are taken over global
-arrays, so they are exact wherever a group's rows happen to live.
+A mesh has three axes: "data" and "fsdp" split the rows, and prompts with all
+they bring, "fsdp" and "tensor" split parameters. Models say what the dimensions
+of their parameters are, by name ("embed", "mlp"); rules of the config say which
+mesh axis splits what. The compiler adds the collectives (GSPMD). Group
+statistics are taken over global arrays, so they are exact wherever a group's
+rows happen to live.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.types import Axes, PyTree
-from gen_rl.utils import chips
+from gen_rl.utils import chips, hosts
 from gen_rl.utils import tree as tree_lib
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -255,6 +256,53 @@ class Layout(NamedTuple):
   def _sharding(self, shape, names) -> NamedSharding:
     return NamedSharding(self.mesh, self.spec(shape, names))
 
+  def prompts(self, batch: PyTree) -> PyTree:
+    """NamedShardings of prompts, arrays [P ...]: each is where its rows are.
+
+    Rows are prompt-major, so that P prompts are split as their rows are. Where
+    P does not divide over the devices of rows, all are on every device.
+    """
+    split = NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
+
+    def place(x):
+      cut = self.row_shards > 1 and x.shape[0] % self.row_shards == 0
+      return split if cut else self.everywhere
+
+    return jax.tree.map(place, batch)
+
+  def place(self, batch: PyTree) -> PyTree:
+    """Prompts on their devices; of one device, left to what is called."""
+    if self.mesh.size == 1:
+      return batch
+    return put(batch, self.prompts(batch))
+
+  def shapes(self, batch: PyTree) -> PyTree:
+    """The same as shapes."""
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      batch,
+      self.prompts(batch),
+    )
+
+  def held(
+    self, prompts: int, parts: int = 1, devices: Sequence[Any] | None = None
+  ) -> np.ndarray:
+    """Which prompts of a step `prompts` puts on some devices: ascending [n].
+
+    Args:
+      prompts: P.
+      parts: stretches of them that are placed one after the other.
+      devices: default those of this process.
+    """
+    if devices is None:
+      here = jax.process_index()
+      devices = [d for d in self.mesh.devices.flat if d.process_index == here]
+    each = prompts // parts
+    place = self.prompts(jax.ShapeDtypeStruct((each,), np.int32))
+    at = place.devices_indices_map((each,))
+    part = sorted({int(i) for d in devices for i in np.arange(each)[at[d]]})
+    return np.add.outer(each * np.arange(parts), part).reshape(-1)
+
   @property
   def everywhere(self) -> NamedSharding:
     """A copy on every device."""
@@ -319,13 +367,16 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
   """Arrays every process has, or arrays anywhere -> global arrays.
 
   Args:
-    tree: of numpy or jax arrays; the same on all processes.
+    tree: of numpy or jax arrays, the same on all processes, or of
+      `hosts.Held`.
     shardings: a tree like it, or one for all leaves.
   """
   if isinstance(shardings, jax.sharding.Sharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
 
   def one(x, sharding):
+    if isinstance(x, hosts.Held):
+      return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
     if jax.process_count() == 1 or not getattr(x, 'is_fully_addressable', True):
       return jax.device_put(x, sharding)
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -333,7 +384,7 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
       spec = PartitionSpec(*sharding.spec, *(None,) * (data.ndim - x.ndim))
       data = one(data, NamedSharding(sharding.mesh, spec))
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    x = np.asarray(x)
+    x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
   return jax.tree.map(one, tree, shardings)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import types
 
 import jax
 from ml_collections import config_dict
+from PIL import Image
 import pytest
 
 from configs import (
   flow_grpo,
   promptecho_flow_grpo,
   sd3_flow_grpo,
+  sd15_tpo,
   toy,
 )
 from gen_rl import (
@@ -26,9 +29,9 @@ from gen_rl import (
   plan,
   sharding,
 )
-from gen_rl.data import feeds, prompts
+from gen_rl.data import columns, feeds, prompts
 from gen_rl.models import mixture
-from gen_rl.utils import chips
+from gen_rl.utils import chips, tree
 
 
 def _config(arg='tiny', **changes):
@@ -162,6 +165,39 @@ def test_judges_are_split_over_the_chips(module):
   whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(judges))
   held = estimate.state_bytes(judges)['frozen']
   assert whole / 4 <= held < 0.5 * whole
+
+
+def test_pictures_are_split_over_the_chips(tmp_path, monkeypatch):
+  """And the features of their prompts; one is read, to know what they are."""
+  pytest.importorskip('libtpu')
+  Image.new('RGB', (16, 16)).save(tmp_path / 'a.png')
+  line = dict(prompt='a red cup', image='a.png', wrong_prompts=['a blue cup'])
+  path = tmp_path / 'train.jsonl'
+  path.write_text((json.dumps(line) + '\n') * 8)
+  read, real = [], columns.Pictures._read
+  monkeypatch.setattr(
+    columns.Pictures, '_read', lambda *a: read.append(a) or real(*a)
+  )
+  config = sd15_tpo.get_config('files,tiny')
+  config.data.prompts.path = config.eval.prompts.path = str(path)
+  config.data.prompts_per_step = 8
+
+  def held(batch):
+    return {
+      name: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for name, x in tree.named(batch).items()
+    }
+
+  _, layout, *_, batch, _ = estimate.abstract(
+    config, chips.devices('v5e:2x2')[0]
+  )
+  cut, whole = held(batch), held(sharding.one_device().shapes(batch))
+  assert len(read) == 1 and whole['media'] == 8 * 16 * 16 * 3 * 4
+  assert {'cond/text', 'info/wrong_text'} <= whole.keys()
+  assert cut == {name: size // 4 for name, size in whole.items()}
+  # Six prompts are not split over four: all are on every chip.
+  six = dict(media=jax.ShapeDtypeStruct((6, 16), 'float32'))
+  assert held(layout.shapes(six)) == dict(media=6 * 16 * 4)
 
 
 def test_operations_do_not_depend_on_the_cut(on_tpu):

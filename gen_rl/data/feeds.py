@@ -53,13 +53,17 @@ def _mixture(
 
 
 def training(
-  config: ml_collections.ConfigDict, built: Any
+  config: ml_collections.ConfigDict,
+  built: Any,
+  held: np.ndarray | None = None,
 ) -> pipeline.PromptBatches:
   """The batches of prompts a run trains on, from the first one.
 
   Args:
     config: see configs/base.py.
     built: an `assemble.Setup`: its source, tokenizer, reader and embed.
+    held: places in a step whose pictures and features are wanted, see
+      `pipeline.gather`.
   """
   return pipeline.prompt_batches(
     built.source,
@@ -73,6 +77,7 @@ def training(
     answer_length=config.data.answer_length,
     reader=built.reader,
     embed=built.embed,
+    held=held,
   )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.data import draws, embeddings, prompts, tokenizers
-from gen_rl.utils import tasks
+from gen_rl.utils import hosts, tasks
 
 Batch = dict[str, Any]
 # Of a prompt in a text that a judge reads: what stands there, and as what.
@@ -69,6 +69,7 @@ def gather(
   reader: 'Reader | None' = None,
   embed: embeddings.Embed | None = None,
   wrong: Sequence[str] = (),
+  held: np.ndarray | None = None,
 ) -> tuple[Batch, list[str]]:
   """The prompts at `indices` as a batch; also what evaluation uses.
 
@@ -82,6 +83,8 @@ def gather(
     reader: what judges read prompts with.
     embed: what makes features of prompts.
     wrong: [P] a text each that is false where the prompt is true; (): none.
+    held: [n] places, ascending, of those whose pictures are read and whose
+      features are made; None: all.
 
   Returns:
     ({"tokens": int32 [P length], "prompt_id": int32 [P], "info": {name:
@@ -90,10 +93,16 @@ def gather(
     [P answer_length], without an end token and padded with -1, where it has
     answers; with a reader info has what judges read, see `Reader`, and with
     embed there is "cond", {name: [P ...]}. Of false texts, info has tokens and
-    features, "wrong_tokens" and "wrong_NAME". Only numeric info is in the
+    features, "wrong_tokens" and "wrong_NAME". Where not all are held, pictures
+    and features are `hosts.Held`. Only numeric info is in the
     batch; the rest is found by `source.by_id(prompt_id)`.
   """
   rows = np.asarray(indices)
+  at = np.arange(len(rows)) if held is None else held
+
+  def some(x: np.ndarray) -> np.ndarray | hosts.Held:
+    return x if len(at) == len(rows) else hosts.Held(x, at, len(rows))
+
   texts = [str(source.texts[i]) for i in rows]
   # Where features are what a network is given, tokens are only kept.
   tokens = tokenizer.encode(
@@ -119,16 +128,18 @@ def gather(
       texts, [source.checks[i] for i in rows] if source.checks else ()
     )
   if embed is not None:
-    found = embed.rows([*texts, *wrong])
-    batch['cond'] = {name: x[: len(rows)] for name, x in found.items()}
+    false = [wrong[i] for i in at] if wrong else []
+    found = embed.rows([*(texts[i] for i in at), *false])
+    batch['cond'] = {name: some(x[: len(at)]) for name, x in found.items()}
     if wrong:
       batch['info'] |= {
-        f'wrong_{name}': x[len(rows) :]
+        f'wrong_{name}': some(x[len(at) :])
         for name, x in found.items()
         if not name.startswith('null_')
       }
   if source.media is not None:
-    batch['media'] = source.media[rows]
+    # Of none the first one says what they are like.
+    batch['media'] = some(source.media[rows[at] if len(at) else rows[:1]])
   return batch, texts
 
 
@@ -227,7 +238,6 @@ def prompt_batches(
   tokenizer: tokenizers.Tokenizer,
   length: int,
   *,
-  shard: tuple[int, int] = (0, 1),
   weights: Mapping[str, float] | None = None,
   balance: bool = False,
   group_size: int = 1,
@@ -235,17 +245,16 @@ def prompt_batches(
   answer_length: int = 0,
   reader: Reader | None = None,
   embed: embeddings.Embed | None = None,
+  held: np.ndarray | None = None,
 ) -> PromptBatches:
   """Endless deterministic stream of prompt batches.
 
   Args:
     source: see `prompts`.
-    prompts_per_step: P, over all processes.
+    prompts_per_step: P, the same ones in all processes.
     seed: non-negative.
     tokenizer: see `tokenizers`.
     length: l, tokens per prompt.
-    shard: (process index, number of processes); a process gets its
-      contiguous P / count rows of the global batch.
     weights: relative frequency by task label; tasks left out are not drawn.
     balance: all tasks equally often (when `weights` is not given), but for
       sources that have a mixture of their own (`Prompts.weights`, `as_listed`).
@@ -255,31 +264,21 @@ def prompt_batches(
     answer_length: tokens of an answer, where the source has any.
     reader: what judges read prompts with.
     embed: what makes features of prompts.
+    held: see `gather`.
 
   Returns:
-    Iterator of ({"tokens": int32 [P/count l], "prompt_id": int32 [P/count],
-    "info": {name: [P/count ...]}}, list of P/count texts). If the source has
-    fewer than P prompts some come twice in a step; as sampling keys follow
-    from (step, prompt, member) those groups are copies of each other.
+    Iterator of what `gather` returns. If the source has fewer than P prompts
+    some come twice in a step; as sampling keys follow from (step, prompt,
+    member) those groups are copies of each other.
 
   Raises:
     ValueError: sizes that do not fit, unknown tasks, a prompt that is too
       long.
   """
-  index, count = shard
   if prompts_per_step < 1 or length < 1 or seed < 0:
     raise ValueError(
       'prompts_per_step and length must be positive and seed non-negative,'
       f' got {prompts_per_step}, {length} and {seed}'
-    )
-  if not 0 <= index < count:
-    raise ValueError(f'shard index {index} is not in 0..{count - 1}')
-  if prompts_per_step % count:
-    below = prompts_per_step // count * count
-    fits = f'{below} or {below + count}' if below else f'{count}'
-    raise ValueError(
-      f'prompts_per_step {prompts_per_step} does not divide over {count}'
-      f' processes; {fits} would'
     )
   weights = draws.task_weights(source, weights, balance)
   if embed is None:
@@ -300,11 +299,9 @@ def prompt_batches(
       prompts_per_step,
     )
   plan = draws.plan(source, prompts_per_step, weights)
-  rows = prompts_per_step // count
-  mine = slice(index * rows, (index + 1) * rows)
 
   def at(step: int):
-    indices = draws.indices(plan, seed, step)[mine]
+    indices = draws.indices(plan, seed, step)
     wrong = [source.wrong[i] for i in indices] if source.wrong else []
     chosen = draws.alternatives(
       [len(texts) for texts in wrong], source.ids[indices][: len(wrong)],
@@ -312,7 +309,7 @@ def prompt_batches(
     )  # fmt: skip
     return gather(
       source, indices, tokenizer, length, truncate, answer_length, reader,
-      embed, [texts[k] for texts, k in zip(wrong, chosen, strict=True)],
+      embed, [texts[k] for texts, k in zip(wrong, chosen, strict=True)], held,
     )  # fmt: skip
 
   identity = {

@@ -2,10 +2,10 @@
 
 Parameters are split over all devices of the process ("fsdp" of `sharding`), and
 so are the texts: a device holds one of n parts and the matrices of the layer
-that runs. They are not placed over the mesh of a run. Every process encodes the
-prompts of a step by itself, and may find some of them in a folder; a program of
-the whole mesh would have to be entered by all processes at once, with as many
-texts.
+that runs. They are not placed over the mesh of a run. Every process encodes by
+itself the prompts of a step that its devices hold, and may find some of them in
+a folder; a program of the whole mesh would have to be entered by all processes
+at once, with as many texts.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,8 +1,8 @@
 """Several processes as one program: who is there, and what all of them know.
 
-Every process runs the same code on the same prompts and holds its part of the
-global arrays (multi-controller JAX). Process 0 writes logs and reports, all
-write checkpoints.
+Every process runs the same code on the same prompts, of whose pictures it reads
+its part, and holds its part of the global arrays (multi-controller JAX).
+Process 0 writes logs and reports, all write checkpoints.
 """
 
 from collections.abc import Callable, Iterator
@@ -277,6 +277,50 @@ def fetch(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(x, tiled=True)
 
   return jax.tree.map(one, tree)
+
+
+class Held:
+  """Rows of an array, those alone that devices of this process hold.
+
+  Asking for others is an error.
+
+  Attributes:
+    shape: of the whole array, [N ...].
+    dtype: its own.
+  """
+
+  def __init__(self, values: np.ndarray, rows: np.ndarray, count: int):
+    """Keeps what there is.
+
+    Args:
+      values: [n ...], the rows that are here; of none, one that says the shape.
+      rows: [n] their places, ascending.
+      count: N.
+    """
+    self.shape, self.dtype = (count, *values.shape[1:]), values.dtype
+    self._values, self._rows = values[: len(rows)], rows
+
+  def __getitem__(self, at: Any) -> np.ndarray:
+    """Of a slice of rows, or of one of every dimension.
+
+    Raises:
+      IndexError: some of the rows are not here.
+    """
+    first, *rest = at if isinstance(at, tuple) else (at,)
+    wanted = np.arange(self.shape[0])[first]
+    found = self.take(wanted)
+    if len(found._rows) < len(wanted):
+      raise IndexError(
+        f'rows {first} of {self.shape[0]} are asked for, and only '
+        f'{len(found._rows)} of them are held by this process'
+      )
+    return found._values[(slice(None), *rest)]
+
+  def take(self, at: np.ndarray) -> 'Held':
+    """Those of them that are at these places [n], as an array of n rows."""
+    here = np.isin(at, self._rows)
+    values = self._values[np.searchsorted(self._rows, np.asarray(at)[here])]
+    return Held(values, np.flatnonzero(here), len(at))
 
 
 def stretch(count: int) -> tuple[int, int]:

@@ -188,44 +188,66 @@ def test_weights():
   np.testing.assert_allclose(share, [0.75, 0.25, 0], atol=0.01)
 
 
-@pytest.mark.parametrize('balance', [False, True])
-def test_shards_add_up_to_the_whole(balance):
-  source = prompts.shapes('rl')
-  whole = _batches(source, 12, balance=balance)
-  shards = [
-    _batches(source, 12, balance=balance, shard=(i, 3)) for i in range(3)
-  ]
-  for _ in range(8):
-    batch, texts = next(whole)
-    parts = [next(shard) for shard in shards]
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *[b for b, _ in parts])
-    _assert_equal(joined, batch)
-    assert sum((t for _, t in parts), []) == texts
-  # A run may continue on another number of processes.
-  other = _batches(source, 12, balance=balance, shard=(1, 2))
-  other.set_state(shards[0].get_state())
-  _assert_equal(next(other)[0], jax.tree.map(lambda x: x[6:], next(whole)[0]))
+def test_pictures_and_features_of_some_rows():
+  """What they are is what they are among all; no others are read or made."""
+  read, made = [], []
+
+  class Pictures:
+    def __getitem__(self, rows):
+      read.extend(rows.tolist())
+      return rows[:, None] * np.ones((1, 3), np.float32)
+
+  def encode(texts):
+    made.extend(texts)
+    sizes = [[float(text.split()[-1])] for text in texts]
+    return dict(size=np.array(sizes, np.float32))
+
+  index = np.arange(20, dtype=np.int32)
+  source = prompts.Prompts(
+    'test', tuple(f'a {i}' for i in index), index, media=Pictures(),
+    wrong=[(f'no {i}',) for i in index],
+  )  # fmt: skip
+  shapes = dict(size=jax.ShapeDtypeStruct((1,), np.float32))
+  embed = embeddings.Embed(encode, shapes, 'test')
+  whole, texts = next(_batches(source, 6, embed=embed))
+  ids = whole['prompt_id']
+  assert sorted(read) == sorted(ids.tolist()) and len(made) == 12
+  read.clear(), made.clear()
+  held = np.array([1, 4])
+  some, same = next(_batches(source, 6, embed=embed, held=held))
+  assert same == texts and read == ids[held].tolist()
+  assert made == [f'{word} {i}' for word in ('a', 'no') for i in read]
+  for find in (
+    lambda batch: batch.pop('media'),
+    lambda batch: batch['cond'].pop('size'),
+    lambda batch: batch['info'].pop('wrong_size'),
+  ):
+    all_, part = find(whole), find(some)
+    assert part.shape == all_.shape and part.dtype == all_.dtype
+    for i in held:
+      _assert_equal(part[i : i + 1], all_[i : i + 1])
+    moved = part.take(np.array([0, 4, 5]))
+    _assert_equal(moved[1:2, :1], all_[4:5, :1])
+    for lacking in (slice(0, 2), slice(None)):
+      with pytest.raises(IndexError, match='are held by this process'):
+        part[lacking]
+  _assert_equal(some, whole)
+  # Of no rows there are shapes alone.
+  blank = embeddings.blank(embed)
+  none, _ = next(_batches(source, 6, embed=blank, held=np.arange(0)))
+  assert none['media'].shape == (6, 3) and none['cond']['size'].shape == (6, 1)
 
 
 def test_mixed_order_within_a_step():
   # A third of the rows sees every task about equally often.
-  stream = _batches(_source([100, 100, 100]), 9, balance=True, shard=(0, 3))
-  task = _ids(stream, 500) // 100
+  stream = _batches(_source([100, 100, 100]), 9, balance=True)
+  task = _ids(stream, 500)[:, :3] // 100
   assert stats.chisquare(np.bincount(task.ravel())).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
   'kwargs, message',
   [
-    (
-      dict(per_step=8, shard=(0, 3)),
-      '8 does not divide .*; 6 or 9 would',
-    ),
-    (
-      dict(per_step=2, shard=(0, 3)),
-      '2 does not divide .*; 3 would',
-    ),
-    (dict(per_step=3, shard=(3, 3)), 'shard index 3 is not in 0..2'),
     (dict(per_step=0), 'must be positive'),
     (dict(per_step=2, seed=-1), 'seed non-negative'),
     (
@@ -332,11 +354,7 @@ def test_a_step_takes_one_of_the_false_texts():
     assert set(counts) == known  # all come
     share = np.array(list(counts.values())) / steps
     np.testing.assert_allclose(share, 1 / (i + 1), atol=0.12)
-  # A pure function of (seed, step, prompt): halves of a step agree with it.
-  parts = [_batches(source, 4, shard=(k, 2)) for k in range(2)]
-  parts = [_chosen(p, steps) for p in parts]
-  for i in range(4):
-    assert sorted(parts[0][i] + parts[1][i]) == sorted(one[i])
+  # A pure function of (seed, step, prompt).
   resumed = _batches(source, 4)
   state = resumed.get_state() | {'next_step': 150}
   resumed.set_state(state)

@@ -1,5 +1,7 @@
 """One device with any mesh: samples, pictures, states and metrics of a step.
 
+Prompts are where their rows are; those of fewer than the devices, on all.
+
 The update is linear in the gradient (testing.LINEAR).
 """
 
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_rl import metrics, optim, rollout, sharding, testing
+from gen_rl import metrics, objectives, optim, rollout, sharding, testing
+from gen_rl.data import pictures
 from gen_rl.learners import noise_aware
 from gen_rl.models import lm
 from gen_rl.policies import ode
@@ -77,6 +80,12 @@ def said_on(mesh):
   return tree.named(program(params))
 
 
+def pictured():
+  """Eight prompts, each with a picture of the size of `testing.perceptron`."""
+  drawn = np.random.default_rng(1).random((8, 4, 4, 3), np.float32)
+  return testing.batch(range(8)) | dict(media=drawn)
+
+
 def write_runs(folder, *meshes):
   """Two steps on each mesh, and what they sampled, as npz."""
   for sizes in meshes:
@@ -117,6 +126,17 @@ def write_runs(folder, *meshes):
           tx=optax.chain(testing.LINEAR, optim.langevin(0.1, lambda n: 0.1)),
         ),
       ),
+      (
+        'pictures',
+        None,
+        pictured(),
+        dict(
+          rollout=rollout.data_rollout(pictures.given()),
+          terms=dict(fm=(objectives.flow_matching(), 1.0)),
+          rollout_chunks=2,
+          microbatches=2,
+        ),
+      ),
     ):
       if name != 'dit' and tensor > 1:
         continue  # takes a minute
@@ -138,7 +158,10 @@ def write_runs(folder, *meshes):
         group_size=8,
         **dict(tx=testing.LINEAR) | cut,
       )
-      state = layout.put(state)
+      state, batch = layout.put(state), layout.place(batch)
+      if name == 'pictures' and mesh.size > 1:  # each where its rows are
+        shapes = {x.data.shape for x in batch['media'].addressable_shards}
+        assert shapes == {(8 // data, 4, 4, 3)}
       with layout.scope():
         traj, inputs, _ = step.sample(state, batch, KEY)
         logs = []

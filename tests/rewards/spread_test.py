@@ -1,4 +1,7 @@
-"""Rewards in Python of two processes against those of one, and 8-bit pixels."""
+"""Rewards in Python of two processes against those of one, and 8-bit pixels.
+
+Pictures of files, too, of which each process reads what its devices hold.
+"""
 
 import os
 import pathlib
@@ -8,12 +11,15 @@ import sys
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
+from gen_rl import chunks, rollout
 from gen_rl import media as media_lib
+from gen_rl.data import columns, pipeline, prompts, tokenizers
 from gen_rl.rewards import combine, spread
 from gen_rl.types import Reward, RewardInputs, RewardOut
-from gen_rl.utils import tree
+from gen_rl.utils import hosts, tree
 
 ROOT = pathlib.Path(__file__).parents[2]
 SEED = 0  # no key: processes are joined before there is one
@@ -59,10 +65,38 @@ def answers(x, **settings):
   return spread.gathered([asker])['judge']
 
 
+class Counted(columns.Pictures):
+  """Says which files were read."""
+
+  def _read(self, i):
+    self.seen.add(i)
+    return super()._read(i)
+
+
+def pictured(folder, place, held=None, parts=1):
+  """(pictures of the rows of a step, placed in parts; files that were read)."""
+  paths = sorted(pathlib.Path(folder).glob('*.png'))
+  files = Counted(paths, [p.name for p in paths])
+  files.seen = set()
+  index = np.arange(len(paths), dtype=np.int32)
+  source = prompts.Prompts('files', ('a',) * len(paths), index, media=files)
+  words = tokenizers.word_level(['a'])
+  batch, _ = next(
+    pipeline.prompt_batches(source, PROMPTS, SEED, words, 1, held=held)
+  )
+  key = jax.random.key(SEED)
+  of = lambda batch: rollout.make_rows(batch, G, key, 0).media
+  found = []
+  for at in np.split(np.arange(PROMPTS), parts):
+    part = chunks.take(batch, at) if parts > 1 else batch
+    found.append(hosts.fetch(jax.jit(of)(place(part))))
+  # By their places in the step.
+  return np.concatenate(found), np.isin(batch['prompt_id'], [*files.seen])
+
+
 def write(address, number, path):
   """As process `number` of two, whose four devices hold the rows."""
   from gen_rl import sharding
-  from gen_rl.utils import hosts
 
   hosts.start(address, 2, int(number))
   layout = sharding.Layout(sharding.make_mesh(data=8))
@@ -80,12 +114,26 @@ def write(address, number, path):
     spread.gathered([asker])
   except ValueError as error:
     found['error'] = np.array(str(error))
+  half = np.arange(8) // 4 == int(number)  # of a step; then of each part
+  found['whole'], read = pictured(path, layout.place, layout.held(PROMPTS))
+  np.testing.assert_array_equal(read, half)
+  few = layout.held(PROMPTS, 2)  # four prompts are not split over eight devices
+  found['parts'], read = pictured(path, layout.place, few, 2)
+  assert read.all()
+  layout = sharding.Layout(sharding.make_mesh(data=4, tensor=2))
+  held = layout.held(PROMPTS, 2)
+  np.testing.assert_array_equal(held, [[0, 1, 4, 5], [2, 3, 6, 7]][int(number)])
+  found['quarters'], read = pictured(path, layout.place, held, 2)
+  np.testing.assert_array_equal(np.flatnonzero(read), held)
   first = hosts.from_first(lambda: ['a', jax.process_index()])
   assert first == ['a', 0]
   np.savez(f'{path}/{number}.npz', **tree.named(found))
 
 
 def test_two_processes_know_what_one_does(tmp_path):
+  for i in range(PROMPTS + 2):
+    picture = np.full((2, 2, 3), 20 * i, np.uint8)
+    Image.fromarray(picture).save(tmp_path / f'{i}.png')
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{probe.getsockname()[1]}'
@@ -102,6 +150,9 @@ def test_two_processes_know_what_one_does(tmp_path):
     for i in (0, 1)
   ]  # fmt: skip
   want = dict(calls=answers(media()), one=answers(media(), groups_per_call=0))
+  whole, read = pictured(tmp_path, lambda batch: batch)
+  assert read.all() and len(np.unique(whole)) == PROMPTS
+  want |= dict(whole=whole, parts=whole, quarters=whole)
   assert [p.wait(120) for p in both] == [0, 0]
   for number in (0, 1):
     found = dict(np.load(tmp_path / f'{number}.npz'))
