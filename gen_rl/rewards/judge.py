@@ -239,8 +239,6 @@ def checklist(
   any, or with one that is not judged, is not valid. Parts: `all`, the product
   over the questions; `questions`, their number.
 
-  Tested, not measured.
-
   Args:
     reader: bound, the tokenizer of config.data.reader.
     model: spec of the judge.
