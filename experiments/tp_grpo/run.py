@@ -70,6 +70,18 @@ CLAIMS = (
     'soft_turning.proxy',
   ),
   study.Claim(
+    'at equal network calls increments beat the outcome',
+    'trained reward',
+    'soft_outcome_calls.proxy',
+    'soft_incremental.proxy',
+  ),
+  study.Claim(
+    'and so they do by gold',
+    'held-out strict accuracy',
+    'soft_outcome_calls.strict',
+    'soft_incremental.strict',
+  ),
+  study.Claim(
     'at equal network calls turning points beat the outcome',
     'trained reward',
     'soft_outcome_calls.proxy',
