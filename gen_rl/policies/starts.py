@@ -61,7 +61,7 @@ def first_step(begin: float, count: int) -> int:
     ConfigError: less than two steps would be left.
   """
   first = count - round(begin * count)
-  if first > count - 2:
+  if first and first > count - 2:
     raise ConfigError(
       f'policy.begin is {begin:g} of steps={count}: at least two have to be '
       f'taken, so that one is noisy; set it to {2 / count:g} or more'
