@@ -273,6 +273,10 @@ def claims(rows: list[rows_lib.Row]) -> str:
   return tables.markdown(heads, lines)
 
 
+def _numbers(values: np.ndarray, form: str) -> str:
+  return ' / '.join('–' if np.isnan(x) else format(x, form) for x in values)
+
+
 def overview_lines() -> list[tuple[str, ...]]:
   """What experiments/overview.py says of this study, without its name."""
   rows, lines = rows_lib.read(FOLDER), []
@@ -280,11 +284,11 @@ def overview_lines() -> list[tuple[str, ...]]:
     means = []
     for arm in (claim.baseline, claim.ours):
       gold = values(rows, arm, 'gold').mean(1)
-      means.append(' / '.join(f'{x:.3f}' for x in gold) + f', {arm}')
+      means.append(_numbers(gold, '.3f') + f', {arm}')
     gap = values(rows, claim.ours, 'gold') - values(
       rows, claim.baseline, 'gold'
     )
-    gaps = ' / '.join(f'{x:+.3f}' for x in gap.mean(1))
+    gaps = _numbers(gap.mean(1), '+.3f')
     lines.append((
       claim.text, 'gold at three prices', *means, gaps, str(len(SEEDS)),
       verdict(rows, claim),
