@@ -1,7 +1,7 @@
 """From the arguments of a command line to the config they mean."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import difflib
 import pathlib
 import re
@@ -70,6 +70,16 @@ def find_config(value: str) -> str:
   return f'{path}{colon}{variant}'
 
 
+def _check_label(override: str, label: str, there: Iterable[str]) -> None:
+  """Raises ValueError where a new label is but another one misspelt."""
+  for close in difflib.get_close_matches(label, list(there), n=1, cutoff=0.8):
+    if not (label.startswith(close) or close.startswith(label)):
+      raise ValueError(
+        f'{override} cannot be set: {label!r} would be a new label beside '
+        f'{close!r} (did you mean that?); give it a name that is less like it'
+      )
+
+
 def check_overrides(
   config: config_dict.ConfigDict, overrides: Mapping[str, str | None]
 ) -> None:
@@ -108,6 +118,7 @@ def check_overrides(
       if part not in node:
         path = '.'.join(parts[:i])
         if _is_new(path, parts[i:], overrides):
+          _check_label(f'--config.{override}', part, node)
           node = None
           break
         more = _keywords(path, _name(config, path, overrides))

@@ -113,6 +113,17 @@ def test_overrides_may_name_keywords_of_the_function():
     arguments.check_overrides(config, {**file, 'data.prompts.name': 'text'})
 
 
+def test_a_label_that_is_another_one_misspelt():
+  config = flow_grpo.get_config()
+  for label in ('oracle2', 'second', 'judge'):
+    name = {f'eval.gold.{label}.name': 'shapes_strict'}
+    arguments.check_overrides(config, name)
+  with pytest.raises(ValueError, match="'oracel' would be .* beside 'oracle'"):
+    arguments.check_overrides(
+      config, {'eval.gold.oracel.name': 'shapes_strict'}
+    )
+
+
 def test_overridden_name_drops_what_the_other_function_took():
   config = flow_grpo.get_config()
   config.data.prompts.name = 'txt'
