@@ -18,7 +18,9 @@ paper's four kinds: other contents, attributes, places or surroundings):
 The pictures of an update, 3 MB each, and the features of its captions are split
 over the devices of data and fsdp: 0.46 GiB on each of 16. Without mesh.fsdp the
 parameters, their copy and the moments take 13.0 GiB of every device, and the
-gradients 3.2 more.
+gradients 3.2 more. With mesh.fsdp=16 a plan for v5e:4x4 still asks for 50 GiB
+of 15.75, nearly all of them temporary (1 Dec 2026): no layout for 16 of these
+chips is known yet.
 Evaluations draw the prompts of their own file, which needs no false ones. What
 is longer than 77 tokens ends the run before it begins: cut off, a false caption
 may be the true one. Without `files` pictures are renders of ShapesWorld, and
