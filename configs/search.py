@@ -21,8 +21,7 @@ Variants, joined by commas ("pruned,tiny"):
   tournament      8 in a knock-out of pairs: the judge of a pair sees what the
                   detector says of both, and errs
   placed          harder prompts, of colours and places at once ("a red circle
-                  left of a blue square"), of which the base saw none: right in
-                  0.19 of samples, best of 4 in 0.51, best of 16 in 0.87
+                  left of a blue square"), of which the base saw none
   few             4 steps a sample in place of 8, and twice the candidates; 5
                   updates of the noise
   tiny            two quick steps of all of it, for tests

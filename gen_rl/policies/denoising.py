@@ -86,8 +86,7 @@ def denoising(
     noise_schedule: spec of a function of `diffusion.noise`, which gives a
       factor of that per step; None, or the name '': 1.
     noise_spread: share by which a row's level may be lower, drawn for every row
-      and step, uniformly: R0's random one (arXiv 2503.13070). No study has used
-      it yet.
+      and step, uniformly (R0, arXiv 2503.13070); not measured yet.
     window: trained steps w; 0 trains all T - 1.
     window_low: first step a window may hold.
     window_high: one past the last; 0 is T - 1.
@@ -113,8 +112,8 @@ def denoising(
     tail: share of the steps after the window that is taken: longer ones, to
       save time (MixGRPO-Flash).
     begin: share of the steps that is taken; below 1 a chain starts at the row's
-      picture, made noisy (`policies.starts`), and no window before.
-      Evaluation by the ODE starts at noise. No study has used it yet.
+      picture, made noisy (`policies.starts`), and no window before; not
+      measured yet. Evaluation by the ODE starts at noise.
     shared_noise: the members of a group start from the same noise, as in
       DanceGRPO (arXiv 2505.07818): a branch before all decisions.
     branch: spec of a function of `policies.branches`: they share the noise of
@@ -152,26 +151,32 @@ def denoising(
     'unit' if unit_log_prob else 'full',
     cache_threshold,
   )
-
-  def load(folder: str, dtype: str) -> Params:
-    flow_files.same_grid(folder, net.shape, grid, shift)
-    return net.load(folder, dtype)
-
-  clean = clean_lib.Clean(
-    chain,
-    clean_lib.times_of(training_times, time_mean, time_std, shift),
-    null_prob,
-  )
+  times = clean_lib.times_of(training_times, time_mean, time_std, shift)
+  clean = clean_lib.Clean(chain, times, null_prob)
   return Policy(
     net.init,
     functools.partial(chain_lib.rollout, chain),
     functools.partial(clean_lib.decode, net),
     {**chain_lib.ops(chain), **through.ops(chain), **clean_lib.ops(clean)},
     axes=net.axes,
-    load=load if net.load else None,
+    load=_loader(net, grid, shift),
     save=net.save,
     adapt=net.adapt,
   )
+
+
+def _loader(
+  net: Net, grid: Mapping[str, Any] | None, shift: float
+) -> Callable[[str, str], Params] | None:
+  """(folder, dtype) -> parameters of a released network of the same grid."""
+  if not net.load:
+    return None
+
+  def load(folder: str, dtype: str) -> Params:
+    flow_files.same_grid(folder, net.shape, grid, shift)
+    return net.load(folder, dtype)
+
+  return load
 
 
 def _steps(
