@@ -8,6 +8,7 @@ and added to all the same.
 
 from collections.abc import Sequence
 import csv
+import datetime
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pathlib
 from typing import Any
 
 from gen_rl import metrics
-from gen_rl.utils import files
+from gen_rl.utils import files, system
 
 COLUMNS = (
   'arm', 'seed', 'date', 'steps', 'samples', 'base_strict', 'strict',
@@ -56,6 +57,12 @@ def append(
       writer.writeheader()
       writer.writerows(rows)
     os.replace(partial, path)
+
+
+def stamp() -> Row:
+  """The columns that say when, and from which code, a row was measured."""
+  today = datetime.date.today().isoformat()
+  return dict(date=today, git_commit=system.git_commit())
 
 
 def curve(workdir: pathlib.Path) -> str:

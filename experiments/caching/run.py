@@ -12,7 +12,6 @@ steps, as many as the threshold left calls.
 
 import argparse
 from collections.abc import Callable
-import datetime
 import functools
 import pathlib
 import statistics
@@ -34,7 +33,7 @@ from gen_rl.models.parts.layers import Net
 from gen_rl.policies import guidance, ode
 from gen_rl.rewards import combine
 from gen_rl.types import Array, Params, Rows
-from gen_rl.utils import system, tree
+from gen_rl.utils import tree
 
 FOLDER = pathlib.Path(__file__).parent
 SEEDS = 0, 1, 2
@@ -281,9 +280,7 @@ def main() -> None:
   parser.add_argument('--arms', default=every, help='which, of ' + every)
   parser.add_argument('--report', action='store_true')
   args = parser.parse_args()
-  when = dict(
-    date=datetime.date.today().isoformat(), git_commit=system.git_commit()
-  )
+  when = rows_lib.stamp()
   done = {(r['arm'], int(r['seed'])) for r in rows_lib.read(FOLDER)}
 
   def write(rows: list[rows_lib.Row]) -> None:

@@ -12,7 +12,6 @@ word: it judges no prompt with one.
 """
 
 import argparse
-import datetime
 import pathlib
 from typing import Any
 
@@ -27,7 +26,7 @@ from experiments import tables
 from gen_rl import assemble, initial, rollout, search
 from gen_rl.data import feeds
 from gen_rl.types import Array, Rows
-from gen_rl.utils import rng, system
+from gen_rl.utils import rng
 
 FOLDER = pathlib.Path(__file__).parent
 SEEDS = 0, 1, 2
@@ -122,9 +121,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--report', action='store_true')
   args = parser.parse_args()
-  when = dict(
-    date=datetime.date.today().isoformat(), git_commit=system.git_commit()
-  )
+  when = rows_lib.stamp()
   folder = FOLDER / 'judges'
   folder.mkdir(exist_ok=True)
   done = {int(r['seed']) for r in rows_lib.read(folder)}

@@ -10,7 +10,6 @@ units of one network call.
 """
 
 import argparse
-import datetime
 import functools
 import pathlib
 import time
@@ -29,7 +28,6 @@ from gen_rl import build as build_lib
 from gen_rl.data import feeds
 from gen_rl.rewards import combine
 from gen_rl.types import Array, Params, Rows
-from gen_rl.utils import system
 
 FOLDER = pathlib.Path(__file__).parent
 SEEDS = 0, 1, 2
@@ -314,9 +312,7 @@ def main() -> None:
   parser.add_argument('--seeds', default=','.join(map(str, SEEDS)))
   parser.add_argument('--report', action='store_true')
   args = parser.parse_args()
-  when = dict(
-    date=datetime.date.today().isoformat(), git_commit=system.git_commit()
-  )
+  when = rows_lib.stamp()
   seeds = [int(seed) for seed in args.seeds.split(',')]
   for name in [] if args.report else args.arms.split(','):
     for place, budget in enumerate(BUDGETS):

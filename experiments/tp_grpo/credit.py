@@ -19,7 +19,6 @@ training.
 
 import argparse
 from collections.abc import Callable
-import datetime
 import pathlib
 from typing import Any, NamedTuple
 
@@ -41,7 +40,7 @@ from gen_rl.data import feeds
 from gen_rl.diffusion import schedules, transitions
 from gen_rl.rewards import combine
 from gen_rl.types import Array, Params, RewardOut, Rows, Trajectory
-from gen_rl.utils import rng, system
+from gen_rl.utils import rng
 
 FOLDER = pathlib.Path(__file__).parent
 SEEDS = 0, 1, 2
@@ -181,9 +180,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--report', action='store_true')
   args = parser.parse_args()
-  when = dict(
-    date=datetime.date.today().isoformat(), git_commit=system.git_commit()
-  )
+  when = rows_lib.stamp()
   folder = FOLDER / 'credit'
   folder.mkdir(exist_ok=True)
   done = {(r['arm'], int(r['seed'])) for r in rows_lib.read(folder)}
