@@ -60,7 +60,9 @@ def test_a_record_names_the_stages(tmp_path):
   jax.block_until_ready([f(x), f(x)])
   assert not profile.ends(2) and profile.ends(3)
   found = profile.stop([traced])
-  assert found['rollout'] > found['update'] > 0
+  # How long each took is the machine's; that none has the others' is ours.
+  assert min(found['rollout'], found['update']) > 0
+  assert found['decode'] == found['rewards'] == 0
   assert sum(found.values()) == pytest.approx(1, abs=0.1)
   assert 'updates 2 to 3 are recorded in' in profile.says(found)
   assert profile.missed(1) == '' and '2:3 records nothing' in profile.missed(2)
