@@ -292,6 +292,8 @@ def fields() -> dict[str, Any]:
     # Changes to data.prompts; of another source, a source of its own.
     prompts=part(name='shapes', split='heldout'),
     rollout=part(),  # changes to rollout, where it is data
+    # Changes to data.view, such as dict(shots=0): pictures that training lacks.
+    view=part(),
     num_prompts=field(70, Count),
     samples=field(8, Count),  # per prompt
     # "ode": deterministic steps; "policy": as in training, noise included;

@@ -5,14 +5,24 @@ fewer examples, to answer questions about them; that is what leaves RL something
 to do (configs/vlm_grpo.py).
 
   python -m gen_rl.main --config=configs/pretrain_vlm.py
+
+Variants, joined by commas:
+  classes  it learns to describe pictures, and, from few examples, which of
+           several names is that of a picture, with a thought before the answer
+           or without (configs/cls_rl.py)
+  tiny     two quick steps of all of it, for tests
 """
+
+from collections.abc import Sequence
 
 import ml_collections
 from ml_collections import config_dict
 
 from configs import base
+from gen_rl.data import tokenizers
+from gen_rl.worlds import classes
 
-VARIANTS = ('tiny',)
+VARIANTS = ('classes', 'tiny')
 QUESTIONS = ('count', 'color', 'shape', 'choice', 'exists', 'position', 'read')
 
 
@@ -21,8 +31,36 @@ def model() -> config_dict.ConfigDict:
   return config_dict.create(name='vlm', patch=6, width=96, layers=3)
 
 
+def of_classes(c: ml_collections.ConfigDict, think: bool = False) -> None:
+  """What a model reads of questions about classes, and what it is judged by."""
+  world = dict(name='shapes_classes', think=think)
+  c.tokenizer = config_dict.create(
+    name='world_words', world='shapes_classes', end=True
+  )
+  c.data.length = classes.MAX_QUESTION
+  c.model = model()
+  c.eval.prompts = config_dict.create(
+    name='world_prompts', world=world, split='base'
+  )
+  new = dict(name='world_prompts', world=world, split='new')
+  c.evals.new = dict(prompts=new)
+  c.eval.update(num_prompts=19, samples=16, sampler='greedy')
+  c.eval.gold = config_dict.create(exact=dict(name='exact_match'))
+  if think:
+    begin, close = token_ids(classes.ANSWER)
+    c.eval.gold = config_dict.create(
+      exact=dict(name='tagged_answer', begin=begin, close=close)
+    )
+
+
+def token_ids(words: Sequence[str]) -> list[int]:
+  """Their ids in the vocabulary of questions about classes."""
+  tokenizer = tokenizers.world_words('shapes_classes', end=True)
+  return [tokenizer.token_id(word) for word in words]
+
+
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variant: tiny (two quick steps, for tests)."""
+  """See the module docstring."""
   variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
   c.name = 'pretrain_vlm' + (f':{arg}' if arg else '')
@@ -54,6 +92,28 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.log.every = 50
   c.checkpoint.every = 1000
   c.export = 'shapes_vlm'
+  if 'classes' in variants:
+    c.data.prompts = config_dict.create(
+      name='world_prompts', world='shapes_classes', split='shown'
+    )
+    # One picture of 50 comes with a question.
+    c.data.weights = dict(captions=0.98, things=0.01, numbers=0.01, words=0.01)
+    c.steps = 1500
+    c.data.prompts_per_step = 96
+    of_classes(c)
+    c.evals.think = dict(
+      prompts=dict(
+        name='world_prompts', split='base+new',
+        world=dict(name='shapes_classes', think=True),
+      ),
+      num_prompts=38,
+      gold=dict(
+        exact=dict(
+          name='tagged_answer', begin=token_ids('[')[0], close=token_ids(']')[0]
+        )
+      ),
+    )  # fmt: skip
+    c.export = 'shapes_classes'
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -30,7 +30,7 @@ from gen_rl.data import (
   pipeline,
 )
 from gen_rl.rewards import combine, configured
-from gen_rl.setups import Setup, encoder, mix, sampler_of
+from gen_rl.setups import Setup, encoder, mix, sampler_of, view_of
 from gen_rl.types import Params, Rows
 
 # What a run is made of, and starts from, is built here, too.
@@ -77,7 +77,7 @@ def make_evaluator(
     proxy=proxy,
     monitors=built.monitors,
     host_rewards=config.host_rewards.to_dict(),
-    view=built.view,
+    view=view_of(config, config.eval.view),
     speak=built.tokenizer.decode,
     mix=mix(config),
     samples=config.eval.samples,
@@ -237,7 +237,7 @@ def make_kl_from_base(
     batch,
     config.eval.samples,
     config.eval.seed,
-    built.view,
+    view_of(config, config.eval.view),
     layout,
     chunk=config.eval.chunk or _rows(config) // parts,
     keep=keep,

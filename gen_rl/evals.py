@@ -14,7 +14,9 @@ MAIN = ''  # label of `eval` itself
 
 # Dicts that a change replaces as a whole: keywords of one function, or the
 # labels of one set of judges, mean nothing to another.
-_WHOLE = ('prompts', 'rollout', 'policy', 'gold', 'sets', 'search')
+_WHOLE = (
+  'prompts', 'rollout', 'view', 'policy', 'gold', 'sets', 'search',
+)  # fmt: skip
 
 
 def configs(

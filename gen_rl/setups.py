@@ -86,11 +86,7 @@ def setup(
   all_decisions = build.build(
     policies, _all_decisions(config.policy), net=net, **end
   )
-  view = None
-  if config.data.view.name:
-    view = build.build(
-      pictures, config.data.view, group_size=config.data.group_size
-    )
+  view = view_of(config)
   sampler, segments = sampler_of(config, policy, net)
   reader = feeds.reader(config) if judged else None
   bound = end | dict(reader=reader and reader.tokenizer)
@@ -183,9 +179,7 @@ def pool(config: ml_collections.ConfigDict, built: Setup) -> Pool | None:
   explore, tokenizer = config.explore, built.tokenizer
   if not explore.size:
     return None
-  view = None
-  if config.data.view.name:
-    view = build.build(pictures, config.data.view, group_size=explore.size)
+  view = view_of(config, group_size=explore.size)
   net = built.net
   if not (explore.policy or explore.dtype):
     return Pool(explore.size, view=view)
@@ -328,6 +322,26 @@ def encoder(
     group_size=config.data.group_size,
     end=tokenizer.end_id,
     pad=tokenizer.pad_id,
+  )
+
+
+def view_of(
+  config: ml_collections.ConfigDict,
+  changes: Mapping | None = None,
+  group_size: int | None = None,
+) -> pictures.Encode | None:
+  """What the policy is shown, see `rollout.make_rows`; None: nothing.
+
+  Args:
+    config: see configs/base.py.
+    changes: to config.data.view, those of an evaluation.
+    group_size: rows of a prompt; None: the config's.
+  """
+  spec = {**config.data.view, **(changes or {})}
+  if not spec['name']:
+    return None
+  return build.build(
+    pictures, spec, group_size=group_size or config.data.group_size
   )
 
 

@@ -39,11 +39,13 @@ SPECS = {
   'data.embed.encoder': text_features,
   'eval.prompts': prompts,
   'eval.rollout': pictures,
+  'eval.view': pictures,
   'eval.gold.*': rewards,
   'eval.search': searches,
   'eval.sets.*': measures,
   'evals.*.prompts': prompts,
   'evals.*.rollout': pictures,
+  'evals.*.view': pictures,
   'evals.*.gold.*': rewards,
   'evals.*.search': searches,
   'evals.*.sets.*': measures,
@@ -140,8 +142,10 @@ CHANGES = {
   **dict.fromkeys(_POLICIES[1:], 'policy'),
   'eval.prompts': 'data.prompts',
   'eval.rollout': 'rollout',
+  'eval.view': 'data.view',
   'evals.*.prompts': 'data.prompts',
   'evals.*.rollout': 'rollout',
+  'evals.*.view': 'data.view',
 }
 
 # Keys of a part that are of its place, and what they hold: a weight, of which 0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import toy
+from configs import pretrain_vlm, toy
 from gen_rl import (
   assemble,
   build,
@@ -94,6 +94,23 @@ def test_a_policy_with_other_steps():
   config.evals.more = dict(policy=dict(steps=3))
   with pytest.raises(build.ConfigError, match="sampler is 'ode'; set it"):
     assemble.setup(config)
+
+
+def test_pictures_that_training_lacks():
+  config = pretrain_vlm.get_config('tiny')
+  config.data.view.name = ''
+  config.eval.view = dict(name='world_pictures', world='shapes', shared=True)
+  config.evals.none = dict(view={})
+  built = assemble.setup(config)
+  params = initial.params(config, built.policy)
+  of = evals.configs(config)
+  run, _ = assemble.make_evaluator(of[evals.MAIN], built)
+  run.trace(params)
+  with pytest.raises(ValueError, match='prompts come without a picture'):
+    assemble.make_evaluator(of['none'], built)[0].trace(params)
+  config.evals.none = dict(view=dict(shots=-1, shaerd=True))
+  says = ' '.join(m.says for m in schema.mistakes(config))
+  assert 'config.evals.none.view' in says and "'shaerd'" in says
 
 
 def judged(gold, verdict):

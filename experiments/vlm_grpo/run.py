@@ -36,8 +36,6 @@ STUDY = study.Study(
     'VQA-GRPO': (
       CONFIG,
       'gen_rl/rewards/rules.py:exact_match',
-      'gen_rl/rewards/rules.py:tagged_answer',
-      'gen_rl/rewards/rules.py:tag_format',
     ),
     'Dr. GRPO': ('gen_rl/advantages/group.py:dr_grpo',),
   },

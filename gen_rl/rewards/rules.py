@@ -66,8 +66,6 @@ def tagged_answer(
 ) -> Reward:
   """Equation (2); the completion need not end. Part: `tagged`, are both there?
 
-  Tested, not measured.
-
   Args:
     begin: id of the tag before the answer.
     close: id of the tag behind it.
@@ -231,8 +229,6 @@ def count_error(
 
 def tag_format(tags: Sequence[int], end: int) -> Reward:
   """Equation (3): all tags, once each, in order, and text within pairs only.
-
-  Tested, not measured.
 
   Args:
     tags: ids (open, close, open, close, ...), such as those of a thought and of

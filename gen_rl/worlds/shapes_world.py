@@ -1,12 +1,13 @@
 """ShapesWorld as a `World`: its grammar, its renderer and its oracle.
 
-Of two kinds: `shapes`, whose sentences say what to draw, and
-`shapes_questions`, whose sentences ask about a picture.
+Of three kinds: `shapes`, whose sentences say what to draw, `shapes_questions`,
+whose sentences ask about a picture, and `shapes_classes`, which of several it
+is.
 """
 
 import functools
 
-from gen_rl.worlds import grammar, questions, shapes_oracle
+from gen_rl.worlds import classes, grammar, questions, shapes_oracle
 from gen_rl.worlds import shapes as renderer
 from gen_rl.worlds.world import Sentence, World
 
@@ -38,6 +39,22 @@ def _questions() -> tuple[Sentence, ...]:
       question.answer,
     )
     for question in questions.questions()
+  )
+
+
+@functools.cache
+def _classes(think: bool) -> tuple[Sentence, ...]:
+  return tuple(
+    Sentence(
+      question.text,
+      grammar.spec_arrays(question.scene),
+      question.kind,
+      question.split,
+      question.question_id,
+      question.answer,
+    )
+    for question in classes.questions()
+    if question.split == 'shown' or question.think == think
   )
 
 
@@ -83,4 +100,20 @@ def shapes_questions() -> World:
     words=(*grammar.WORDS, *questions.WORDS),
     sentences=_questions,
     parse=_no_parse,
+  )
+
+
+def shapes_classes(think: bool = False) -> World:
+  """Which of the classes in a list a picture is of; tasks are their sets.
+
+  Args:
+    think: questions of the splits `base` and `new` ask for a thought before the
+      answer, which is to stand between tags; see `classes`.
+  """
+  return shapes_questions()._replace(
+    name='shapes_classes',
+    tasks=classes.KINDS,
+    splits=classes.SPLITS,
+    words=(*grammar.WORDS, *questions.WORDS, *classes.WORDS),
+    sentences=functools.partial(_classes, think),
   )

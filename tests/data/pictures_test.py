@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 P, G = 32, 4
 
 
-def rows_of(texts, media=None, group_size=2):
+def rows_of(texts, media=None, group_size=2, step=0):
   specs = [grammar.spec_arrays(grammar.parse(text)) for text in texts]
   batch = dict(
     tokens=np.arange(len(texts) * 3).reshape(-1, 3),
@@ -22,7 +22,26 @@ def rows_of(texts, media=None, group_size=2):
   )
   if media is not None:
     batch['media'] = media
-  return rollout.make_rows(batch, group_size, jax.random.key(0), jnp.int32(0))
+  return rollout.make_rows(batch, group_size, KEY, jnp.int32(step))
+
+
+def test_few_pictures_of_a_prompt():
+  rows = [rows_of(['a red circle', 'two squares'], step=i) for i in range(20)]
+  rows = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+  def shown(**few):
+    encode = pictures.world_pictures('shapes', shared=True, **few)
+    pictures_of = jax.jit(jax.vmap(lambda rows: encode(rows)[0]))
+    return np.asarray(pictures_of(rows)).reshape(20, 2, 2, -1)
+
+  drawn = shown(shots=3)
+  # One for all rows of a prompt; three in all, and others with another seed.
+  np.testing.assert_array_equal(drawn[:, :, 0], drawn[:, :, 1])
+  found = [np.unique(drawn[:, i, 0], axis=0) for i in range(2)]
+  assert [len(x) for x in found] == [3, 3]
+  others = shown(shots=3, shots_seed=1)[:, 0, 0]
+  assert not (others[:, None] == found[0]).all(-1).any()
+  assert len(np.unique(shown()[:, 0, 0], axis=0)) == 20
 
 
 def test_scenes_are_what_was_drawn_and_noise_is_bounded():

@@ -5,14 +5,18 @@ import jax.numpy as jnp
 
 from gen_rl import build, worlds
 from gen_rl.data.pictures.given import Encode, Shared, member, with_wrong
-from gen_rl.fields import Fraction, NonNegative, Spec
+from gen_rl.fields import Fraction, Index, NonNegative, Seed, Spec
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
 from gen_rl.worlds import shapes
 
 
 def world_pictures(
-  world: Spec, caption_noise: Fraction = 0.0, shared: bool = False
+  world: Spec,
+  caption_noise: Fraction = 0.0,
+  shared: bool = False,
+  shots: Index = 0,
+  shots_seed: Seed = 0,
 ) -> Encode:
   """Renders of what the prompts say.
 
@@ -21,12 +25,17 @@ def world_pictures(
     caption_noise: share of pictures that contradict their caption in one
       thing, as web captions do.
     shared: the rows of a prompt get one picture, which they are asked about.
+    shots: pictures that there are of a prompt, few-shot learning; each time one
+      of them is drawn, all equally likely. 0: there is always a new one.
+    shots_seed: which they are.
   """
   of = build.build(worlds, world)
 
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     facts = of.facts_of(rows.info)
     own = rows.group_keys if shared else rows.keys
+    if shots:
+      own = _of_few(own, rows.group, shots, shots_seed)
     if caption_noise:
       keys = rng.stream_keys(own, 'caption noise')
       wrong = jax.vmap(jax.random.bernoulli, (0, None))(keys, caption_noise)
@@ -36,6 +45,17 @@ def world_pictures(
     return jax.vmap(of.render)(keys, facts) * 2.0 - 1.0, rows.cond
 
   return Shared(encode) if shared else encode
+
+
+def _of_few(keys: Array, ids: Array, shots: int, seed: int) -> Array:
+  """Keys [b] of one of `shots` pictures that a prompt has, by the row's key."""
+  keys = rng.stream_keys(keys, 'shot')
+  which = jax.vmap(jax.random.randint, (0, None, None, None))(
+    keys, (), 0, shots
+  )
+  fold = jax.vmap(jax.random.fold_in, (None, 0))
+  pool = rng.stream_keys(jax.random.key(seed), 'shots')
+  return jax.vmap(jax.random.fold_in)(fold(pool, ids), which)
 
 
 def world_preferences(world: Spec, group_size: int) -> Encode:
