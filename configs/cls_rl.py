@@ -53,7 +53,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # All classes, each once.
   c.data.update(
     prompts_per_step=8 if 'things' in variants else 19, group_size=4,
-    answer_length=classes.MAX_ANSWER, balance=False,
+    answer_length=classes.MAX_NAME, balance=False,
   )  # fmt: skip
   c.data.view = config_dict.create(
     name='world_pictures', world='shapes', shared=True, shots=SHOTS,

@@ -59,12 +59,13 @@ FILES = dict(
 # Compiled and run: every config, and variants of the main job whose programs
 # no config has. Of the rest of its variants the program is traced.
 # sd15_tpo: see test_two_steps_on_captioned_pictures; flux_search trains none;
-# sd15_alignprop takes a minute to compile, and sd3_refl is of the same parts.
-NOT_RUN = 'sd15_tpo', 'flux_search', 'sd15_alignprop'
+# sd15_alignprop takes a minute to compile, and sd3_refl is of the same parts;
+# cls_rl is of those of vlm_grpo.
+NOT_RUN = 'sd15_tpo', 'flux_search', 'sd15_alignprop', 'cls_rl'
 RUN = [v for v in VARIANTS if not v[1] and v[0] not in NOT_RUN]
 RUN += [('flow_grpo', variant) for variant in ('jpeg_host', 'lora')]
 TRACED = [v for v in VARIANTS if v[0] == 'flow_grpo' and v not in RUN]
-TRACED.append(('sd15_alignprop', ''))
+TRACED += [('sd15_alignprop', ''), ('cls_rl', 'think')]
 
 
 def finds_nothing():

@@ -35,7 +35,8 @@ SPLITS = ('shown', 'base', 'new')
 THOUGHT, ANSWER = ('{', '}'), ('[', ']')
 WORDS = ('which', ',', 'think', *THOUGHT, *ANSWER)  # besides the questions'
 MAX_QUESTION = 28  # words
-MAX_ANSWER = 12  # words
+MAX_ANSWER = 12  # words of a completion
+MAX_NAME = 2  # words
 LISTS, MOST = 6, 8  # lists of a class in `shown`, and names in one
 
 
