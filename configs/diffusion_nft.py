@@ -19,6 +19,8 @@ Variants, joined by commas:
          --config.objective.awm.weighting=ghuber, clips advantages at 1 and has
          a KL term to a copy that follows, beside that to the base
   rwr    reward-weighted regression (arXiv 2305.13301) in its place
+  dgpo   direct group preference optimisation (arXiv 2510.08425) in its place
+  crd    centred reward distillation (arXiv 2603.14128) in its place
   tiny   two quick steps of all of it, for tests
 """
 
@@ -27,12 +29,13 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('positive', 'on_policy', 'awm', 'rwr', 'tiny')
+VARIANTS = ('positive', 'on_policy', 'awm', 'rwr', 'dgpo', 'crd', 'tiny')
+EXCLUSIVE = (('positive', 'awm', 'rwr', 'dgpo', 'crd'),)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(arg, VARIANTS, (('positive', 'awm', 'rwr'),))
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = flow_grpo.get_config()
   c.name = 'diffusion_nft' + (f':{arg}' if arg else '')
   c.policy.update(deterministic=True, solver='dpm2', window=1)
@@ -46,7 +49,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.objective.kl = config_dict.create(name='velocity_kl', draws=2, weight=1e-4)
   if 'positive' in variants:
     c.objective.nft.mode = 'positive'
-  if 'on_policy' in variants or 'awm' in variants or 'rwr' in variants:
+  if {'on_policy', 'awm', 'rwr', 'dgpo'} & {*variants}:
     c.behaviour = 'params'
     c.copies = config_dict.ConfigDict()
   if 'awm' in variants:
@@ -57,6 +60,16 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if 'rwr' in variants:
     del c.objective.nft
     c.objective.rwr = config_dict.create(name='rwr', weight=1.0)
+  if 'dgpo' in variants:
+    del c.objective.nft
+    c.objective.dgpo = config_dict.create(
+      name='dgpo', beta=100.0, draws=2, weight=1.0
+    )
+  if 'crd' in variants:
+    del c.objective.nft
+    c.objective.crd = config_dict.create(
+      name='crd', beta=1.0, draws=2, weight=1.0
+    )
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

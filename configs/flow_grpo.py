@@ -30,6 +30,8 @@ Variants, joined by commas ("fast,tiny"):
   dance  constant diffusion coefficient (DanceGRPO, arXiv 2505.07818)
   guard  ratio normalisation (GRPO-Guard, arXiv 2510.22319): the default here
   plain  the ratio as Flow-GRPO published it
+  dppo   a trust region by the KL of steps (Flow-DPPO, arXiv 2606.11025), plain
+         ratios, two updates of a rollout
   jpeg   reward: small JPEG files, exact size on the device
   jpeg_host  the same, measured on the host by writing the files
   ocr    quoted words only
@@ -49,12 +51,12 @@ from gen_rl.worlds import shapes_world
 
 VARIANTS = (
   'fast', 'all', 'cps', 'dance', 'guard', 'plain', 'jpeg', 'jpeg_host', 'ocr',
-  'proxy', 'kl', 'lora', 'tiny',
+  'proxy', 'kl', 'lora', 'dppo', 'tiny',
 )  # fmt: skip
 EXCLUSIVE = (
   ('fast', 'all'),
   ('cps', 'dance'),
-  ('guard', 'plain'),
+  ('guard', 'plain', 'dppo'),
   ('jpeg', 'jpeg_host', 'ocr', 'proxy'),
 )
 
@@ -105,6 +107,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.policy.noise = 0.3
   if 'plain' in variants:
     c.objective.pg.ratio = 'plain'
+  if 'dppo' in variants:
+    # As far in all 1,728 numbers of a picture as 1e-5 is in 65,536.
+    c.objective.pg = config_dict.create(
+      name='divergence_pg', threshold=4e-4, weight=1.0
+    )
+    c.updates = 2
   if 'jpeg' in variants or 'jpeg_host' in variants:
     c.rewards.oracle.weight = 0.0
     name = 'jpeg_compressibility'
