@@ -19,6 +19,8 @@ Variants, joined by commas:
         all noise in common up to the last decisions, 5 of 7 at first and all of
         them in the end (there 14 and 20 of 20), and these alone are trained.
         There the best and the worst row of a prompt are, and here all
+  jpeg  reward: small JPEG files, exact size on the device
+  saturation  reward: colourful pictures, for the paper's aesthetic score
   tiny  two quick steps of all of it, for tests
 """
 
@@ -27,12 +29,13 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('sf', 'dpok', 'rwr', 'b2', 'tiny')
+VARIANTS = ('sf', 'dpok', 'rwr', 'b2', 'jpeg', 'saturation', 'tiny')
+EXCLUSIVE = (('sf', 'rwr'), ('jpeg', 'saturation'))
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(arg, VARIANTS, (('sf', 'rwr'),))
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = flow_grpo.get_config()
   c.name = 'ddpo' + (f':{arg}' if arg else '')
   c.objective.kl.weight = 0.0  # as published
@@ -56,6 +59,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.objective.kl.weight = 0.01
   if 'b2' in variants:
     c.policy.branch = dict(name='backward_branch', initial=5, stages=c.steps)
+  if 'jpeg' in variants:
+    c.rewards = flow_grpo.get_config('jpeg').rewards
+  if 'saturation' in variants:
+    c.rewards.oracle.weight = 0.0
+    c.rewards.saturation = config_dict.create(name='saturation', weight=1.0)
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

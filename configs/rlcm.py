@@ -1,17 +1,15 @@
 r"""RLCM on ShapesWorld (arXiv 2404.03673): RL of a consistency model.
 
-  python -m gen_rl.main --config=configs/rlcm.py:distil --workdir=runs/distil
-  python -m gen_rl.main --config=configs/rlcm.py \
-    --config.init=runs/distil/shapes_consistency.safetensors
+  python -m gen_rl.main --config=configs/rlcm.py
 
 A consistency model answers from any noise with a picture; to refine it, part of
 the noise is put back and it answers again. That noise is the decision: x' =
 (1 - t') f(x, t) + t' z, which is the transition `cps` at level 1. Four network
 calls a sample, three of them decisions.
 
-`distil` makes the model: the shipped base is teacher and start. Settings of
-data, world and evaluation are those of configs/flow_grpo.py; evaluation samples
-as the policy does.
+`distil` made the model, which is shipped: the base was teacher and start.
+Settings of data, world and evaluation are those of configs/flow_grpo.py;
+evaluation samples as the policy does.
 
 Variants, joined by commas:
   distil  consistency distillation of the base
@@ -44,6 +42,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = flow_grpo.get_config()
   c.name = 'rlcm' + (f':{arg}' if arg else '')
+  c.init = 'asset:shapes_consistency'
   c.objective.kl.weight = 0.0  # as published
   c.eval.sampler = 'policy'
   c.policy.transition = dict(name='cps')
@@ -70,7 +69,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
         else dict(sampler='ode', steps=1)
       )
   if 'distil' in variants:
-    c.steps = 900
+    c.init = 'asset:shapes_base'
+    c.steps = 3000
     c.trainable = ''
     c.data.update(prompts_per_step=192, group_size=1)
     c.microbatches = 1
@@ -82,8 +82,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
     c.optimizer.update(lr=5e-4, warmup=20)
     c.ema = 0.95
-    c.eval.every = 300
-    c.checkpoint.every = 300
+    c.eval.every = 500
+    c.checkpoint.every = 500
     c.export = 'shapes_consistency'
   if 'tiny' in variants:
     base.make_tiny(c)
