@@ -74,7 +74,7 @@ CLAIMS = (
 
 
 def columns(workdir: pathlib.Path, arm: str, seed: str) -> dict[str, Any]:
-  """Accuracies with other numbers of calls: calls_1 to calls_16, base_calls_1."""
+  """Accuracies with other numbers of calls, `calls_1` to `calls_16`."""
   del seed
   found = json.loads((workdir / 'result.json').read_text('utf-8'))
   return {
