@@ -18,7 +18,11 @@ Variants, joined by commas:
   b2    the sampling of B2-DiffuRL (arXiv 2503.11240): the rows of a prompt have
         all noise in common up to the last decisions, 5 of 7 at first and all of
         them in the end (there 14 and 20 of 20), and these alone are trained.
-        There the best and the worst row of a prompt are, and here all
+        There the best and the worst row of a prompt are, here with `select`
+  bpt   without the branches: the decisions before them belong to the ODE
+  select  rows that are trained are the best of a prompt if it is above its past
+        by half a deviation, and the worst if it is below by that (B2-DiffuRL)
+  sparse  reward: the verdict alone, no partial credit
   jpeg  reward: small JPEG files, exact size on the device
   saturation  reward: colourful pictures, for the paper's aesthetic score
   tiny  two quick steps of all of it, for tests
@@ -29,8 +33,16 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('sf', 'dpok', 'rwr', 'b2', 'jpeg', 'saturation', 'tiny')
-EXCLUSIVE = (('sf', 'rwr'), ('jpeg', 'saturation'))
+VARIANTS = (
+  'sf', 'dpok', 'rwr', 'b2', 'bpt', 'select', 'sparse', 'jpeg', 'saturation',
+  'tiny',
+)  # fmt: skip
+EXCLUSIVE = (
+  ('sf', 'rwr'),
+  ('b2', 'bpt'),
+  ('rwr', 'select'),
+  ('sparse', 'jpeg', 'saturation'),
+)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
@@ -59,6 +71,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.objective.kl.weight = 0.01
   if 'b2' in variants:
     c.policy.branch = dict(name='backward_branch', initial=5, stages=c.steps)
+  if 'bpt' in variants:
+    c.policy.noise_schedule = dict(
+      name='backward_interval', initial=5, stages=c.steps
+    )
+  if 'select' in variants:
+    history = c.advantage.to_dict()
+    c.advantage = config_dict.create(
+      name='extremes', high=0.5, low=-0.5,
+      each=dict(name='top_bottom', n=1, each=history),
+    )  # fmt: skip
+  if 'sparse' in variants:
+    c.rewards.oracle = config_dict.create(name='shapes_strict', weight=1.0)
   if 'jpeg' in variants:
     c.rewards = flow_grpo.get_config('jpeg').rewards
   if 'saturation' in variants:

@@ -128,8 +128,6 @@ def extremes(
   prompt's past by half a deviation, and the worst if it is below by that: with
   each=dict(name='top_bottom', n=1, each=dict(name='history', ...)).
 
-  Tested, not measured.
-
   Args:
     group_size: samples per prompt, G.
     reward_weights: {label: w_k}, those of the config's rewards.

@@ -134,8 +134,6 @@ def backward_interval(
   is drawn in the paper. 14 of 20 and 100 stages are its choice. Where the
   window is narrower than the interval, what is in both is trained.
 
-  Tested, not measured.
-
   Args:
     times: the grid.
     iteration: update, from 0; may be traced.

@@ -202,8 +202,6 @@ def backward_branch(
   steps is initial=14 and 100 stages. Its length is that of
   `diffusion.noise.backward_interval`, of the decisions of a window.
 
-  Tested, not measured.
-
   Args:
     decisions: of the window.
     initial: decisions behind the point in the first stage.
