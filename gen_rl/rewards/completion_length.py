@@ -26,8 +26,6 @@ from gen_rl.types import Array, Params, Reward, RewardInputs, RewardOut
 def length_shaping(longest: Count, buffer: Count, end: int) -> Reward:
   """Equation (1), in [-1, 0]. Part: `length`, L.
 
-  Tested, not measured.
-
   Args:
     longest: tokens from which on the score is -1; at most the k of the policy,
       or nothing is ever punished in full.
