@@ -21,6 +21,7 @@ Variants, joined by commas:
   rwr    reward-weighted regression (arXiv 2305.13301) in its place
   dgpo   direct group preference optimisation (arXiv 2510.08425) in its place
   crd    centred reward distillation (arXiv 2603.14128) in its place
+  guided  the KL term's base is guided, at scale 2, as there
   tiny   two quick steps of all of it, for tests
 """
 
@@ -29,7 +30,9 @@ from ml_collections import config_dict
 
 from configs import base, flow_grpo
 
-VARIANTS = ('positive', 'on_policy', 'awm', 'rwr', 'dgpo', 'crd', 'tiny')
+VARIANTS = (
+  'positive', 'on_policy', 'awm', 'rwr', 'dgpo', 'crd', 'guided', 'tiny',
+)  # fmt: skip
 EXCLUSIVE = (('positive', 'awm', 'rwr', 'dgpo', 'crd'),)
 
 
@@ -70,6 +73,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.objective.crd = config_dict.create(
       name='crd', beta=1.0, draws=2, weight=1.0
     )
+  if 'dgpo' in variants or 'crd' in variants:
+    c.objective.kl.paired = True
+  if 'guided' in variants:
+    c.objective.kl.update(guidance_scale=2.0, weight=1e-2)
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -44,8 +44,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gen_rl.build import ConfigError
 from gen_rl.diffusion import process
-from gen_rl.fields import CopyName, Index
+from gen_rl.fields import CopyName, Index, NonNegative
 from gen_rl.types import (
   Array,
   Experience,
@@ -113,7 +114,12 @@ def kl(
   return objective
 
 
-def velocity_kl(ref: CopyName = 'ref', draws: Index = 0) -> Objective:
+def velocity_kl(
+  ref: CopyName = 'ref',
+  draws: Index = 0,
+  paired: bool = False,
+  guidance_scale: NonNegative = 1.0,
+) -> Objective:
   """Squared velocity difference to a frozen copy, equation (2).
 
   Needs velocities: those at the stored states (after guidance, if the policy
@@ -123,21 +129,36 @@ def velocity_kl(ref: CopyName = 'ref', draws: Index = 0) -> Objective:
     ref: name of the copy, 'ref', 'old' or 'ema'.
     draws: 0 compares at the stored states; k > 0 at the samples noised to k
       drawn times, the same as those of a matching loss with as many draws.
+    paired: the rows of a group share these times and noises, as for losses of
+      whole groups (`dpo`, `dgpo`, `crd`), whose draws they then are.
+    guidance_scale: w; with draws, q's velocity is v_u + w (v - v_u), v_u that
+      of no prompt: who samples without guidance is kept near who has it, as in
+      centred reward distillation (arXiv:2603.14128).
 
   Returns:
     Objective with value and mask [b k], in squared latent units, and metric
     `velocity_kl`.
 
   Raises:
-    ConfigError: when called, if the policy has no velocity.
+    ConfigError: guidance or pairs of what is not drawn; when called, if the
+      policy has no velocity.
   """
+  if not draws and (paired or guidance_scale != 1.0):
+    raise ConfigError(
+      f'velocity_kl: paired={paired} and guidance_scale={guidance_scale:g} are '
+      'of drawn times, and draws is 0, the stored states; set draws'
+    )
 
   def objective(
     replay: Replay, exp: Experience, keys: RowKeys
   ) -> tuple[Term, Metrics]:
     if draws:
-      at = replay.ask('params', 'noised', keys.own, draws)
+      own = keys.group if paired else keys.own
+      at = replay.ask('params', 'noised', own, draws)
       new, frozen = (replay.ask(c, 'velocity_at', at) for c in ('params', ref))
+      if guidance_scale != 1.0:
+        free = replay.ask(ref, 'velocity_at', at, True)
+        frozen = free + guidance_scale * (frozen - free)
       mask = jnp.ones_like(at.t)
     else:
       new, frozen = (replay.ask(c, 'velocity') for c in ('params', ref))

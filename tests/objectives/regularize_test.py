@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_rl import objectives, testing
-from gen_rl.types import Experience, RewardOut, Trajectory
+from gen_rl import build, objectives, testing
+from gen_rl.types import Experience, Noised, RewardOut, RowKeys, Trajectory
 
 
 class Bernoulli(struct.PyTreeNode):
@@ -181,6 +181,32 @@ def test_velocity_kl():
   np.testing.assert_allclose(grad, [[[1, 3], [0, 2], [0, 0]]])
   np.testing.assert_array_equal(grad_ref, 0)
   assert term(v, v)[0].value.sum() == 0
+
+
+def test_velocity_kl_to_a_guided_copy():
+  # v 3, of the copy 2, of no prompt 1: guided at 2.5 it is 1 + 2.5 (2 - 1)
+  asked = []
+
+  def noised(which, keys, draws):
+    asked.append((keys, draws))
+    return Noised(*4 * [jnp.zeros((1, 1))])
+
+  def velocity_at(which, at, null=False):
+    assert which == 'ref' or not null
+    return jnp.full((1, 1, 1), 3.0 if which == 'params' else 2.0 - null)
+
+  replay = testing.answers(noised=noised, velocity_at=velocity_at)
+  keys = RowKeys('own', 'group')
+  for scale, gap in ((2.5, -0.5), (1.0, 1.0)):
+    objective = objectives.velocity_kl(draws=1, guidance_scale=scale)
+    term, _ = objective(replay, experience([[1.0]]), keys)
+    np.testing.assert_allclose(term.value, [[gap**2]], rtol=1e-6)
+  objectives.velocity_kl(draws=1, paired=True)(
+    replay, experience([[1.0]]), keys
+  )
+  assert asked == [('own', 1), ('own', 1), ('group', 1)]
+  with pytest.raises(build.ConfigError, match='guidance_scale=2 .* set draws'):
+    objectives.velocity_kl(guidance_scale=2.0)
 
 
 def test_entropy_sign():
