@@ -59,7 +59,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     name='world_pictures', world='shapes', shared=True, shots=SHOTS,
     shots_seed=c.get_ref('seed'),
   )  # fmt: skip
-  c.eval.view = config_dict.create(shots=0)
+  c.eval.view = config_dict.create(shots=0, shared=False)
   c.eval.every = 50
   c.policy = config_dict.create(name='tokens', length=16 if think else 8)
   c.aggregate = 'seq_mean_token_mean'

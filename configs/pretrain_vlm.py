@@ -72,7 +72,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # One picture of 160 comes with a question.
   c.data.weights = {kind: 1e-3 for kind in QUESTIONS} | dict(caption=1.1)
   c.data.update(prompts_per_step=192, group_size=1, length=9, answer_length=16)
-  c.data.view = config_dict.create(name='shapes_pictures', shared=True)
+  c.data.view = config_dict.create(name='shapes_pictures')
   c.model = model()
   c.policy = config_dict.create(name='tokens', length=17)
   c.rollout = config_dict.create(name='answers')
@@ -96,9 +96,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.data.prompts = config_dict.create(
       name='world_prompts', world='shapes_classes', split='shown'
     )
-    # One picture of 50 comes with a question.
-    c.data.weights = dict(captions=0.98, things=0.01, numbers=0.01, words=0.01)
-    c.steps = 1500
+    # One picture of 500 comes with a question, of 200 with a thought as well.
+    c.data.weights = dict(
+      captions=1.0, things=7e-4, numbers=7e-4, words=7e-4, thoughts=5e-3
+    )
+    c.steps = 600
     c.data.prompts_per_step = 96
     of_classes(c)
     c.evals.think = dict(

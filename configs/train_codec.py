@@ -35,7 +35,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.data.prompts.split = 'train+rl'
   c.data.prompts_per_step = 192
   c.data.group_size = 1
-  c.data.view = config_dict.create(name='shapes_pictures', shared=True)
+  c.data.view = config_dict.create(name='shapes_pictures')
   c.model = codec()
   c.policy = config_dict.create(name='codec')
   c.rollout = config_dict.create(name='shapes_pictures')

@@ -57,7 +57,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.updates = 2
   c.ema = 0.95
   c.eval.update(
-    every=100, num_prompts=300, samples=2, sampler='greedy', shown=14
+    every=100, num_prompts=300, samples=1, sampler='greedy', shown=14
   )
   c.eval.prompts = config_dict.create(
     name='shapes_questions', split='heldout', kinds=QUESTIONS

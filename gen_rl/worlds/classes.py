@@ -15,9 +15,9 @@ ends with "think .", for a thought and an answer between tags:
   which of red circle , blue square ?          blue square
   which of red circle , blue square ? think .  { a blue square } [ blue square ]
 
-The split `shown` has completions for a base model to learn from, with and
-without a thought, of lists of 2 to 8 names of either half; and `captions`,
-which describe pictures of all classes.
+The split `shown` has completions for a base model to learn from, of lists of 2
+to 8 names of either half; those with a thought are of the kind `thoughts`. Its
+`captions` describe pictures of all classes.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from gen_rl.worlds import grammar
 from gen_rl.worlds.grammar import COLORS, NUMBERS, SHAPES, TEXTS, Spec
 
 SETS = ('things', 'numbers', 'words')
-KINDS = (*SETS, 'captions')
+KINDS = (*SETS, 'thoughts', 'captions')
 SPLITS = ('shown', 'base', 'new')
 # Of a thought and of an answer: (open, close).
 THOUGHT, ANSWER = ('{', '}'), ('[', ']')
@@ -120,7 +120,8 @@ def questions() -> tuple[Question, ...]:
           Question(text, said, scene, 'captions', 'shown', False, number)
         )
     for text, said, scene, think in _shown(kind, halves):
-      out.append(Question(text, said, scene, kind, 'shown', think, len(out)))
+      named = 'thoughts' if think else kind
+      out.append(Question(text, said, scene, named, 'shown', think, len(out)))
     for split, half in halves.items():
       names = [name for name, _ in half]
       for name, scene in half:
