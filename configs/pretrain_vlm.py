@@ -96,11 +96,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.data.prompts = config_dict.create(
       name='world_prompts', world='shapes_classes', split='shown'
     )
-    # One picture of 500 comes with a question, of 200 with a thought as well.
+    # One picture of 500 comes with a question, of 250 with a thought as well.
     c.data.weights = dict(
-      captions=1.0, things=7e-4, numbers=7e-4, words=7e-4, thoughts=5e-3
+      captions=1.0, things=7e-4, numbers=7e-4, words=7e-4, thoughts=4e-3
     )
-    c.steps = 600
+    c.steps = 420
     c.data.prompts_per_step = 96
     of_classes(c)
     c.evals.think = dict(
