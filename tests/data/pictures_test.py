@@ -170,6 +170,22 @@ def test_given_pairs_go_to_the_two_rows():
   )
 
 
+def test_another_style_shows_the_same_scenes():
+  rows = rows_of(['a red circle', 'two squares'], None, 64)
+  (plain, _), (styled, cond) = jax.jit(
+    lambda rows: (
+      pictures.shapes_pictures()(rows),
+      pictures.shapes_inked()(rows),
+    )
+  )(rows)
+  np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
+  # A pixel that an object covers is as it was, and no other one is.
+  covered = np.abs(styled - plain).max(-1) < 1e-5
+  coloured = np.ptp(plain, -1) / 2 > 0.7
+  assert covered[coloured].mean() > 0.99
+  assert covered[np.ptp(plain, -1) < 1e-6].mean() < 0.01
+
+
 def test_digit_scans_are_those_of_scikit_learn():
   from sklearn import datasets
 

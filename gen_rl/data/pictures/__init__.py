@@ -16,6 +16,7 @@ from gen_rl.data.pictures.given import (
 )
 from gen_rl.data.pictures.worlds import (
   prompt_pairs,
+  shapes_inked,
   shapes_pictures,
   shapes_preferences,
   shapes_scenes,
