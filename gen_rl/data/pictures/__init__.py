@@ -13,6 +13,7 @@ from gen_rl.data.pictures.given import (
   digit_scans,
   given,
   given_prompt_pairs,
+  references,
 )
 from gen_rl.data.pictures.worlds import (
   prompt_pairs,
