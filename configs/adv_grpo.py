@@ -21,21 +21,15 @@ Variants, joined by commas:
   oracle  the oracle's reward and the head's: the control of the next one
   style   the same, but real are renders in another style
   sft     no reward: the matching loss on real pictures (of either style:
-          "sft,style")
+          "sft,style"); monitors, which go beside rewards, are off
   frozen  the head on the detector's features as they are
   preference  the detector itself is trained: its last layer learns to prefer
           renders while it likes samples better, and the policy waits
   kl      with a KL term to the base
   tiny    two quick steps of all of it, for tests
 
-Real pictures may be files, too, several of a prompt, which is a line of
-real.jsonl, {"prompt": "a red circle", "images": ["1.png", "2.png"]}:
-
-  python -m gen_rl.main --config=configs/adv_grpo.py:oracle \
-    --config.data.prompts.name=metadata_jsonl \
-    --config.data.prompts.path=real.jsonl \
-    --config.data.prompts.image_field=images \
-    --config.data.prompts.image_size=24 --config.critic.reals.name=references
+Real pictures may be files, too, several of a prompt (README.md, "Prompt files"):
+critic.reals.name=references.
 """
 
 import ml_collections
@@ -86,11 +80,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.rewards.oracle.weight = 1.0
   if not {'proxy', 'both', 'digits'} & set(variants):
     del c.rewards.detector
-  if not {'proxy', 'both', 'digits', 'oracle', 'style'} & set(variants):
     c.rewards.real.weight = 1.0
   if 'sft' in variants:
     c.rollout = config_dict.create(name=c.critic.reals.name)
-    c.rewards = config_dict.ConfigDict()
+    c.rewards, c.monitors = config_dict.ConfigDict(), config_dict.ConfigDict()
     c.objective = config_dict.ConfigDict()
     c.objective.fm = config_dict.create(name='flow_matching', weight=1.0)
   if 'tiny' in variants:

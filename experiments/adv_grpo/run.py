@@ -93,7 +93,8 @@ def of_samples(workdir: pathlib.Path, arm: str, seed: str) -> dict[str, float]:
 
   near_plain and near_inked are minus the Frechet distances from fresh renders
   of the prompts in the two styles; inked, paper and outline the shares of
-  samples in the second one, with its light background, with its outlines.
+  samples in the second one, with its light background, with its outlines, of
+  runs with rewards.
   """
   del arm, seed
   result = json.loads((workdir / 'result.json').read_text('utf-8'))
@@ -102,7 +103,8 @@ def of_samples(workdir: pathlib.Path, arm: str, seed: str) -> dict[str, float]:
     for style, distance in part['sets'].items():
       out[f'{prefix}near_{style}'] = -distance
     for name in ('inked', 'paper', 'outline'):
-      out[f'{prefix}{name}'] = part['parts'][name]
+      if name in part['parts']:
+        out[f'{prefix}{name}'] = part['parts'][name]
   return out
 
 

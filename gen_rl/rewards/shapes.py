@@ -74,8 +74,7 @@ def shapes_compressed(
 def shapes_inked(of: Literal['both', 'paper', 'outline'] = 'both') -> Reward:
   """Score 1 or 0: is a picture in the style of `worlds.inked`?
 
-  Pixels alone decide, whatever it shows: no network reads it. Parts `paper` and
-  `outline`.
+  Pixels alone decide, whatever it shows: no network reads it.
 
   Args:
     of: what has to be there: light paper, dark outlines, or both.
@@ -84,10 +83,9 @@ def shapes_inked(of: Literal['both', 'paper', 'outline'] = 'both') -> Reward:
   def score(params, inputs: RewardInputs, key) -> RewardOut:
     del params, key
     images = pixels.shown(inputs)
-    found = inked.look(images)
-    parts = dict(paper=found.paper, outline=found.outlined)
-    parts = {name: x.astype(jnp.float32) for name, x in parts.items()}
-    parts['both'] = parts['paper'] * parts['outline']
-    return RewardOut(parts.pop(of), parts, jnp.isfinite(images).all((1, 2, 3)))
+    paper, outline = inked.look(images)
+    there = dict(paper=paper, outline=outline, both=paper & outline)[of]
+    finite = jnp.isfinite(images).all((1, 2, 3))
+    return RewardOut(there.astype(jnp.float32), {}, finite)
 
   return Reward('shapes_inked', (), score, verdict=True)

@@ -62,7 +62,7 @@ class Look(NamedTuple):
   """What a picture has of the style."""
 
   paper: Array  # [b] bool, its background is light
-  outlined: Array  # [b] bool, what lies around its colours is darker than that
+  outline: Array  # [b] bool, what lies around its colours is darker than that
 
 
 def look(images: Float[Array, 'b h w 3']) -> Look:
