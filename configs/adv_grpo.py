@@ -28,7 +28,7 @@ Variants, joined by commas:
   kl      with a KL term to the base
   tiny    two quick steps of all of it, for tests
 
-Real pictures may be files, too, several of a prompt (README.md, "Prompt files"):
+Real pictures may be files, too, several of a prompt (README.md, Prompt files):
 critic.reals.name=references.
 """
 
