@@ -308,3 +308,7 @@ class Learner(NamedTuple):
   shown: bool = False  # the loss reads Experience.shown
   axes: Axes = ()  # of the dimensions of what is trained, as a Policy's
   compares: bool = False  # the rows of a group, which stay together
+  # Of a learner that takes turns with the policy, the metric of its loss whose
+  # mean over a minibatch says whose it is: below 0 the learner moves, and the
+  # policy waits, else the other way round. '': both always move.
+  turn: str = ''

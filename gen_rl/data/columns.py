@@ -114,6 +114,21 @@ class Pictures:
     return np.asarray(picture, np.float32) / 255
 
 
+class Several:
+  """Rows of a column, `each` of them a time: [N / each] of [each ...]."""
+
+  def __init__(self, column: Any, each: int):
+    self.column, self.each = column, each
+
+  def __len__(self) -> int:
+    return len(self.column) // self.each
+
+  def __getitem__(self, i):
+    some = self.each * np.asarray(i)[..., None] + np.arange(self.each)
+    found = self.column[some.reshape(-1)]
+    return found.reshape(*some.shape, *found.shape[1:])
+
+
 def _orientation(picture: Image.Image) -> int:
   """How a camera was held, 1 to 8; of a PNG, which is no photograph, 1."""
   if picture.format == 'PNG':  # where it might stand at the end

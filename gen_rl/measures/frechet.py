@@ -28,8 +28,6 @@ def frechet(
 ) -> Measure:
   """(1), of samples that are finite.
 
-  Tested, not measured.
-
   Args:
     features: spec of a function of `measures.features`: of a network that the
       policy was not trained on.

@@ -11,7 +11,8 @@ samples,
 It trains on every rollout, after that was scored; a group is compared by one
 head, so its drift does not matter, but scores of different updates are not
 comparable. The reference code trains the head on nine rollouts of ten and the
-policy on the tenth: here the ratio is that of the two learning rates.
+policy on the tenth, which is config.policy_every=10: by default the ratio is
+that of the two learning rates.
 
 The paper's features are DINOv2's, frozen, and 64 patches drawn anew, where
 here all count. Those of the small ShapesWorld detector hardly see what makes a
@@ -24,8 +25,10 @@ prefer real pictures of the same prompt to samples,
 
   (3) L = -log sigmoid(scale (s(x_real, c) - s(x_fake, c))),   R = s(x, c)
 
-where its mean of samples is above that of real pictures (`trigger`); else it is
-left as it is. The reference code leaves the policy as it is in the first case.
+where its mean of samples is above that of real pictures (`trigger`), and the
+policy waits; else the policy moves, and the model is left as it is. Metric
+`learner/LABEL/turn` is the share of minibatches that were the model's: at 1 the
+policy starves.
 """
 
 from collections.abc import Mapping
@@ -153,8 +156,9 @@ def adversarial_preference(
     trained: regexp of its parameters that learn, '' for all: of CLIP's, for
       example, "vision.*layers_23".
     scale: of its scores in (3), per unit of reward.
-    trigger: only where the model likes samples better than real pictures, on
-      the mean of a microbatch.
+    trigger: the model and the policy take turns, the model where it likes
+      samples better than real pictures, on the mean of a minibatch; False: both
+      learn from every one.
 
   Returns:
     A Reward with a learner; parts and validity are those of `reward`.
@@ -199,8 +203,6 @@ def adversarial_preference(
     )
     lead = jnp.where(exp.shown.mask > 0, real - fake, 0.0)
     value = jax.nn.softplus(-scale * lead)
-    if trigger:
-      value *= jax.lax.stop_gradient(lead.sum() < 0)
     metrics = dict(lead=lead[:, None])
     return Term(
       value[:, None], exp.shown.mask[:, None], every_row=True
@@ -212,6 +214,7 @@ def adversarial_preference(
   learner = Learner(
     lambda key: jax.tree.map(jnp.asarray, taught), loss, dict(prefers=prefers),
     shown=True,
+    turn='lead' if trigger else '',
   )  # fmt: skip
   return inner._replace(
     name='adversarial_preference', params=held, score=score, learner=learner

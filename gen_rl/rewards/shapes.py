@@ -6,13 +6,19 @@ shapes_geneval  partial credit: the mean of fractions of GenEval's strict
 shapes_strict   1 if the picture shows exactly what was asked for, else 0
 shapes_compressed  a weak model of the first, as learned reward models are:
                 all pictures within a narrow range, with a taste and noise
+shapes_inked    1 if the picture is outlined in ink on paper, else 0
 """
+
+from typing import Literal
+
+import jax.numpy as jnp
 
 from gen_rl.fields import Fraction, NonNegative, Positive
 from gen_rl.rewards import pixels
 from gen_rl.rewards.worlds import world_oracle, world_verdict
 from gen_rl.types import Reward, RewardInputs, RewardOut
 from gen_rl.utils import rng
+from gen_rl.worlds import inked
 
 
 def shapes_geneval(strict_weight: Fraction = 0.5) -> Reward:
@@ -63,3 +69,23 @@ def shapes_compressed(
     )
 
   return Reward('shapes_compressed', (), score)
+
+
+def shapes_inked(of: Literal['both', 'paper', 'outline'] = 'both') -> Reward:
+  """Score 1 or 0: is a picture in the style of `worlds.inked`?
+
+  Pixels alone decide, whatever it shows: no network reads it.
+
+  Args:
+    of: what has to be there: light paper, dark outlines, or both.
+  """
+
+  def score(params, inputs: RewardInputs, key) -> RewardOut:
+    del params, key
+    images = pixels.shown(inputs)
+    paper, outline = inked.look(images)
+    there = dict(paper=paper, outline=outline, both=paper & outline)[of]
+    finite = jnp.isfinite(images).all((1, 2, 3))
+    return RewardOut(there.astype(jnp.float32), {}, finite)
+
+  return Reward('shapes_inked', (), score, verdict=True)

@@ -153,19 +153,19 @@ def _minibatch_step(recipe: Recipe, carry, xs):
   done = state.step * recipe.updates * recipe.epochs + number
   objectives = recipe.moved_objectives(state.step)
   lesson = _Lesson('params', objectives, recipe.aggregate)
+  taught, said, waits = _teach(recipe, state, old, exp, keys, first, done)
 
   def step(state):
     grads, sums, peaks, decisions = _gradients(
       recipe, lesson, state.params, state, old, exp, keys, first
     )
-    new, norms = _move(recipe, state, grads, number)
+    new, norms = _move(recipe, state, grads, number, waits)
     named = {f'{label}/decisions': n for label, n in decisions.items()}
     return new, ({**sums, **named, **norms}, peaks)
 
   new, (metrics, peaks) = state, ({}, {})
   if recipe.objectives:
     new, (metrics, peaks) = _at_times(recipe.policy_every, done, step, state)
-  taught, said = _teach(recipe, state, old, exp, keys, first, done)
   if taught:
     aux = recipe.layout.constrain(state.replace(aux=taught)).aux
     new, metrics = new.replace(aux=aux), {**metrics, **said}
@@ -345,37 +345,42 @@ def _teach(
   keys: RowKeys,
   first: Array,
   done: Array,
-) -> tuple[dict[str, PyTree], Metrics]:
-  """({label: parameters and optimizer states}, metrics) of the learners.
+) -> tuple[dict[str, PyTree], Metrics, Array]:
+  """({label: parameters, optimizer state}, metrics, whose turn) of learners.
 
   All of them learn from what the policy learns from, by the parameters before
-  its step.
+  its step. Whose turn is [] bool: that of one of them, and the policy waits.
   """
   aux, metrics, skipped = dict(state.aux), {}, jnp.zeros(())
+  turn = jnp.zeros((), bool)
   for i, (label, taught) in enumerate(recipe.learners.items()):
     lesson = _Lesson(
       label, {label: (taught.learner.loss, 1.0)}, aggregate_lib.token_mean
     )
-    own = RowKeys(*(rng.stream_keys(k, f'learner {i}') for k in keys))
+    drawn = RowKeys(*(rng.stream_keys(k, f'learner {i}') for k in keys))
     held = state.aux[label]
 
-    def step(held, label=label, lesson=lesson, tx=taught.tx, own=own):
+    def step(held, label=label, lesson=lesson, tx=taught.tx, keys=drawn):
       grads, sums, _, _ = _gradients(
-        recipe, lesson, held['params'], state, old, exp, own, first
+        recipe, lesson, held['params'], state, old, exp, keys, first
       )
       deltas, opt_state = tx.update(grads, held['opt_state'], held['params'])
       params = optax.apply_updates(held['params'], deltas)
       finite = jnp.isfinite(optax.tree.norm(deltas))
       moved = dict(params=params, opt_state=opt_state)
-      bad = {f'{label}/skipped': 1.0 - finite}
-      return tree.where(finite, moved, held), {**sums, **bad}
+      said = {f'{label}/skipped': 1.0 - finite}
+      if turn := recipe.learners[label].learner.turn:
+        finite &= (own := sums[f'{label}/{turn}'] < 0)
+        said[f'{label}/turn'] = own.astype(jnp.float32)
+      return tree.where(finite, moved, held), {**sums, **said}
 
     aux[label], sums = _at_times(taught.every, done, step, held)
     skipped += jnp.nan_to_num(sums[f'{label}/skipped'])
+    turn |= sums.get(f'{label}/turn', 0.0) > 0
     metrics |= {f'learner/{name}': x for name, x in sums.items()}
   if recipe.learners:
     metrics['learner/skipped'] = skipped
-  return aux, metrics
+  return aux, metrics, turn
 
 
 def _check_whole(recipe: Recipe) -> None:
@@ -402,15 +407,16 @@ def _check_whole(recipe: Recipe) -> None:
 
 
 def _move(
-  recipe: Recipe, state: TrainState, grads: Params, number: Array
+  recipe: Recipe, state: TrainState, grads: Params, number: Array, waits: Array
 ) -> tuple[TrainState, Metrics]:
-  """The optimizer's step; none where it is not finite.
+  """The optimizer's step; none where it is not finite, or has to wait.
 
   Args:
     recipe: of the step.
     state: before it.
     grads: of the trained parameters.
     number: of the optimizer step, of those of this rollout.
+    waits: [] bool, it is the turn of a learner.
   """
   layout = recipe.layout
   norm = optax.tree.norm(grads)
@@ -429,7 +435,7 @@ def _move(
       params, state.refs['ema'], 1.0 - decay
     )
   new = state.replace(params=params, opt_state=opt_state, refs=refs)
-  new = tree.where(finite, new, state)
+  new = tree.where(finite & ~waits, new, state)
   bad = 1 - finite.astype(jnp.int32)
   new = new.replace(
     skipped=state.skipped + bad,

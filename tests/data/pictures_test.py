@@ -189,6 +189,38 @@ def test_given_pairs_go_to_the_two_rows():
   )
 
 
+def test_references_are_drawn_for_every_row():
+  levels = np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]], np.float32)
+  media = np.tile(levels[..., None, None, None], (2, 2, 3))
+  rows = rows_of(['a red circle', 'two squares'], media, 32)
+  x, cond = pictures.references()(rows)
+  assert x.shape == (64, 2, 2, 3) and cond is rows.cond
+  found = np.round(np.asarray(x[:, 0, 0, 0] + 1) / 2, 4).reshape(2, 32)
+  for own, known in zip(found, levels, strict=True):
+    assert set(own) == set(known)
+  with pytest.raises(build.ConfigError, match='has 3; take "references"'):
+    pictures.given()(rows)
+  for less in (None, media[:, 0]):
+    with pytest.raises(build.ConfigError, match='has none or one'):
+      pictures.references()(rows_of(['a red circle'] * 2, less))
+
+
+def test_another_style_shows_the_same_scenes():
+  rows = rows_of(['a red circle', 'two squares'], None, 64)
+  (plain, _), (styled, cond) = jax.jit(
+    lambda rows: (
+      pictures.shapes_pictures()(rows),
+      pictures.shapes_inked()(rows),
+    )
+  )(rows)
+  np.testing.assert_array_equal(cond['tokens'], rows.cond['tokens'])
+  # A pixel that an object covers is as it was, and no other one is.
+  covered = np.abs(styled - plain).max(-1) < 1e-5
+  coloured = np.ptp(plain, -1) / 2 > 0.7
+  assert covered[coloured].mean() > 0.99
+  assert covered[np.ptp(plain, -1) < 1e-6].mean() < 0.01
+
+
 def test_digit_scans_are_those_of_scikit_learn():
   from sklearn import datasets
 

@@ -159,6 +159,27 @@ def test_pictures_of_a_file(tmp_path, monkeypatch):
   np.testing.assert_allclose(source.media[0], np.tile([0.0, 0, 1], (4, 4, 1)))
 
 
+def test_several_pictures_of_a_prompt(tmp_path):
+  _pictures(tmp_path, *[(4, 2)] * 4)
+  line = lambda *which: json.dumps(
+    dict(prompt='a', image=[f'sub/{i}.png' for i in which])
+  )
+  path = _write(tmp_path, line(0, 1) + '\n' + line(3, 2))
+  media = prompts.metadata_jsonl(path, image_field='image').media
+  assert len(media) == 2 and np.asarray(media).shape == (2, 2, 2, 4, 3)
+  one = lambda i: prompts.metadata_jsonl(
+    _write(tmp_path, line(i)), image_field='image'
+  ).media[0][0]
+  want = [[one(3), one(2)], [one(0), one(1)]]
+  np.testing.assert_array_equal(media[[1, 0]], want)
+  path = _write(tmp_path, line(0, 1) + '\n' + line(3))
+  with pytest.raises(ValueError, match='line 2: "image" lists 1 pictures'):
+    prompts.metadata_jsonl(path, image_field='image')
+  path = _write(tmp_path, line(0) + '\n' + GOOD_PICTURE)
+  with pytest.raises(ValueError, match='line 2: "image" is not a list'):
+    prompts.metadata_jsonl(path, image_field='image')
+
+
 @pytest.mark.parametrize(
   'content, message',
   [(None, 'is no file'), (b'', 'cannot be read'), (b'text', 'cannot be read')],

@@ -23,7 +23,7 @@ from gen_rl.utils import tree
 KEY = jax.random.key(0)
 
 
-def brightness(scale=1.0):
+def brightness(scale=1.0, turn=''):
   """One number is learned, the threshold between real and fake brightness."""
 
   def distance(params, traj, shown):
@@ -34,7 +34,10 @@ def brightness(scale=1.0):
 
   def loss(replay, exp, keys):
     value = replay.ask('self', 'distance', exp.shown)
-    return Term(value[:, None], exp.shown.mask[:, None], every_row=True), {}
+    darker = (exp.shown.fake - exp.shown.real).mean((1, 2, 3))
+    metrics = dict(darker=darker[:, None], lighter=-darker[:, None])
+    mask = exp.shown.mask[:, None]
+    return Term(value[:, None], mask, every_row=True), metrics
 
   def score(params, inputs, key):
     _, threshold = params
@@ -42,8 +45,9 @@ def brightness(scale=1.0):
     return RewardOut(value, {}, jnp.isfinite(value) & (inputs.info['fine'] > 0))
 
   learner = Learner(
-    lambda key: jnp.float32(0.0), loss, dict(distance=distance), shown=True
-  )
+    lambda key: jnp.float32(0.0), loss, dict(distance=distance), shown=True,
+    turn=turn,
+  )  # fmt: skip
   return Reward('brightness', jnp.float32(2.0), score, learner=learner)
 
 
@@ -104,6 +108,21 @@ def test_a_learner_and_the_policy_leave_each_other_alone():
   loud_after, _ = step.train_step(state, batch(), KEY)
   assert tree.equal(after.params, loud_after.params)
   assert not tree.equal(after.params, before)
+
+
+@pytest.mark.parametrize('turn', ['darker', 'lighter'])
+def test_turns(turn):
+  """Samples are darker than white: the learner moves by the first alone."""
+  step, state = make(brightness(turn=turn), microbatches=4)
+  before = jax.device_get(state)
+  after, log = step.train_step(state, batch(), KEY)
+  its = turn == 'darker'
+  assert log['learner/real/turn'] == its
+  assert tree.equal(after.aux, before.aux) != its
+  assert tree.equal(after.params, before.params) == its
+  # To wait is not to fail.
+  assert log['learner/skipped'] == log['optim/skipped'] == 0
+  assert log['optim/grad_norm'] > 0
 
 
 def test_a_step_that_is_not_finite_is_left_out():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 import numpy as np
+import pytest
 from scipy import linalg
 
 from configs import flow_grpo
@@ -34,7 +35,7 @@ def test_the_root_of_a_matrix():
 
 
 def test_renders_are_nearer_to_renders_than_noise_is():
-  """By the detector's features and by thumbnails."""
+  """By the features of two networks, and by thumbnails."""
   c = flow_grpo.get_config('tiny')
   built = assemble.setup(c)
   batch, *_ = assemble.feeds.evaluation(c, built)
@@ -46,13 +47,24 @@ def test_renders_are_nearer_to_renders_than_noise_is():
 
   media = [drawn(jax.random.key(i)) for i in (0, 1)]
   noise = jax.random.uniform(jax.random.key(2), media[0].shape)
-  for name in ('shapes_detector', 'thumbnails'):
+  for name in ('shapes_detector', 'shapes_vlm', 'thumbnails'):
     measure = build.build(measures, dict(name='frechet', features=name))
     read = jax.jit(measure.features)
     first, second, far = (
       np.asarray(read(measure.params, x)) for x in (*media, noise)
     )
     assert measure.value(first, second) < 0.2 * measure.value(first, far)
+
+
+def test_the_eyes_of_the_vlm_are_those_of_its_judge():
+  """A picture of squares of one colour each: as many features, each its own."""
+  found = features.shapes_vlm()
+  grey = jnp.full((1, 24, 24, 3), 0.5)
+  whole, squares = found.look(found.params, grey)
+  assert whole.shape == (1, 96) and squares.shape == (1, 16, 96)
+  np.testing.assert_allclose(whole, squares.mean(1), rtol=1e-6)
+  with pytest.raises(build.ConfigError, match=r'of pictures of \[24, 24, 3\]'):
+    found.look(found.params, grey[:, :12])
 
 
 def test_thumbnails_of_one_colour():

@@ -94,45 +94,45 @@ def test_the_detector_may_be_frozen():
     lib.adversarial(dict(name='shapes_detector', weights='nowhere.safetensors'))
 
 
-def test_a_preference_model_learns_while_it_likes_samples_better():
+def test_a_preference_model_learns_to_prefer_what_is_real():
   texts = ('two red circles', 'a blue square above a cross')
   specs = [grammar.spec_arrays(grammar.parse(t)) for t in texts]
   spec = {k: np.stack([s[k] for s in specs]) for k in specs[0]}
   ones = np.ones(2, np.float32)
   reward = lib.adversarial_preference('shapes_detector', '^head/')
-  options = dict(triggered={}, always=dict(scale=2.0, trigger=False))
+  assert reward.learner.turn == 'lead'
+  always = lib.adversarial_preference(
+    'shapes_detector', '^head/', scale=2.0, trigger=False
+  )
+  assert always.learner.turn == ''
   trained = reward.learner.init(KEY)
   assert set(trained) == {'head'} and 'head' not in reward.params
 
-  def loss_of(way, trained, real, fake):
-    which = lib.adversarial_preference(
-      'shapes_detector', '^head/', **options[way]
-    )
+  def loss_of(trained, real, fake):
     exp = Experience(
       testing.given(ones, {}), None, ones, None,
       inputs=RewardInputs((), spec, 2), shown=Shown(fake, real, ones),
     )  # fmt: skip
-    ask = which.learner.ops['prefers']
+    ask = always.learner.ops['prefers']
     replay = testing.answers(
-      prefers=lambda who, *args: ask((which.params, trained), None, *args)
+      prefers=lambda who, *args: ask((always.params, trained), None, *args)
     )
-    term, _ = which.learner.loss(replay, exp, RowKeys(None, None))
-    return term.value.sum(), term.value[:, 0]
+    term, metrics = always.learner.loss(replay, exp, RowKeys(None, None))
+    return term.value.sum(), (term.value[:, 0], metrics['lead'][:, 0])
 
-  grad = jax.jit(jax.grad(loss_of, 1, has_aux=True), static_argnums=0)
+  grad = jax.jit(jax.grad(loss_of, has_aux=True))
   real = jax.jit(jax.vmap(shapes.render))(jax.random.split(KEY, 2), spec)
   blank = np.zeros_like(real)
   lead = score_of(reward, trained, RewardInputs(real, spec, 1)).score
   lead -= score_of(reward, trained, RewardInputs(blank, spec, 1)).score
   assert (lead > 0.5).all()
-  _, value = grad('always', trained, real, blank)
-  np.testing.assert_allclose(value, np.log1p(np.exp(-2.0 * lead)), rtol=1e-5)
-  # It prefers what is real already: nothing to learn.
-  grads, value = grad('triggered', trained, real, blank)
-  assert not np.any(value) and not np.any(grads['head']['kernel'])
-  grads, value = grad('triggered', trained, blank, real)
-  np.testing.assert_allclose(value, np.log1p(np.exp(lead)), rtol=1e-5)
-  assert np.abs(grads['head']['kernel']).max() > 0
+  for sign, two in ((1, (real, blank)), (-1, (blank, real))):
+    grads, (value, found) = grad(trained, *two)
+    np.testing.assert_allclose(found, sign * lead, rtol=1e-5)
+    np.testing.assert_allclose(
+      value, np.log1p(np.exp(-2.0 * sign * lead)), rtol=1e-5
+    )
+    assert np.abs(grads['head']['kernel']).max() > 0
 
 
 @pytest.mark.parametrize(

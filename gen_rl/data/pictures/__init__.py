@@ -13,9 +13,11 @@ from gen_rl.data.pictures.given import (
   digit_scans,
   given,
   given_prompt_pairs,
+  references,
 )
 from gen_rl.data.pictures.worlds import (
   prompt_pairs,
+  shapes_inked,
   shapes_pictures,
   shapes_preferences,
   shapes_scenes,

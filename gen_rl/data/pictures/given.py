@@ -156,8 +156,37 @@ def given() -> Encode:
       )
     media = rows.media
     if media.ndim == 5:
+      if media.shape[1] != 2:
+        raise ConfigError(
+          f'pictures "given" are one a prompt, or a pair, and this source has '
+          f'{media.shape[1]}; take "references", which draws one of them'
+        )
       b = media.shape[0]
       media = media[jnp.arange(b), member(rows, media.shape[1], 'a pair')]
     return media * 2.0 - 1.0, rows.cond
+
+  return encode
+
+
+def references() -> Encode:
+  """One of the several pictures of the prompt, drawn for every row.
+
+  What is real, to a reward that is trained (critic.reals), or what the policy
+  learns to make (rollout). The source is `metadata_jsonl`, with a list of paths
+  in every line.
+  """
+
+  def encode(rows: Rows) -> tuple[Array, PyTree]:
+    media = rows.media
+    if media is None or media.ndim != 5:
+      raise ConfigError(
+        'pictures "references" are drawn from several of a prompt, and this '
+        'source has none or one: give a list of paths in every line of a file '
+        'of metadata_jsonl, and its name as data.prompts.image_field'
+      )
+    keys = rng.stream_keys(rows.keys, 'picture')
+    b, m = media.shape[:2]
+    which = jax.vmap(lambda key: jax.random.randint(key, (), 0, m))(keys)
+    return media[jnp.arange(b), which] * 2.0 - 1.0, rows.cond
 
   return encode

@@ -8,7 +8,8 @@ from gen_rl.data.pictures.given import Encode, Shared, member, with_wrong
 from gen_rl.fields import Fraction, Index, NonNegative, Seed, Spec
 from gen_rl.types import Array, PyTree, Rows
 from gen_rl.utils import rng, tree
-from gen_rl.worlds import shapes
+from gen_rl.worlds import inked, shapes
+from gen_rl.worlds.world import World
 
 
 def world_pictures(
@@ -29,8 +30,10 @@ def world_pictures(
       of them is drawn, all equally likely. 0: there is always a new one.
     shots_seed: which they are.
   """
-  of = build.build(worlds, world)
+  return _renders(build.build(worlds, world), caption_noise, shared)
 
+
+def _renders(of: World, caption_noise: float, shared: bool) -> Encode:
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     facts = of.facts_of(rows.info)
     own = rows.group_keys if shared else rows.keys
@@ -85,6 +88,16 @@ def shapes_pictures(
 ) -> Encode:
   """`world_pictures` of ShapesWorld."""
   return world_pictures('shapes', caption_noise, shared)
+
+
+def shapes_inked(caption_noise: Fraction = 0.0) -> Encode:
+  """The same scenes in another style, outlined in ink on paper.
+
+  Args:
+    caption_noise: see `world_pictures`.
+  """
+  world = build.build(worlds, 'shapes')._replace(render=inked.render)
+  return _renders(world, caption_noise, False)
 
 
 def shapes_preferences(group_size: int) -> Encode:

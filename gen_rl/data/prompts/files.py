@@ -77,7 +77,8 @@ def metadata_jsonl(
     image_field: name of the path of the picture a prompt is about, from the
       folder of the file on, and in it; '': there are no pictures. Each is read
       when it is drawn. The policy sees them with data.view=dict(name='given'),
-      or learns to make them with rollout=dict(name='given').
+      or learns to make them with rollout=dict(name='given'). Of several, a list
+      of as many in every line, rows draw theirs with dict(name='references').
     image_size: pixels of a side, to which the middle square of every picture is
       brought; 0: they are all of one size and stay as they are.
     wrong_field: name of a list of one or more texts, in every line, that are
@@ -185,25 +186,10 @@ def _of_records(
       for number, record in (records if name else ())
     )
 
-  texts, answers, files = column(prompt), column(answer, True), column(image)
+  texts, answers = column(prompt), column(answer, True)
   if image_size < 0:
     raise ValueError(f'data.prompts.image_size is {image_size}, not 0 or more')
-  media = None
-  if files:
-    folder = os.path.dirname(text_files.located(path))
-    called = [
-      f'prompt file {path} line {number}: the picture {file}'
-      for (number, _), file in zip(records, files, strict=True)
-    ]
-    for file, what in zip(files, called, strict=True):
-      beyond = os.path.normpath(file).split(os.sep)[0] == os.pardir
-      if beyond or os.path.isabs(file):
-        raise ValueError(
-          f'{what} is not in the folder of the file; paths start there and do '
-          'not leave it'
-        )
-    paths = [os.path.join(folder, file) for file in files]
-    media = columns.Pictures(paths, called, image_size)
+  media = _pictures(path, records, image, image_size) if image[0] else None
   names = dict.fromkeys(name for _, record in records for name in record)
   extra = {
     name: tuple(record.get(name) for _, record in records)
@@ -229,6 +215,46 @@ def _of_records(
     answers=answers,
     as_listed=True,
   )
+
+
+def _pictures(
+  path: str,
+  records: Sequence[tuple[int, dict[str, Any]]],
+  image: tuple[str, str],
+  size: int,
+) -> columns.Pictures | columns.Several:
+  """[N h w 3] of files that are read when asked for; of lists, [N k h w 3].
+
+  Args:
+    path: see `_of_records`, as all others.
+    records: [N] of them.
+    image: (name of the field, option that says so).
+    size: of their sides.
+  """
+  name, option = image[0], f'data.prompts.{image[1]}'
+  several = isinstance(records[0][1].get(name), list)
+  read = text_files.texts_of if several else text_files.text_of
+  found = [read(path, i, record, name, option) for i, record in records]
+  rows = found if several else [(file,) for file in found]
+  folder, paths, called = os.path.dirname(text_files.located(path)), [], []
+  for (number, _), files in zip(records, rows, strict=True):
+    where = f'prompt file {path} line {number}'
+    if len(files) != len(rows[0]):
+      raise ValueError(
+        f'{where}: "{name}" lists {len(files)} pictures, and that of line '
+        f'{records[0][0]} {len(rows[0])}; all lines have as many'
+      )
+    for file in files:
+      beyond = os.path.normpath(file).split(os.sep)[0] == os.pardir
+      if beyond or os.path.isabs(file):
+        raise ValueError(
+          f'{where}: the picture {file} is not in the folder of the file; '
+          'paths start there and do not leave it'
+        )
+      paths.append(os.path.join(folder, file))
+      called.append(f'{where}: the picture {file}')
+  pictures = columns.Pictures(paths, called, size)
+  return columns.Several(pictures, len(rows[0])) if several else pictures
 
 
 def geneval(path: str) -> Prompts:

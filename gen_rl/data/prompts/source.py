@@ -20,7 +20,7 @@ class Prompts:
   info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # [N ...]
   extra: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
   tasks: Sequence[str] = ()  # [N] task labels, or empty
-  media: Any = None  # [N h w c] or [N 2 h w c] float32 in [0, 1], or None
+  media: Any = None  # [N h w c] or [N m h w c] float32 in [0, 1], or None
   # [N] of one or more texts each that are false where the text is true, of
   # which a step takes one; or empty
   wrong: Sequence[Sequence[str]] = ()
