@@ -30,10 +30,17 @@ def world_pictures(
       of them is drawn, all equally likely. 0: there is always a new one.
     shots_seed: which they are.
   """
-  return _renders(build.build(worlds, world), caption_noise, shared)
+  of = build.build(worlds, world)
+  return _renders(of, caption_noise, shared, shots, shots_seed)
 
 
-def _renders(of: World, caption_noise: float, shared: bool) -> Encode:
+def _renders(
+  of: World,
+  caption_noise: float,
+  shared: bool = False,
+  shots: int = 0,
+  shots_seed: int = 0,
+) -> Encode:
   def encode(rows: Rows) -> tuple[Array, PyTree]:
     facts = of.facts_of(rows.info)
     own = rows.group_keys if shared else rows.keys
@@ -97,7 +104,7 @@ def shapes_inked(caption_noise: Fraction = 0.0) -> Encode:
     caption_noise: see `world_pictures`.
   """
   world = build.build(worlds, 'shapes')._replace(render=inked.render)
-  return _renders(world, caption_noise, False)
+  return _renders(world, caption_noise)
 
 
 def shapes_preferences(group_size: int) -> Encode:
