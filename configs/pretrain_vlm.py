@@ -5,6 +5,12 @@ fewer examples, to answer questions about them; that is what leaves RL something
 to do (configs/vlm_grpo.py).
 
   python -m gen_rl.main --config=configs/pretrain_vlm.py
+
+Variants, joined by commas; of the first two experiments/promptecho asks what
+they are worth as judges (not measured):
+  questions  a question with every other picture: a model that answers, too
+  small      half as wide: a quarter of the parameters
+  tiny       two quick steps of all of it, for tests
 """
 
 import ml_collections
@@ -12,8 +18,9 @@ from ml_collections import config_dict
 
 from configs import base
 
-VARIANTS = ('tiny',)
+VARIANTS = ('questions', 'small', 'tiny')
 QUESTIONS = ('count', 'color', 'shape', 'choice', 'exists', 'position', 'read')
+SMALL = dict(width=48, vision_width=48)  # of the network of that variant
 
 
 def model() -> config_dict.ConfigDict:
@@ -22,7 +29,7 @@ def model() -> config_dict.ConfigDict:
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Variant: tiny (two quick steps, for tests)."""
+  """See the module docstring."""
   variants = base.split_variants(arg, VARIANTS)
   c = base.get_config()
   c.name = 'pretrain_vlm' + (f':{arg}' if arg else '')
@@ -54,6 +61,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.log.every = 50
   c.checkpoint.every = 1000
   c.export = 'shapes_vlm'
+  if 'questions' in variants:
+    c.data.weights = dict.fromkeys(QUESTIONS, 1.0) | dict(
+      caption=float(len(QUESTIONS))
+    )
+  if 'small' in variants:
+    c.model.update(SMALL)
   if 'tiny' in variants:
     base.make_tiny(c)
   return c
