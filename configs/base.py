@@ -110,8 +110,9 @@ def fields() -> dict[str, Any]:
     answer_length=field(4, Count),  # tokens of an answer and its end, if any
     # How judges (rewards.judge) read prompts: a function of data.tokenizers,
     # the tokens of a text, {name in info: text with "{prompt}" in it, or
-    # "{cleaned}", the prompt as open_clip cleans it, which hps reads}, and
-    # whether longer ones are cut.
+    # "{cleaned}", the prompt as open_clip cleans it, which hps reads, or
+    # "{quoted}", what a prompt has in double quotes}, and whether longer ones
+    # are cut.
     reader=section(
       tokenizer=part(name=''),
       length=field(16, Count),

@@ -6,11 +6,14 @@ to do (configs/vlm_grpo.py).
 
   python -m gen_rl.main --config=configs/pretrain_vlm.py
 
-Variants, joined by commas:
-  classes  it learns to describe pictures, and, from few examples, which of
-           several names is that of a picture, with a thought before the answer
-           or without (configs/cls_rl.py)
-  tiny     two quick steps of all of it, for tests
+Variants, joined by commas; of the first two experiments/promptecho asks what
+they are worth as judges (not measured):
+  questions  a question with every other picture: a model that answers, too
+  small      half as wide: a quarter of the parameters
+  classes    it learns to describe pictures, and, from few examples, which of
+             several names is that of a picture, with a thought before the
+             answer or without (configs/cls_rl.py)
+  tiny       two quick steps of all of it, for tests
 """
 
 from collections.abc import Sequence
@@ -22,8 +25,10 @@ from configs import base
 from gen_rl.data import tokenizers
 from gen_rl.worlds import classes
 
-VARIANTS = ('classes', 'tiny')
+VARIANTS = ('questions', 'small', 'classes', 'tiny')
+EXCLUSIVE = (('questions', 'classes'),)
 QUESTIONS = ('count', 'color', 'shape', 'choice', 'exists', 'position', 'read')
+SMALL = dict(width=48, vision_width=48)  # of the network of that variant
 
 
 def model() -> config_dict.ConfigDict:
@@ -61,7 +66,7 @@ def token_ids(words: Sequence[str]) -> list[int]:
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   """See the module docstring."""
-  variants = base.split_variants(arg, VARIANTS)
+  variants = base.split_variants(arg, VARIANTS, EXCLUSIVE)
   c = base.get_config()
   c.name = 'pretrain_vlm' + (f':{arg}' if arg else '')
   c.steps = 3000
@@ -92,6 +97,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.log.every = 50
   c.checkpoint.every = 1000
   c.export = 'shapes_vlm'
+  if 'questions' in variants:
+    c.data.weights = dict.fromkeys(QUESTIONS, 1.0) | dict(
+      caption=float(len(QUESTIONS))
+    )
   if 'classes' in variants:
     c.data.prompts = config_dict.create(
       name='world_prompts', world='shapes_classes', split='shown'
@@ -116,6 +125,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
       ),
     )  # fmt: skip
     c.export = 'shapes_classes'
+  if 'small' in variants:
+    c.model.update(SMALL)
   if 'tiny' in variants:
     base.make_tiny(c)
   return c

@@ -14,11 +14,14 @@ import numpy as np
 
 from gen_rl.build import ConfigError
 from gen_rl.data import draws, embeddings, prompts, tokenizers
+from gen_rl.scoring import spelling
 from gen_rl.utils import hosts, tasks
 
 Batch = dict[str, Any]
 # Of a prompt in a text that a judge reads: what stands there, and as what.
-_PLACES = {'{prompt}': str, '{cleaned}': tokenizers.cleaned}
+_PLACES = {
+  '{prompt}': str, '{cleaned}': tokenizers.cleaned, '{quoted}': spelling.quoted,
+}  # fmt: skip
 
 
 class Reader(NamedTuple):
@@ -27,7 +30,7 @@ class Reader(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   length: int  # tokens of a text, padded on the right
   # {name in info: text with "{prompt}", or "{cleaned}", the prompt as
-  # tokenizers.cleaned has it}
+  # tokenizers.cleaned has it, or "{quoted}", what it has in double quotes}
   texts: Mapping[str, str] = {}
   truncate: bool = False  # cut texts that are longer
 
@@ -47,8 +50,8 @@ class Reader(NamedTuple):
       places = [place for place in _PLACES if place in text]
       if len(places) != 1:
         raise ValueError(
-          f'data.reader.texts.{name} is {text!r}; it needs a "{{prompt}}" or a '
-          '"{cleaned}"'
+          f'data.reader.texts.{name} is {text!r}; it needs a "{{prompt}}", a '
+          '"{cleaned}" or a "{quoted}"'
         )
       (place,) = places
       said = map(_PLACES[place], prompts)

@@ -25,9 +25,10 @@ that is no judgement, and the row is not valid (never a 0).
 
 Prompts are read with the tokenizer of the judge, `data.reader` of a config, and
 written into its templates: data.reader.texts.caption='{prompt}' makes the
-column `caption` that (1) reads. Means over tokens weigh grammar as much as
-content; within a group only the pictures differ, and what no picture changes
-cancels in a group's mean.
+column `caption` that (1) reads, '{quoted}' the word in quotes, for a query that
+asks what is written. Means over tokens weigh grammar as much as content; within
+a group only the pictures differ, and what no picture changes cancels in a
+group's mean.
 """
 
 from collections.abc import Callable, Sequence

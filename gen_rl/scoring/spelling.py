@@ -140,13 +140,19 @@ def text_score(read: str, target: str) -> float:
   return 1 - min(text_distance(read, target), len(target)) / len(target)
 
 
+def quoted(prompt: str) -> str:
+  """The text between the first pair of double quotes; '' without one."""
+  match = re.search(r'"([^"]*)"', prompt)
+  return match[1] if match else ''
+
+
 def quoted_text(prompt: str) -> str:
-  """The text between the first pair of double quotes.
+  """The same of a prompt that has one.
 
   Raises:
     ValueError: there is no such pair, or nothing in it.
   """
-  match = re.search(r'"([^"]*)"', prompt)
-  if not match or not normalize(match[1]):
+  text = quoted(prompt)
+  if not normalize(text):
     raise ValueError(f'no text in double quotes in the prompt {prompt!r}')
-  return match[1]
+  return text

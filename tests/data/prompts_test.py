@@ -373,6 +373,10 @@ def test_colours_and_places_at_once():
     task=4, include_class=[0, 1], include_color=[0, 2], include_count=[1, 1],
     relation=0, word=-1, word_color=-1,
   )  # fmt: skip
+  assert source.checks[at] == (
+    'is there a red circle ?', 'is there a blue square ?',
+    'is the circle left of the square ?',
+  )  # fmt: skip
   home = grammar.combinations()
   for text in source.texts[::97]:  # the pair of colours is held out
     pair = grammar.parse(text)._replace(task=5, relation=-1)

@@ -136,6 +136,18 @@ def test_echo_of_a_judge_that_does_not_look(tmp_path):
   np.testing.assert_allclose(out.score, -np.log(READER.size), rtol=1e-6)
 
 
+def test_the_word_in_quotes_is_echoed(drawn):
+  """Label and question of text rendering; what has no quotes is not judged."""
+  texts = ['the word "cat" in blue', 'a photo of the word "247"', 'a circle']
+  reader = pipeline.Reader(READER, 16, dict(caption='{quoted}'))
+  ask = 'what word is written ?'
+  reward = judge.echo(READER, MODEL, drawn['one'], query=ask)
+  out = run(reward, inputs(**reader.read(texts)))
+  rows = decoded(drawn['one'], pictures(2), ask, ['cat', '247'])
+  np.testing.assert_allclose(out.score[:2], np.concatenate(rows), rtol=1e-5)
+  assert out.valid.tolist() == [True, True, False]
+
+
 def test_pictures_get_gradients(drawn):
   reward = judge.echo(READER, MODEL, drawn['one'])
   given = inputs()

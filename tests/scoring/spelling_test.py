@@ -122,6 +122,7 @@ def test_quoted_text():
     'Hello World'
   )
   for prompt in ('no quotes', 'only "one', 'an empty "" pair'):
+    assert spelling.quoted(prompt) == ''
     with pytest.raises(ValueError, match='double quotes'):
       spelling.quoted_text(prompt)
 

@@ -8,7 +8,7 @@ import numpy as np
 from gen_rl import build, worlds
 from gen_rl.data.prompts.source import Prompts
 from gen_rl.fields import Count, Spec
-from gen_rl.worlds import grammar
+from gen_rl.worlds import grammar, questions
 from gen_rl.worlds import world as world_lib
 
 
@@ -129,7 +129,8 @@ def shapes_placed(split: str = 'heldout') -> Prompts:
 
   "a red circle left of a blue square": the tasks `color_attr` and `position` at
   once, which no training of the project's bases saw. Their task is `placed`,
-  and their ids go on where those of `shapes` end.
+  and their ids go on where those of `shapes` end. To be answered by yes are a
+  question about each object and one about the places.
 
   Args:
     split: of the coloured pairs, as `shapes`.
@@ -152,13 +153,15 @@ def shapes_placed(split: str = 'heldout') -> Prompts:
   ]
   rows = [i for i, (_, home) in enumerate(every) if home in splits]
   texts = tuple(every[i][0] for i in rows)
-  facts = [grammar.spec_arrays(grammar.parse(text)) for text in texts]
+  asked = [grammar.parse(text) for text in texts]
+  facts = [grammar.spec_arrays(spec) for spec in asked]
   return Prompts(
     f'shapes_placed/{split}',
     texts,
     np.array(rows, np.int32) + len(grammar.prompts()),
     info={name: np.stack([f[name] for f in facts]) for name in facts[0]},
     tasks=('placed',) * len(texts),
+    checks=tuple(questions.checks(spec) for spec in asked),
   )
 
 
