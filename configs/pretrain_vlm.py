@@ -103,7 +103,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     )
   if 'classes' in variants:
     c.data.prompts = config_dict.create(
-      name='world_prompts', world='shapes_classes', split='shown'
+      name='world_prompts', world='shapes_lessons', split='base+new'
     )
     # One picture of 500 comes with a question, of 250 with a thought as well.
     c.data.weights = dict(

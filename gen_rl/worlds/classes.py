@@ -15,9 +15,9 @@ ends with "think .", for a thought and an answer between tags:
   which of red circle , blue square ?          blue square
   which of red circle , blue square ? think .  { a blue square } [ blue square ]
 
-The split `shown` has completions for a base model to learn from, of lists of 2
-to 8 names of either half; those with a thought are of the kind `thoughts`. Its
-`captions` describe pictures of all classes.
+Beside questions there are lessons, for a base model to learn from: completions,
+of lists of 2 to 8 names, those with a thought of a kind of their own, and
+captions that describe pictures of all classes.
 """
 
 from collections.abc import Iterator
@@ -29,26 +29,27 @@ from gen_rl.worlds import grammar
 from gen_rl.worlds.grammar import COLORS, NUMBERS, SHAPES, TEXTS, Spec
 
 SETS = ('things', 'numbers', 'words')
-KINDS = (*SETS, 'thoughts', 'captions')
-SPLITS = ('shown', 'base', 'new')
+LESSONS = (*SETS, 'thoughts', 'captions')
+SPLITS = ('base', 'new')
 # Of a thought and of an answer: (open, close).
 THOUGHT, ANSWER = ('{', '}'), ('[', ']')
 WORDS = ('which', ',', 'think', *THOUGHT, *ANSWER)  # besides the questions'
 MAX_QUESTION = 28  # words
 MAX_ANSWER = 12  # words of a completion
 MAX_NAME = 2  # words
-LISTS, MOST = 6, 8  # lists of a class in `shown`, and names in one
+LISTS, MOST = 6, 8  # of a class in lessons, and names in one
 
 
 class Question(NamedTuple):
   """One question, the scene it is about, and what is right."""
 
   text: str
-  answer: str  # of `shown` a whole completion
+  answer: str  # of a lesson a whole completion
   scene: Spec
-  kind: str  # of KINDS
+  kind: str  # of SETS, or of LESSONS
   split: str
   think: bool
+  lesson: bool
   question_id: int  # of the scene, with and without a thought
 
 
@@ -91,42 +92,48 @@ def completion(name: str, scene: Spec, think: bool) -> str:
   return ' '.join((THOUGHT[0], thought, THOUGHT[1], ANSWER[0], name, ANSWER[1]))
 
 
-def _shown(
-  kind: str, halves: dict[str, list[tuple[str, Spec]]]
+def _completions(
+  kind: str, half: list[tuple[str, Spec]]
 ) -> Iterator[tuple[str, str, Spec, bool]]:
-  for half in halves.values():
-    for name, scene in half:
-      draw = random.Random(f'{kind} {name}')
-      others = [other for other, _ in half if other != name]
-      for _ in range(LISTS):
-        size = draw.randint(1, min(MOST - 1, len(others)))
-        names = [*draw.sample(others, size), name]
-        draw.shuffle(names)
-        for think in (False, True):
-          said = completion(name, scene, think)
-          yield ask(names, think), said, scene, think
+  for name, scene in half:
+    draw = random.Random(f'{kind} {name}')
+    others = [other for other, _ in half if other != name]
+    for _ in range(LISTS):
+      size = draw.randint(1, min(MOST - 1, len(others)))
+      names = [*draw.sample(others, size), name]
+      draw.shuffle(names)
+      for think in (False, True):
+        said = completion(name, scene, think)
+        yield ask(names, think), said, scene, think
 
 
 @functools.cache
 def questions() -> tuple[Question, ...]:
-  """All questions, in a fixed order."""
+  """All questions and lessons, in a fixed order."""
   out = []
+
+  def add(text, answer, scene, kind, split, think, lesson, number=None):
+    number = len(out) if number is None else number
+    out.append(
+      Question(text, answer, scene, kind, split, think, lesson, number)
+    )
+
   for kind in SETS:
     halves = _halves(kind)
-    for _, scene in (c for half in halves.values() for c in half):
-      for said in grammar.wordings(scene):
-        text, number = 'describe the picture .', len(out)
-        out.append(
-          Question(text, said, scene, 'captions', 'shown', False, number)
-        )
-    for text, said, scene, think in _shown(kind, halves):
-      named = 'thoughts' if think else kind
-      out.append(Question(text, said, scene, named, 'shown', think, len(out)))
+    for split, half in halves.items():
+      for _, scene in half:
+        for said in grammar.wordings(scene):
+          text = 'describe the picture .'
+          add(text, said, scene, 'captions', split, False, True)
+    for split, half in halves.items():
+      for text, said, scene, think in _completions(kind, half):
+        named = 'thoughts' if think else kind
+        add(text, said, scene, named, split, think, True)
     for split, half in halves.items():
       names = [name for name, _ in half]
       for name, scene in half:
         number = len(out)
         for think in (False, True):
           text = ask(names, think)
-          out.append(Question(text, name, scene, kind, split, think, number))
+          add(text, name, scene, kind, split, think, False, number)
   return tuple(out)

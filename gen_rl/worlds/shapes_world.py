@@ -1,8 +1,8 @@
 """ShapesWorld as a `World`: its grammar, its renderer and its oracle.
 
-Of three kinds: `shapes`, whose sentences say what to draw, `shapes_questions`,
-whose sentences ask about a picture, and `shapes_classes`, which of several it
-is.
+Of four kinds: `shapes`, whose sentences say what to draw, `shapes_questions`,
+whose sentences ask about a picture, `shapes_classes`, which of several it is,
+and `shapes_lessons`, which teach to answer that.
 """
 
 import functools
@@ -43,7 +43,7 @@ def _questions() -> tuple[Sentence, ...]:
 
 
 @functools.cache
-def _classes(think: bool) -> tuple[Sentence, ...]:
+def _classes(lessons: bool, think: bool = False) -> tuple[Sentence, ...]:
   return tuple(
     Sentence(
       question.text,
@@ -54,7 +54,7 @@ def _classes(think: bool) -> tuple[Sentence, ...]:
       question.answer,
     )
     for question in classes.questions()
-    if question.split == 'shown' or question.think == think
+    if question.lesson == lessons and (lessons or question.think == think)
   )
 
 
@@ -107,13 +107,22 @@ def shapes_classes(think: bool = False) -> World:
   """Which of the classes in a list a picture is of; tasks are their sets.
 
   Args:
-    think: questions of the splits `base` and `new` ask for a thought before the
-      answer, which is to stand between tags; see `classes`.
+    think: questions ask for a thought before the answer, which is to stand
+      between tags; see `classes`.
   """
-  return shapes_questions()._replace(
+  return shapes_lessons()._replace(
     name='shapes_classes',
-    tasks=classes.KINDS,
+    tasks=classes.SETS,
+    sentences=functools.partial(_classes, False, think),
+  )
+
+
+def shapes_lessons() -> World:
+  """Lessons for such questions, and captions; see `classes`."""
+  return shapes_questions()._replace(
+    name='shapes_lessons',
+    tasks=classes.LESSONS,
     splits=classes.SPLITS,
     words=(*grammar.WORDS, *questions.WORDS, *classes.WORDS),
-    sentences=functools.partial(_classes, think),
+    sentences=functools.partial(_classes, True),
   )

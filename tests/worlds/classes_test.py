@@ -21,7 +21,7 @@ def named(name):
 def test_every_class_is_in_one_half_and_named_by_its_scene():
   found = collections.defaultdict(set)
   for question in classes.questions():
-    if question.split != 'shown':
+    if not question.lesson:
       found[question.kind, question.split].add(question.answer)
       assert named(question.answer) == question.scene
   for kind, count in COUNTS.items():
@@ -33,7 +33,7 @@ def test_every_class_is_in_one_half_and_named_by_its_scene():
 def test_a_list_has_all_names_of_a_half_in_one_order(think):
   asked = collections.defaultdict(set)
   for question in classes.questions():
-    if question.split != 'shown' and question.think == think:
+    if not question.lesson and question.think == think:
       asked[question.kind, question.split].add(question.text)
       names = question.text.removeprefix('which of ').partition(' ?')[0]
       names = names.split(' , ')
@@ -45,7 +45,7 @@ def test_a_list_has_all_names_of_a_half_in_one_order(think):
 
 def test_completions_say_what_is_seen_and_then_the_name():
   for question in classes.questions():
-    if question.split != 'shown':
+    if not question.lesson:
       continue
     if question.kind == 'captions':
       assert grammar.parse(question.answer) == question.scene
@@ -60,9 +60,11 @@ def test_completions_say_what_is_seen_and_then_the_name():
 
 
 def test_words_and_lengths():
-  world = build.build(worlds, dict(name='shapes_classes', think=True))
+  asked = build.build(worlds, dict(name='shapes_classes', think=True))
   tokenizer = tokenizers.world_words('shapes_classes', end=True)
-  sentences = world.sentences()
+  lessons = build.build(worlds, 'shapes_lessons')
+  assert lessons.words == asked.words
+  sentences = asked.sentences() + lessons.sentences()
   texts = [s.text for s in sentences]
   assert not tokenizer.unknown(texts + [s.answer for s in sentences])
   longest = [
