@@ -44,11 +44,9 @@ def of_classes(c: ml_collections.ConfigDict, think: bool = False) -> None:
   )
   c.data.length = classes.MAX_QUESTION
   c.model = model()
-  c.eval.prompts = config_dict.create(
-    name='world_prompts', world=world, split='base'
-  )
-  new = dict(name='world_prompts', world=world, split='new')
-  c.evals.new = dict(prompts=new)
+  asked = dict(name='world_prompts', world=world, tasks=classes.SETS)
+  c.eval.prompts = config_dict.create(**asked, split='base')
+  c.evals.new = dict(prompts=dict(**asked, split='new'))
   c.eval.update(num_prompts=19, samples=16, sampler='greedy')
   c.eval.gold = config_dict.create(exact=dict(name='exact_match'))
   if think:
@@ -114,7 +112,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     of_classes(c)
     c.evals.think = dict(
       prompts=dict(
-        name='world_prompts', split='base+new',
+        name='world_prompts', split='base+new', tasks=classes.SETS,
         world=dict(name='shapes_classes', think=True),
       ),
       num_prompts=38,
