@@ -1,12 +1,17 @@
 """The adversarial reward: hinge losses, and that it tells pictures apart."""
 
+import json
+
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 import numpy as np
 import optax
+from PIL import Image
 import pytest
 
-from gen_rl import testing
+from configs import adv_grpo
+from gen_rl import estimate, testing
 from gen_rl.build import ConfigError
 from gen_rl.rewards import adversarial as lib
 from gen_rl.types import Experience, RewardInputs, RowKeys, Shown
@@ -133,6 +138,27 @@ def test_a_preference_model_learns_to_prefer_what_is_real():
       value, np.log1p(np.exp(-2.0 * sign * lead)), rtol=1e-5
     )
     assert np.abs(grads['head']['kernel']).max() > 0
+
+
+def test_a_step_reads_references_of_files(tmp_path):
+  """Traced alone: several pictures of a prompt go in with the batch."""
+  for i in range(3):
+    Image.new('RGB', (30, 24), (80 * i, 0, 0)).save(tmp_path / f'{i}.png')
+  names = [f'{i}.png' for i in range(3)]
+  path = tmp_path / 'real.jsonl'
+  lines = [dict(prompt=f'{n} squares', images=names) for n in ('two', 'three')]
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  c = adv_grpo.get_config('oracle,tiny')
+  c.data.prompts = config_dict.create(
+    name='metadata_jsonl', path=str(path), image_field='images', image_size=24
+  )
+  c.data.weights, c.data.prompts_per_step = {}, 2
+  c.critic.reals.name = 'references'
+  _, layout, step, *given = estimate.abstract(c, jax.devices()[:1])
+  assert given[1]['media'].shape == (2, 3, 24, 24, 3)
+  with layout.scope():
+    _, logs = step.train_step.trace(*given).out_info
+  assert 'learner/real/loss' in logs
 
 
 @pytest.mark.parametrize(
