@@ -98,7 +98,7 @@ def _by_rules(c: ml_collections.ConfigDict, think: bool) -> None:
   c.objective.kl = config_dict.create(
     name='sampled_kl', ref='ref', estimator='k3', weight=0.04
   )
-  # Its part `length`: tokens that are said, the end among them.
+  # -L / most of an answer of L tokens, the end among them.
   most = c.policy.length
   c.monitors.length = config_dict.create(
     name='length_shaping', longest=most, buffer=most

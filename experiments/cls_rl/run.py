@@ -91,9 +91,11 @@ def columns(workdir: pathlib.Path, arm: str, seed: str) -> dict[str, Any]:
       for half in (base, new)
       for name in classes.SETS[1:]
     )
+  # The monitor is -L / most of an answer of L tokens, the end among them.
+  most = study.load_config(workdir).policy.length
   lines = metrics.read(workdir / metrics.FILE)
-  said = [line.get('monitor/length/length') for line in lines]
-  said = [x for x in said if x is not None]
+  said = [line.get('eval/monitor/length') for line in lines]
+  said = [-most * x for x in said if x is not None]
   if said:
     out['tokens_first'], out['tokens'] = said[0], said[-1]
   return out
