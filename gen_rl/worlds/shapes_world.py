@@ -27,32 +27,26 @@ def _sentences() -> tuple[Sentence, ...]:
   )
 
 
+def _asked(question: questions.Question | classes.Question) -> Sentence:
+  return Sentence(
+    question.text,
+    grammar.spec_arrays(question.scene),
+    question.kind,
+    question.split,
+    question.question_id,
+    question.answer,
+  )
+
+
 @functools.cache
 def _questions() -> tuple[Sentence, ...]:
-  return tuple(
-    Sentence(
-      question.text,
-      grammar.spec_arrays(question.scene),
-      question.kind,
-      question.split,
-      question.question_id,
-      question.answer,
-    )
-    for question in questions.questions()
-  )
+  return tuple(_asked(question) for question in questions.questions())
 
 
 @functools.cache
 def _classes(lessons: bool, think: bool = False) -> tuple[Sentence, ...]:
   return tuple(
-    Sentence(
-      question.text,
-      grammar.spec_arrays(question.scene),
-      question.kind,
-      question.split,
-      question.question_id,
-      question.answer,
-    )
+    _asked(question)
     for question in classes.questions()
     if question.lesson == lessons and (lessons or question.think == think)
   )
