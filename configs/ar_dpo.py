@@ -9,8 +9,8 @@ policy learns to say the codes of the one rather than those of the other: DPO
 of arXiv 2505.17017, whose pairs are drawn once and here anew for every update.
 Its beta is 0.1. Of learning rates, 60 updates each: 1e-4 ends at 0.415 in
 domain, 5e-4 at 0.440 with one seed and at 0.221, below the base's 0.375, with
-another, and 2e-3 at 0.317 after 40; it is 2e-4. An update takes the two rows of a
-pair: those between the best and the worst are not in the loss.
+another, and 2e-3 at 0.317 after 40; it is 2e-4. An update takes the two rows of
+a pair: those between the best and the worst are not in the loss.
 
 Variants, joined by commas:
   online  pairs from the policy itself
